@@ -1,0 +1,77 @@
+# Usage: make TARGET [CONFIG=configs/gan.yaml] [RUN=runs/gan] [SET="key=value ..."]
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo yes),$(p))))
+ILLM := $(VENV)/bin/illm
+READY := $(VENV)/.ready
+SET ?=
+DATA ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep describe \
+  fetch-weights mlflow format check test bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv with the tested versions (about 6 GB, mostly torch)
+
+$(READY): requirements/pins.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 on the PATH, or PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/pins.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## Train, evaluate, register and use a small codec on sample photos, or on DATA=folder (10 minutes)
+	$(ILLM) demo configs/demo --run $(or $(RUN),runs/demo) $(if $(DATA),--data "$(DATA)")
+
+# One stage: CONFIG defaults to the reference run's file, RUN to the folder that file's successors read.
+stage = $(ILLM) $(1) $(or $(CONFIG),configs/$(1).yaml) run=$(or $(RUN),runs/$(1)) $(SET)
+
+stage-shard: $(READY) ## Turn images into WebDataset shards
+	$(call stage,shard)
+stage-vqvae: $(READY) ## Train the labeler
+	$(call stage,vqvae)
+stage-pretrain: $(READY) ## Train the codec for rate and distortion
+	$(call stage,pretrain)
+stage-gan: $(READY) ## Fine-tune the codec against the label discriminator
+	$(call stage,gan)
+stage-evaluate: $(READY) ## Measure codecs on held-out images and write the report
+	$(call stage,evaluate)
+promote: $(READY) ## Register an evaluated codec if its gates hold
+	$(call stage,promote)
+sweep: $(READY) ## Search with Ray Tune; CONFIG=configs/sweep/smoke.yaml is the small one
+	$(ILLM) sweep $(or $(CONFIG),configs/sweep/rate_gan.yaml) run=$(or $(RUN),runs/sweep) $(SET)
+
+smoke: $(READY) ## Run every stage on tiny networks (about a minute)
+	$(ILLM) demo configs/smoke --run runs/smoke
+
+describe: $(READY) ## Print what CONFIG would do
+	$(ILLM) describe $(or $(CONFIG),configs/gan.yaml) $(SET)
+
+fetch-weights: $(READY) ## Download the weights of LPIPS, FID and KID (needs internet)
+	$(ILLM) fetch-weights
+
+mlflow: $(READY) ## Open the page with all runs on http://127.0.0.1:5000
+	$(VENV)/bin/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}
+
+format: $(READY) ## Format the code
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+check: $(READY) ## Check format, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: $(READY) ## Run the test suite and report coverage
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest $(ARGS)
+	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report | tail -40
+
+bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench
+	$(VENV)/bin/python -m tests.benchmarks $(ARGS)
+
+clean: ## Remove caches; runs and the virtual environment stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

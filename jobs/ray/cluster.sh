@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Starts a one-node Ray cluster on this machine, to try jobs/ray/submit.sh. `ray stop` ends every Ray process of the host.
+set -euo pipefail
+: "${ILLM_VENV:=$PWD/.venv}"
+exec "$ILLM_VENV/bin/ray" start --head --dashboard-host 127.0.0.1 --dashboard-port 8265 --disable-usage-stats "$@"

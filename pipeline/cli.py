@@ -1,0 +1,160 @@
+"""The `illm` command. Nothing heavy is imported before a command runs."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import ConfigError, Preempted, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The stage's configuration.")]
+WordsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="run=FOLDER key=value ...", help="Where to write, and overrides.")
+]
+CodecOption = Annotated[str, typer.Option(help="A run folder, or models:/NAME@ALIAS.")]
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _stage(name: str, summary: str) -> None:
+    def command(config: ConfigArgument, words: WordsArgument = None) -> None:
+        from pipeline import config as configs
+        from pipeline import runs, stages
+
+        folder, overrides = _split(words or [])
+        stage = stages.get(name)
+        cfg = configs.load(stage.StageConfig, config, overrides)
+        if done := runs.finished(folder, cfg):
+            print(f"{name}: already done: {done}")
+            return
+        print(f"{name}: done: {stage.run(cfg, folder)}")
+
+    command.__doc__ = summary
+    app.command(name)(command)
+
+
+def _split(words: list[str]) -> tuple[Path, list[str]]:
+    folders = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+    if len(folders) != 1 or not folders[0]:
+        raise ConfigError("expected exactly one run=FOLDER, the folder this run writes to and resumes from")
+    return Path(folders[0]), [word for word in words if not word.startswith("run=")]
+
+
+_stage("shard", "Turn a folder of images into WebDataset tars.")
+_stage("vqvae", "Train the VQ-VAE that labels image patches.")
+_stage("pretrain", "Train a codec for rate and distortion.")
+_stage("gan", "Fine-tune a codec against the label discriminator.")
+_stage("evaluate", "Compress held-out images to files, measure, and write a report.")
+_stage("promote", "Register an evaluated codec if its gates hold.")
+_stage("sweep", "Search over settings with Ray Tune.")
+
+
+@app.command()
+def describe(
+    config: ConfigArgument,
+    words: Annotated[list[str] | None, typer.Argument(metavar="key=value ...", help="Overrides.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Print what a configuration would do, without doing it."""
+    from pipeline import describe as descriptions
+
+    overrides = [word for word in words or [] if not word.startswith("run=")]
+    description = descriptions.describe(config, overrides)
+    print(descriptions.as_json(description) if json else descriptions.as_text(description))
+
+
+@app.command()
+def demo(
+    configs: Annotated[Path, typer.Argument(help="Folder with one configuration per stage.")] = Path("configs/demo"),
+    run: Annotated[Path, typer.Option(help="Folder for all stages' runs.")] = Path("runs/demo"),
+    data: Annotated[str, typer.Option(help="A folder of your own photos.")] = "",
+) -> None:
+    """Run every stage in turn, then compress and decompress a held-out photo with the promoted codec."""
+    from pipeline import demo as demonstration
+
+    demonstration.run(configs, run, data or None)
+
+
+@app.command()
+def compress(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF or BMP.")],
+    output: Annotated[Path | None, typer.Argument(help="Default: the image's name with .illm.")] = None,
+    codec: CodecOption = "models:/illm@champion",
+) -> None:
+    """Compress an image to a file."""
+    from pipeline.bitstream import files
+
+    print(files.compress(image, output or image.with_suffix(".illm"), codec))
+
+
+@app.command()
+def decompress(
+    file: Annotated[Path, typer.Argument(help="A file that `illm compress` wrote.")],
+    output: Annotated[Path | None, typer.Argument(help="Default: the file's name with .png.")] = None,
+    codec: CodecOption = "models:/illm@champion",
+) -> None:
+    """Decompress a file to an image."""
+    from pipeline.bitstream import files
+
+    print(files.decompress(file, output or file.with_suffix(".png"), codec))
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A compressed file, or a run or artifact folder.")]) -> None:
+    """Print what a compressed file or an artifact holds, after checking it."""
+    from pipeline.bitstream import files
+
+    print(files.inspect(file))
+
+
+@app.command("fetch-weights")
+def fetch_weights() -> None:
+    """Download the weights that LPIPS, FID and KID need, and verify them. Needs internet."""
+    from pipeline import weights
+
+    for path in weights.fetch():
+        print(path)
+
+
+def main() -> None:
+    """Runs a command; turns what a user can mend into one line and a documented exit code."""
+    code = _exit_code(app)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # gloo's threads sometimes abort during a normal exit
+    sys.exit(code)
+
+
+def _exit_code(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except (UserError, Preempted) as error:
+        return _tell(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno in (*_DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            full = "free some space" if error.errno in _DISK_ERRORS else "choose a place that can be written"
+            return _tell(f"cannot write {error.filename or 'a file'}: {error.strerror}; {full} and run the same command", 2)
+        traceback.print_exc()
+        return 1
+    except KeyboardInterrupt:
+        return _tell("interrupted; the same command continues from the last checkpoint", 130)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _tell(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") == "0":  # the other processes of a distributed run say the same
+        print(f"illm: {message}", file=sys.stderr)
+    return code

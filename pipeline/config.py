@@ -1,0 +1,184 @@
+"""Loads a YAML file into a frozen, checked object; applies overrides; explains every mistake at once; flattens."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every config section: immutable, and unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
+    """The config in `path` after `key=value` overrides, as a `cls`.
+
+    Raises: ConfigError naming all problems, each with the nearest valid name where a key is unknown.
+    """
+    values = read_yaml(Path(path))
+    problems = [problem for word in overrides if (problem := _override(values, word))]
+    try:
+        config = cls.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(cls, dict(e)) for e in error.errors()]
+    if problems:
+        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems))
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, merged over the file its `extends:` key names (one level or more, relative)."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file (the reference ones are in configs/)") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    if "extends" in values:
+        values = _merge(read_yaml(path.parent / str(values.pop("extends"))), values)
+    return values
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key -> plain value, for trackers and for comparing two configs."""
+    return dict(leaves("", config.model_dump(mode="json")))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """One line per key on which two flat configs differ."""
+    keys = [*ours, *(k for k in theirs if k not in ours)]
+    absent = "(absent)"
+    return [
+        f"{k}: {theirs.get(k, absent)} there, {ours.get(k, absent)} now"
+        for k in keys
+        if ours.get(k, absent) != theirs.get(k, absent)
+    ]
+
+
+def dump(config: Config) -> str:
+    """The whole resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; a config must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        same_kind = isinstance(old, dict) and isinstance(value, dict) and old.get("kind") == value.get("kind", old.get("kind"))
+        merged[key] = _merge(old, value) if same_kind else value  # type: ignore[arg-type]
+    return merged
+
+
+def _override(values: dict[str, Any], word: str) -> str | None:
+    """Sets one dotted key in place; returns what is wrong with the word, if anything."""
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        return f"{word!r}: expected key=value, for example fit.steps=100"
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            return f"{key}: {parent!r} holds a value, not a section"
+    section[last] = _merge(section[last], value) if isinstance(section.get(last), dict) and isinstance(value, dict) else value
+    return None
+
+
+def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(f"{prefix}.{key}" if prefix else str(key), inner)
+    else:
+        yield prefix, json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _explain(cls: type[Config], error: dict[str, Any]) -> str:
+    where, kind, found = error["loc"], error["type"], error["input"]
+    key = ".".join(str(part) for part in _without_tags(cls, where)) or "(whole file)"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(where[-1]), _names_at(cls, where[:-1]), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+    if kind == "missing":
+        return f"{key}: required, but not given"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "union_tag_not_found":
+        return f"{key}: needs a `kind`"
+    hint = " (YAML reads a bare no/off as false; quote it)" if found is False and kind != "bool_type" else ""
+    shown = "" if isinstance(found, dict) else f", got {found!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}{hint}"
+
+
+def _members(annotation: Any) -> list[type[Config]]:
+    """The config classes an annotation can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) is Union or get_args(annotation):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return []
+
+
+def _kind(cls: type[Config]) -> str | None:
+    field = cls.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
+
+
+def _walk(cls: type[Config], where: Sequence[Any]) -> Iterator[tuple[Any, list[type[Config]]]]:
+    """Each part of an error's location with the classes that can stand there; union tags come with none."""
+    options = [cls]
+    for part in where:
+        if len(options) > 1 and part in [_kind(o) for o in options]:
+            options = [o for o in options if _kind(o) == part]
+            yield part, []
+            continue
+        fields = [o.model_fields[part] for o in options if part in o.model_fields]
+        if fields:
+            options = [m for field in fields for m in _members(field.annotation)]
+        yield part, options
+
+
+def _without_tags(cls: type[Config], where: Sequence[Any]) -> list[Any]:
+    options, parts = [cls], []
+    for part, after in _walk(cls, where):
+        if after or not (len(options) > 1 and part in [_kind(o) for o in options]):
+            parts.append(part)
+        options = after or options
+    return parts
+
+
+def _names_at(cls: type[Config], where: Sequence[Any]) -> list[str]:
+    options = [cls]
+    for part, after in _walk(cls, where):
+        options = after or [o for o in options if _kind(o) == part] or options
+    return [name for option in options for name in option.model_fields]

@@ -1,0 +1,180 @@
+"""Shards to batches. The sample at a position of the stream is a pure function of (seed, position), nothing else.
+
+So the order does not depend on ranks or workers, and a run resumes by naming the next position. webdataset offers
+neither, which is why training reads samples by index and not through its pipeline.
+"""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config import Config
+from pipeline.data import transforms
+from pipeline.data.shards import ShardReader
+from pipeline.data.transforms import Pixels
+from pipeline.errors import DataError
+
+
+class LoaderConfig(Config):
+    """Which shards, and how crops are drawn from them."""
+
+    shards: str  # artifact of kind "shards": a run folder or models:/ URI
+    batch_size: PositiveInt  # crops per step over all processes together
+    crop: Annotated[int, Field(gt=0, multiple_of=64)] = 256  # pixels
+    resized_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of crops that are scaled from a random window
+    flip: bool = True  # mirror left-right with probability 1/2
+    workers: NonNegativeInt = 4  # loader processes per training process; 0 loads in the training process
+    cache_mb: NonNegativeInt = 0  # decoded images each of them keeps; for data sets that fit in memory
+    validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
+    max_bad_samples: NonNegativeInt = 100  # unreadable samples per training process before the stage stops
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x (B, 3, crop, crop) in [0, 1]; positions: the place in the endless sample stream of each of the B crops."""
+
+    x: Tensor
+    positions: list[int]
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
+        return Batch(self.x.to(device, non_blocking=True).contiguous(memory_format=memory_format), self.positions)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every global batch that this process takes: `size` crops after the first `rank * size`."""
+
+    rank: int
+    size: int
+    ranks: int
+
+    @classmethod
+    def of(cls, batch_size: int, rank: int, ranks: int, multiple: int = 1) -> "Share":
+        """Raises: DataError if `batch_size` does not split evenly into multiples of `multiple`."""
+        if batch_size % (ranks * multiple):
+            raise DataError(
+                f"data.batch_size is {batch_size}, expected a multiple of {ranks * multiple} "
+                f"({ranks} process(es) x {multiple}); it counts the crops of all processes together"
+            )
+        return cls(rank, batch_size // ranks, ranks)
+
+
+class Crops(Dataset[tuple[Pixels | None, int, list[str]]]):
+    """Position -> (crop (crop, crop, 3) or None if nothing was readable, position, names of unreadable samples)."""
+
+    def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
+        self.cfg, self.reader, self.seed = cfg, reader, seed
+        self.cache = DecodedCache(cfg.cache_mb * 2**20)
+
+    def __getitem__(self, position: int) -> tuple[Pixels | None, int, list[str]]:
+        rng = np.random.default_rng([self.seed, position])
+        epoch, place = divmod(position, len(self.reader))
+        index = int(permutation(self.seed, epoch, len(self.reader))[place])
+        bad: list[str] = []
+        while len(bad) < 10:  # an unreadable sample is replaced by a random other one, the same in every run
+            try:
+                return self._crop(self._pixels(index), rng), position, bad
+            except DataError:
+                bad.append(self.reader.name(index))
+                index = int(rng.integers(len(self.reader)))
+        return None, position, bad
+
+    def _pixels(self, index: int) -> Pixels:
+        pixels = self.cache.get(index)
+        if pixels is None:
+            pixels = transforms.decode(self.reader.read(index)).pixels
+            self.cache.put(index, pixels)
+        return pixels
+
+    def _crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        resized = rng.random() < self.cfg.resized_share
+        crop = (transforms.random_resized_crop if resized else transforms.random_crop)(pixels, self.cfg.crop, rng)
+        return crop[:, ::-1] if self.cfg.flip and rng.random() < 0.5 else crop
+
+
+class DecodedCache:
+    """The most recently used decoded images, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes = max_bytes, 0
+        self.images: OrderedDict[int, Pixels] = OrderedDict()
+
+    def get(self, index: int) -> Pixels | None:
+        if index in self.images:
+            self.images.move_to_end(index)
+        return self.images.get(index)
+
+    def put(self, index: int, pixels: Pixels) -> None:
+        self.images[index] = pixels
+        self.bytes += pixels.nbytes
+        while self.bytes > self.max_bytes:
+            self.bytes -= self.images.popitem(last=False)[1].nbytes
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order of an epoch: every sample once."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def positions(share: Share, start: int) -> Iterator[list[int]]:
+    """This process's part of one global batch after another, from position `start` of the stream."""
+    while True:
+        first = start + share.rank * share.size
+        yield list(range(first, first + share.size))
+        start += share.size * share.ranks
+
+
+def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, start: int) -> Iterator[Batch]:
+    """Endless training batches of this process, beginning at position `start` of the stream.
+
+    Raises: DataError if there is no training image, or more samples are unreadable than the config allows.
+    """
+    if not len(reader):
+        raise DataError(f"{cfg.shards}: no training images in these shards")
+    loader: DataLoader[Any] = DataLoader(
+        Crops(cfg, reader, seed),
+        batch_sampler=positions(share, start),  # type: ignore[arg-type]  # any iterable of lists does
+        num_workers=cfg.workers,
+        collate_fn=list,
+        prefetch_factor=4 if cfg.workers else None,
+    )
+    all_bad: set[str] = set()
+    for items in loader:
+        for crop, _, bad in items:
+            for name in bad:
+                if name not in all_bad:
+                    print(f"skipping unreadable sample {name}", file=sys.stderr)
+            all_bad.update(bad)
+            if crop is None or len(all_bad) > cfg.max_bad_samples:
+                listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])
+                raise DataError(f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}")
+        yield Batch(to_float(np.stack([crop for crop, _, _ in items])), [position for _, position, _ in items])
+
+
+def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
+    """Crops of validation images without scaling: as many from each as needed, from its centre or spread over it.
+
+    Shapes: returns (N, 3, crop, crop) in [0, 1], N at most cfg.validation_crops.
+    Raises: DataError if the shards have no validation image.
+    """
+    count = min(len(reader), cfg.validation_crops)
+    if not count:
+        raise DataError(f"{cfg.shards}: no validation images in these shards; raise validation_share of the shard stage")
+    each = cfg.validation_crops // count
+    images = (transforms.decode(reader.read(i)).pixels for i in range(count))
+    return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, cfg.crop, each)]))
+
+
+def to_float(pixels: Pixels) -> Tensor:
+    """Shapes: pixels (B, H, W, 3) in 0..255; returns (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(255)

@@ -1,0 +1,42 @@
+"""What a user can mend: one clear line and exit code 2. Everything else is our mistake: a traceback and exit code 1."""
+
+
+class UserError(Exception):
+    """Bad input. The message says what was found, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config file or an override that does not fit."""
+
+
+class ArtifactError(UserError):
+    """A missing, damaged or unfitting artifact, run folder or checkpoint."""
+
+
+class DataError(UserError):
+    """Images or shards that cannot be used."""
+
+
+class BitstreamError(UserError):
+    """A compressed file that is damaged, foreign or made by another model."""
+
+
+class GatesNotMet(UserError):
+    """A promotion was refused by its gates; nothing was registered."""
+
+    exit_code = 3
+
+
+class Preempted(Exception):
+    """Training stopped on a signal after saving a checkpoint; the same command resumes it."""
+
+    exit_code = 75  # EX_TEMPFAIL: "try again", what a job script tests for before it requeues
+
+    def __init__(self, step: int):
+        super().__init__(f"preempted at step {step}; a checkpoint was saved, the same command continues")
+
+
+class TrainingError(UserError):
+    """Training cannot go on with this configuration, for instance because the loss is no longer a number."""

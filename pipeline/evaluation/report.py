@@ -1,0 +1,110 @@
+"""Figures, and one self-contained HTML page with originals and reconstructions side by side."""
+
+import base64
+import csv
+import io
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+from PIL import Image
+
+Totals = Mapping[str, Mapping[str, float | None]]
+
+# metric -> label with its direction, digits shown
+COLUMNS = {
+    "bpp": ("bits per pixel", 4),
+    "psnr_db": ("PSNR in dB (higher is better)", 2),
+    "ms_ssim": ("MS-SSIM (higher is better)", 4),
+    "lpips": ("LPIPS (lower is better)", 4),
+    "fid": ("FID/256 (lower is better)", 2),
+    "kid": ("KID/256 (lower is better)", 5),
+}
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A value with the digits its metric deserves."""
+    return "-" if value is None else f"{value:.{COLUMNS[metric][1]}f}"
+
+
+def published(dataset: str) -> list[dict[str, str]]:
+    """Rows of the published results on one data set."""
+    text = (resources.files("pipeline.evaluation") / "published.csv").read_text(encoding="utf-8")
+    return [row for row in csv.DictReader(io.StringIO(text)) if row["dataset"] == dataset]
+
+
+def write(folder: Path, totals: Totals, dataset: str, num_images: int) -> None:
+    """Writes `figures/*.png` and `report.html` into an evaluation's folder, which holds `reconstructions/`."""
+    (folder / "figures").mkdir()
+    figures = []
+    for metric in COLUMNS:
+        if metric != "bpp" and any(row[metric] is not None for row in totals.values()):
+            path = folder / "figures" / f"{metric}.png"
+            rate_distortion(totals, metric, dataset).savefig(path, dpi=110)
+            figures.append(_data_uri(path.read_bytes(), "image/png"))
+    template = jinja2.Environment(autoescape=True).from_string(
+        (resources.files("pipeline.evaluation") / "report.html").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        columns={name: label for name, (label, _) in COLUMNS.items()},
+        totals=totals,
+        shown=shown,
+        figures=figures,
+        dataset=dataset,
+        images=_images(folder, list(totals), num_images),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def rate_distortion(totals: Totals, metric: str, dataset: str) -> Figure:
+    """Our models' points over rate, with the published curves of one data set for orientation."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    rows = [row for row in published(dataset) if row[metric]]
+    for name, style in (("MS-ILLM", "-"), ("No-GAN", "--"), ("HiFiC", ":")):
+        points = sorted((float(row["bpp"]), float(row[metric])) for row in rows if row["model"] == name)
+        if points:
+            axes.plot(*zip(*points, strict=True), style, color="0.6", marker=".", label=f"{name}, published, {dataset}")
+    for name, row in totals.items():
+        if row["bpp"] is not None and row[metric] is not None:
+            axes.plot([row["bpp"]], [row[metric]], "o", markersize=8, label=f"{name}, these images")
+    axes.set(xlabel=COLUMNS["bpp"][0], ylabel=COLUMNS[metric][0])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _images(folder: Path, models: list[str], limit: int) -> list[dict[str, Any]]:
+    sizes = {(row["image"], row["model"]): row for row in csv.DictReader((folder / "per_image.csv").open(encoding="utf-8"))}
+    originals = sorted((folder / "reconstructions" / "original").glob("*.png"))[:limit]
+    return [
+        {
+            "name": original.stem,
+            "original": _lossless(original),
+            "models": [
+                {
+                    "name": model,
+                    "uri": _lossless(folder / "reconstructions" / model / original.name),
+                    "bytes": int(sizes[original.stem, model]["bytes"]),
+                    "bpp": float(sizes[original.stem, model]["bpp"]),
+                    "psnr_db": float(sizes[original.stem, model]["psnr_db"]),
+                }
+                for model in models
+            ],
+        }
+        for original in originals
+    ]
+
+
+def _lossless(path: Path) -> str:
+    stream = io.BytesIO()
+    with Image.open(path) as image:
+        image.save(stream, "WEBP", lossless=True, quality=50)
+    return _data_uri(stream.getvalue(), "image/webp")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

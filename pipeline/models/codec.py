@@ -1,0 +1,292 @@
+"""The mean-scale hyperprior autoencoder with HiFiC's transforms."""
+
+import hashlib
+import math
+from typing import Annotated, NamedTuple
+
+import torch
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from pipeline.config import Config
+from pipeline.models.layers import ChannelNorm
+
+LATENT_STRIDE = 16  # image pixels per latent position
+HYPER_STRIDE = 64  # image pixels per hyper-latent position; image sides must be multiples of it
+
+# Ballé et al. 2018: 64 standard deviations, evenly spaced in log scale
+SCALE_TABLE = [math.exp(math.log(0.11) + i * (math.log(256) - math.log(0.11)) / 63) for i in range(64)]
+
+
+class CodecConfig(Config):
+    """Widths and depth. The defaults are the published codec: 181,481,103 parameters."""
+
+    # after the first convolution and after each of the four halvings
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=5)] = (60, 120, 240, 480, 960)
+    latent_channels: PositiveInt = 220
+    hyper_channels: PositiveInt = 320
+    residual_blocks: PositiveInt = 9
+
+
+class Noise(NamedTuple):
+    """Training noise in [-0.5, 0.5) for y (B, latent_channels, H/16, W/16) and z (B, hyper_channels, H/64, W/64)."""
+
+    y: Tensor
+    z: Tensor
+
+
+class CodecOutput(NamedTuple):
+    """What a forward pass gives.
+
+    x_hat (B, 3, H, W), not clamped; y_hat (B, latent_channels, H/16, W/16) rounded around its means; bits and
+    rounded_bits (B,): ideal code length of each image with noisy and with rounded latents (the latter without gradient).
+    """
+
+    x_hat: Tensor
+    y_hat: Tensor
+    bits: Tensor
+    rounded_bits: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """x + (conv, norm, ReLU, conv, norm). Shapes: x (B, C, h, w); returns the same."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            ChannelNorm(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            ChannelNorm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Analysis(nn.Sequential):
+    """The encoder g_a: image to latent. Shapes: x (B, 3, H, W) in [0, 1]; returns (B, latent_channels, H/16, W/16)."""
+
+    def __init__(self, cfg: CodecConfig):
+        first, *rest = cfg.channels
+        layers: list[nn.Module] = [nn.Conv2d(3, first, 7, padding=3), ChannelNorm(first), nn.ReLU(inplace=True)]
+        for i, width in enumerate(rest):
+            down = nn.Conv2d(cfg.channels[i], width, 3, stride=2, padding=1)
+            layers += [down, ChannelNorm(width), nn.ReLU(inplace=True)]
+        layers.append(nn.Conv2d(cfg.channels[-1], cfg.latent_channels, 3, padding=1))
+        super().__init__(*layers)
+
+
+class Synthesis(nn.Module):
+    """The decoder g_s: latent to image. Shapes: y_hat (B, latent_channels, h, w); returns (B, 3, 16 h, 16 w), linear."""
+
+    def __init__(self, cfg: CodecConfig):
+        super().__init__()
+        widest = cfg.channels[-1]
+        self.head = nn.Sequential(  # no activation here, as published
+            ChannelNorm(cfg.latent_channels),
+            nn.Conv2d(cfg.latent_channels, widest, 3, padding=1),
+            ChannelNorm(widest),
+        )
+        self.residual = nn.Sequential(*(ResidualBlock(widest) for _ in range(cfg.residual_blocks)))
+        layers: list[nn.Module] = []
+        widths = cfg.channels[::-1]
+        for wide, narrow in zip(widths, widths[1:], strict=False):
+            up = nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1)
+            layers += [up, ChannelNorm(narrow), nn.ReLU(inplace=True)]
+        layers.append(nn.Conv2d(widths[-1], 3, 7, padding=3))
+        self.up = nn.Sequential(*layers)
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        h = self.head(y_hat)
+        return self.up(h + self.residual(h))
+
+
+class HyperAnalysis(nn.Sequential):
+    """h_a: latent to hyper-latent. Shapes: y (B, latent_channels, h, w); returns (B, hyper_channels, h/4, w/4)."""
+
+    def __init__(self, cfg: CodecConfig):
+        n = cfg.hyper_channels
+        super().__init__(
+            nn.Conv2d(cfg.latent_channels, n, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n, n, 5, stride=2, padding=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n, n, 5, stride=2, padding=2),
+        )
+
+
+class HyperSynthesis(nn.Sequential):
+    """h_s: hyper-latent to means or scales, linear. Shapes: z_hat (B, hyper_channels, h, w); returns (B, latent_channels, 4h, 4w)."""
+
+    def __init__(self, cfg: CodecConfig):
+        n = cfg.hyper_channels
+        super().__init__(
+            nn.ConvTranspose2d(n, n, 5, stride=2, padding=2, output_padding=1),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(n, n, 5, stride=2, padding=2, output_padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(n, cfg.latent_channels, 3, padding=1),
+        )
+
+
+class Codec(nn.Module):
+    """Encoder g_a, decoder g_s, hyper transforms h_a and h_s (means and scales apart), and two entropy models.
+
+    Source: Muckley et al. 2023 (MS-ILLM), arXiv:2301.11189; Minnen et al. 2018, arXiv:1809.02736.
+    """
+
+    def __init__(self, cfg: CodecConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.analysis = Analysis(cfg)
+        self.synthesis = Synthesis(cfg)
+        self.hyper_analysis = HyperAnalysis(cfg)
+        self.hyper_synthesis_mean = HyperSynthesis(cfg)
+        self.hyper_synthesis_scale = HyperSynthesis(cfg)
+        self.hyper_entropy = EntropyBottleneck(cfg.hyper_channels)
+        self.entropy = GaussianConditional(None)
+
+    def forward(self, x: Tensor, noise: Noise) -> CodecOutput:
+        """Training pass: rate from noisy latents, image from rounded ones with a straight-through gradient.
+
+        Shapes: x (B, 3, H, W) in [0, 1], H and W multiples of 64.
+        Raises: ValueError for other sides.
+        """
+        check_sides(x)
+        y = self.analysis(x)  # (B, latent_channels, H/16, W/16)
+        z = self.hyper_analysis(y).float()  # (B, hyper_channels, H/64, W/64)
+        z_noisy = z + noise.z
+        means, scales = self._means_and_scales(z_noisy)
+        with torch.autocast(x.device.type, enabled=False):  # likelihoods lose whole bits in bf16
+            y = y.float()
+            bits = self._hyper_bits(z_noisy) + self._latent_bits(y + noise.y, means, scales)
+            with torch.no_grad():
+                rounded = self._latent_bits(round_around(y, means), means, scales)
+                rounded_bits = self._hyper_bits(round_around(z, self._medians())) + rounded
+        y_hat = y + (round_around(y, means) - y).detach()
+        return CodecOutput(self.synthesis(y_hat), y_hat, bits, rounded_bits)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent a decoder would receive, and its ideal code length in bits per image.
+
+        Shapes: x (B, 3, H, W) in [0, 1]; returns y_hat (B, latent_channels, H/16, W/16) and bits (B,).
+        """
+        check_sides(x)
+        y = self.analysis(x).float()
+        z = self.hyper_analysis(y).float()
+        z_hat = round_around(z, self._medians())
+        means, scales = self._means_and_scales(z_hat)
+        y_hat = round_around(y, means)
+        return y_hat, self._hyper_bits(z_hat) + self._latent_bits(y_hat, means, scales)
+
+    def noise_like(self, x: Tensor, generators: list[torch.Generator]) -> Noise:
+        """Uniform noise for `forward`, each image's from its own generator, so it does not depend on the batch.
+
+        Shapes: x (B, 3, H, W); one generator per image, on x's device.
+        """
+
+        def draw(channels: int, stride: int) -> Tensor:
+            shape = (channels, x.shape[2] // stride, x.shape[3] // stride)
+            return torch.stack([torch.rand(shape, generator=g, device=x.device) - 0.5 for g in generators])
+
+        return Noise(draw(self.cfg.latent_channels, LATENT_STRIDE), draw(self.cfg.hyper_channels, HYPER_STRIDE))
+
+    @torch.no_grad()
+    def compress(self, x: Tensor) -> tuple[bytes, bytes]:
+        """Entropy-coded hyper-latent and latent of one image. Shapes: x (1, 3, H, W) in [0, 1], sides multiples of 64."""
+        check_sides(x)
+        y = self.analysis(x)
+        z = self.hyper_analysis(y)
+        z_bytes = self.hyper_entropy.compress(z)[0]
+        z_hat = round_around(z, self._medians())
+        means, scales = self._means_and_scales(z_hat)
+        y_bytes = self.entropy.compress(y, self.entropy.build_indexes(scales), means)[0]
+        return z_bytes, y_bytes
+
+    @torch.no_grad()
+    def decompress(self, z_bytes: bytes, y_bytes: bytes, height: int, width: int) -> Tensor:
+        """The image (1, 3, height, width), not clamped, from what `compress` returned for that padded size.
+
+        Any bytes are safe to pass: CompressAI's decoder reads past the end of a short stream, so both are followed by
+        as many zeros as it could ask for.
+        """
+        size = (height // HYPER_STRIDE, width // HYPER_STRIDE)
+        num_z = self.cfg.hyper_channels * size[0] * size[1]
+        z_hat = self.hyper_entropy.decompress([_padded(z_bytes, num_z)], size)
+        means, scales = self._means_and_scales(z_hat)
+        indexes = self.entropy.build_indexes(scales)
+        y_hat = self.entropy.decompress([_padded(y_bytes, indexes.numel())], indexes, means=means)
+        return self.synthesis(y_hat)
+
+    def update_tables(self) -> None:
+        """Builds the integer tables that `compress` and `decompress` use; they are saved with the weights."""
+        self.hyper_entropy.update(force=True)
+        self.entropy.update_scale_table(SCALE_TABLE, force=True)
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Like a strict `load_state_dict`, for tables of any size."""
+        for prefix in ("hyper_entropy", "entropy"):
+            module = self.get_submodule(prefix)
+            for name in ("_offset", "_quantized_cdf", "_cdf_length", "scale_table"):
+                if (saved := state.get(f"{prefix}.{name}")) is not None:
+                    setattr(module, name, torch.zeros_like(saved))
+        self.load_state_dict(state)
+
+    def bitstream_id(self) -> bytes:
+        """Four bytes that name everything which decides the meaning of a compressed file, but not the decoder network.
+
+        Codecs that differ only in `synthesis` can read each other's files.
+        """
+        names = ("hyper_synthesis_mean.", "hyper_synthesis_scale.", "hyper_entropy.", "entropy.")
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            if name.startswith(names):
+                digest.update(name.encode() + str(tuple(value.shape)).encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()[:4]
+
+    def _medians(self) -> Tensor:
+        return self.hyper_entropy.quantiles[:, 0, 1].detach().reshape(1, -1, 1, 1)
+
+    def _means_and_scales(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.hyper_synthesis_mean(z).float(), self.hyper_synthesis_scale(z).float()
+
+    def _hyper_bits(self, z: Tensor) -> Tensor:
+        values = z.transpose(0, 1).flatten(2).flatten(1).unsqueeze(1)  # (hyper_channels, 1, B * h * w)
+        likelihoods, _, _ = self.hyper_entropy._likelihood(values)
+        likelihoods = self.hyper_entropy.likelihood_lower_bound(likelihoods)
+        per_image = likelihoods.reshape(z.shape[1], z.shape[0], -1).transpose(0, 1)  # (B, hyper_channels, h * w)
+        return num_bits(per_image)
+
+    def _latent_bits(self, y: Tensor, means: Tensor, scales: Tensor) -> Tensor:
+        likelihoods = self.entropy._likelihood(y, scales, means)
+        return num_bits(self.entropy.likelihood_lower_bound(likelihoods))
+
+
+def round_around(x: Tensor, centre: Tensor) -> Tensor:
+    """Nearest value at an integer distance from `centre`."""
+    return torch.round(x - centre) + centre
+
+
+def num_bits(likelihoods: Tensor) -> Tensor:
+    """Ideal code length of each image in bits. Shapes: likelihoods (B, ...) in (0, 1]; returns (B,)."""
+    return -likelihoods.log2().flatten(1).sum(1)
+
+
+def check_sides(x: Tensor) -> None:
+    height, width = x.shape[-2:]
+    if height % HYPER_STRIDE or width % HYPER_STRIDE or not height or not width:
+        raise ValueError(f"image is {height}x{width}, but both sides must be multiples of {HYPER_STRIDE}; pad it first")
+
+
+def _padded(stream: bytes, num_symbols: int) -> bytes:
+    """`stream` and enough zeros that CompressAI's rANS decoder, which knows no length, cannot leave the buffer.
+
+    A symbol takes at most one 32-bit word. An escaped one reads a unary count in 4-bit digits and then that many
+    digits: at most 15 per unary digit, and unary digits other than zero exist only inside `stream`.
+    """
+    return stream + bytes(4 * num_symbols + 8 * num_symbols + 16 * len(stream) + 64)

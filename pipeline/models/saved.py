@@ -1,0 +1,64 @@
+"""Networks in artifacts: weights as safetensors beside `model.yaml`, which rebuilds the network without our configs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline import config
+from pipeline.artifacts import Artifact
+from pipeline.config import Config
+from pipeline.errors import ArtifactError
+from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.labeler import Labeler, LabelerConfig
+
+WEIGHTS, MODEL = "weights.safetensors", "model.yaml"
+C = TypeVar("C", bound=Config)
+
+
+def save(folder: Path, module: nn.Module, cfg: Config) -> None:
+    """Writes both files into `folder`."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / MODEL).write_text(config.dump(cfg), encoding="utf-8")
+
+
+def load_codec(artifact: Artifact) -> Codec:
+    """The codec of an artifact, frozen, in eval mode, on the CPU, with its entropy tables.
+
+    Raises: ArtifactError if the files do not fit together.
+    """
+    codec = Codec(_model_config(artifact, CodecConfig))
+    _fill(artifact, codec.load_weights)
+    return codec.requires_grad_(False).eval()
+
+
+def load_labeler(artifact: Artifact) -> Labeler:
+    """The labeler of an artifact, frozen, in eval mode, on the CPU.
+
+    Raises: ArtifactError if the files do not fit together.
+    """
+    labeler = Labeler(_model_config(artifact, LabelerConfig))
+    _fill(artifact, labeler.load_state_dict)
+    return labeler.requires_grad_(False).eval()
+
+
+def _model_config(artifact: Artifact, cls: type[C]) -> C:
+    try:
+        return cls.model_validate(config.read_yaml(artifact.path / MODEL))
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.path / MODEL}: does not describe a {cls.__name__}: {error}") from None
+
+
+def _fill(artifact: Artifact, load_state: Callable[[dict[str, Tensor]], object]) -> None:
+    try:
+        state: dict[str, Tensor] = load_file(artifact.path / WEIGHTS)
+        with torch.no_grad():
+            load_state(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{artifact.path / WEIGHTS}: does not fit its {MODEL}: {error}") from None

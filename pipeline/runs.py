@@ -1,0 +1,93 @@
+"""The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import artifacts, config
+from pipeline.artifacts import Artifact, Kind, Manifest, Parent
+from pipeline.errors import ArtifactError
+
+RUN_FILE = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts a stage reads, by role, and facts about the machine that change its results."""
+
+    artifacts: dict[str, tuple[str, Artifact]]  # role -> (the name in the config, the artifact)
+    facts: dict[str, str]  # for instance {"lpips": "absent"}
+
+    def parents(self) -> dict[str, Parent]:
+        return {role: artifact.as_parent(name) for role, (name, artifact) in self.artifacts.items()}
+
+    def flat(self) -> dict[str, str]:
+        digests = {f"(input {role})": artifact.digest for role, (_, artifact) in self.artifacts.items()}
+        return digests | {f"({name})": value for name, value in self.facts.items()}
+
+
+def inputs(facts: dict[str, str] | None = None, **named: tuple[str, Kind]) -> Inputs:
+    """Reads and verifies every input artifact: `inputs(shards=(cfg.data.shards, "shards"))`."""
+    return Inputs({role: (name, artifacts.read(name, kind)) for role, (name, kind) in named.items()}, facts or {})
+
+
+def finished(folder: Path, cfg: config.Config) -> Path | None:
+    """The artifact in `folder`, if the same config made it.
+
+    Raises: ArtifactError naming the differing keys if another config owns the folder.
+    """
+    record = folder / RUN_FILE
+    if not record.is_file():
+        return None
+    theirs = {k: v for k, v in _read(record).items() if not k.startswith("(")}
+    _refuse(folder, config.differences(config.flatten(cfg), theirs))
+    artifact = folder / "artifact"
+    return artifact if (artifact / artifacts.MANIFEST).is_file() else None
+
+
+def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
+    """Records config and inputs in `folder`, or checks that they are the recorded ones.
+
+    Raises: ArtifactError naming every differing key or input.
+    """
+    ours = config.flatten(cfg) | given.flat()
+    record = folder / RUN_FILE
+    if record.is_file():
+        _refuse(folder, config.differences(ours, _read(record)))
+        return
+    if (folder / "artifact").exists():
+        raise ArtifactError(f"{folder}: holds an artifact but no {RUN_FILE}; choose another run= folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
+
+
+def manifest(kind: Kind, cfg: config.Config, given: Inputs, metrics: dict[str, float], run_id: str | None) -> Manifest:
+    """The manifest of what a stage is about to publish."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    flat = config.flatten(cfg)
+    return Manifest(kind=kind, stage=stage_of(cfg), parents=given.parents(), metrics=numbers, config=flat, run_id=run_id)
+
+
+def stage_of(cfg: config.Config) -> str:
+    """The value of the config's `stage` key."""
+    return str(config.flatten(cfg)["stage"])
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        flat = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        flat = None
+    if not isinstance(flat, dict):
+        raise ArtifactError(f"{record}: damaged; remove the folder or choose another run=")
+    return flat
+
+
+def _refuse(folder: Path, lines: list[str]) -> None:
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise ArtifactError(
+            f"{folder}: belongs to another config; choose another run= or remove it. {len(lines)} difference(s):\n{listed}"
+        )

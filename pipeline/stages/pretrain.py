@@ -1,0 +1,141 @@
+"""Trains a codec for rate and distortion, at a target rate."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat
+from torch import Tensor
+
+from pipeline import losses, runs
+from pipeline.config import Config
+from pipeline.data.loader import Batch
+from pipeline.losses import RateTerm
+from pipeline.models import saved
+from pipeline.models.codec import Codec, CodecConfig
+from pipeline.perceptual import Distortion, DistortionConfig
+from pipeline.stages.training import TrainingConfig, train, validation_means
+from pipeline.training.optim import AdamConfig
+from pipeline.training.runtime import Runtime
+
+
+class FixedRate(Config):
+    """A constant price of a bit."""
+
+    kind: Literal["fixed"]
+    weight: PositiveFloat  # of bits per pixel
+
+    def term(self, step: int) -> RateTerm:  # noqa: ARG002
+        return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
+
+
+class TargetRate(Config):
+    """A price of a bit that depends on whether the image is above the target."""
+
+    kind: Literal["target"]
+    bpp: PositiveFloat  # bits per image pixel, of training crops
+    weight: PositiveFloat | None = None  # of bits per pixel above the target; None: the published one for this target
+    warmup_steps: NonNegativeInt = 25_000  # steps with a 1.429 times higher target at half the weight
+
+    def term(self, step: int) -> RateTerm:
+        weight = self.weight or losses.published_rate_weight(self.bpp)
+        return losses.rate_schedule(self.bpp, weight, step, self.warmup_steps)
+
+
+class StageConfig(TrainingConfig):
+    """The codec's training for rate and distortion."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    codec: CodecConfig = CodecConfig()
+    rate: Annotated[FixedRate | TargetRate, Field(discriminator="kind")]
+    distortion: DistortionConfig = DistortionConfig()
+    optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, decay="cosine")
+    quantile_lr: PositiveFloat = 1e-3  # of the quantiles that bound the hyper-latent's tables
+
+
+def run(cfg: StageConfig, folder: Path) -> Path:
+    """Trains a codec for rate and distortion, and publishes it with its entropy tables."""
+    if done := runs.finished(folder, cfg):
+        return done
+    facts = {"lpips": cfg.distortion.lpips_state()}
+    given = runs.inputs(facts, shards=(cfg.data.shards, "shards"))
+    return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops))
+
+
+class QuantileStep:
+    """Fits the quantiles of the hyper-latent's distribution. Reads no data, so it is the same on every process.
+
+    The quantiles must not require gradients while DDP wraps the codec: it would wait for them and not reduce in time.
+    """
+
+    def __init__(self, codec: Codec, lr: float):
+        self.entropy = codec.hyper_entropy
+        self.quantiles = codec.hyper_entropy.quantiles.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW([self.quantiles], lr=lr)  # weight decay 0.01, AdamW's default, as published
+
+    def step(self) -> Tensor:
+        self.quantiles.requires_grad_(True)
+        loss = self.entropy.loss()
+        (self.quantiles.grad,) = torch.autograd.grad(loss, [self.quantiles])
+        self.quantiles.requires_grad_(False)
+        self.optimizer.step()
+        self.quantiles.grad = None
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+class PretrainTask:
+    """Distortion plus the rate term of the schedule, and the quantiles' own step."""
+
+    def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor):
+        self.cfg, self.runtime, self.crops = cfg, runtime, crops
+        self.codec = Codec(cfg.codec)
+        self.codec.hyper_entropy.quantiles.requires_grad_(False)
+        self.trainable = runtime.trainable("codec", self.codec, cfg.optimizer, cfg.fit.steps)
+        self.quantiles = QuantileStep(self.codec, cfg.quantile_lr)
+        runtime.register("quantiles", self.quantiles)
+        self.distortion = runtime.place(Distortion(cfg.distortion))
+
+    def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One update. Shapes: batch.x (B, 3, H, W)."""
+        x, num_pixels = batch.x, batch.x.shape[-2] * batch.x.shape[-1]
+        noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, batch.positions))
+        out = self.trainable.model(x, noise)
+        distortion, parts = self.distortion(out.x_hat, x)
+        bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
+        rate = losses.target_rate_loss(bpp, rounded_bpp, self.cfg.rate.term(step))
+        loss = distortion + rate
+        self.trainable.update(loss, step)
+        return {
+            "train/loss": loss.detach(),
+            "train/bpp": rounded_bpp.mean(),
+            **{f"train/{name}": value for name, value in parts.items()},
+            "train/quantile_loss": self.quantiles.step(),
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Rate from ideal code lengths and quality of the clamped reconstruction, over validation crops."""
+        return validation_means(self.runtime, self.crops, lambda x: rate_and_quality(self.codec, x))
+
+    def export(self, folder: Path) -> None:
+        # On a copy: the tables are no part of what a checkpoint of this run holds.
+        codec = Codec(self.cfg.codec)
+        codec.load_state_dict(self.codec.state_dict())
+        codec.update_tables()
+        saved.save(folder, codec, self.cfg.codec)
+
+
+@torch.no_grad()
+def rate_and_quality(codec: Codec, x: Tensor) -> dict[str, Tensor]:
+    """Bits per pixel and PSNR of each image. Shapes: x (B, 3, H, W) in [0, 1]; each value (B,)."""
+    y_hat, bits = codec.encode(x)
+    x_hat = codec.synthesis(y_hat).clamp(0, 1)
+    return {
+        "val/bpp": bits / (x.shape[-2] * x.shape[-1]),
+        "val/psnr_db": losses.psnr_db((x_hat - x).square().mean((1, 2, 3))),
+    }

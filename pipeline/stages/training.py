@@ -1,0 +1,86 @@
+"""What the three training stages share: inputs, run folder, tracker, loop, publication."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline import artifacts, runs, tracking
+from pipeline.artifacts import Kind
+from pipeline.config import Config
+from pipeline.data import loader
+from pipeline.data.loader import Batch, LoaderConfig, Share
+from pipeline.data.shards import ShardReader
+from pipeline.runs import Inputs
+from pipeline.training.loop import FitConfig, Task, fit
+from pipeline.training.runtime import Precision, Runtime
+
+
+class TrainingConfig(Config):
+    """The sections every training stage has."""
+
+    data: LoaderConfig
+    fit: FitConfig
+    precision: Precision = "fp32"
+    seed: int = 0
+
+
+def train(
+    cfg: TrainingConfig,
+    folder: Path,
+    kind: Kind,
+    given: Inputs,
+    make_task: Callable[[Runtime, Tensor], Task],
+    batch_multiple: int = 1,
+) -> Path:
+    """Trains what `make_task(runtime, validation crops of this process)` builds, and publishes it as a `kind`."""
+    runtime = Runtime(cfg.precision)
+    runtime.on_main(lambda: runs.claim(folder, cfg, given))
+    shards = given.artifacts["shards"][1]
+    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple)
+    crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid"))[runtime.rank :: runtime.num_processes]
+    reader = ShardReader(shards, "train")
+
+    def batches(start: int) -> Iterator[Batch]:
+        return loader.batches(cfg.data, reader, cfg.seed, share, start)
+
+    torch.manual_seed(cfg.seed)  # initial weights: the same on every process
+    task = make_task(runtime, crops)
+    stage = runs.stage_of(cfg)
+    if runtime.is_main:
+        facts = "".join(f", {name} {value}" for name, value in given.facts.items())
+        print(
+            f"{stage}: {cfg.fit.steps} steps of {cfg.data.batch_size} crops of {cfg.data.crop}x{cfg.data.crop} from "
+            f"{len(reader)} images on {runtime.num_processes} x {runtime.device}, {cfg.precision}{facts}; writes {folder}",
+            file=sys.stderr,
+        )
+    with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker:
+        metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log)
+        manifest = runs.manifest(kind, cfg, given, metrics, tracker.run_id)
+
+        def publish() -> None:
+            tracker.artifact(artifacts.publish(folder / "artifact", manifest, task.export))
+
+        runtime.on_main(publish)
+    runtime.close()
+    return folder / "artifact"
+
+
+def validation_means(
+    runtime: Runtime, crops: Tensor, measure: Callable[[Tensor], dict[str, Tensor]], batch_size: int = 8
+) -> dict[str, float]:
+    """Means over every process's validation crops of what `measure` returns per image: name -> (B,).
+
+    Shapes: crops (N, 3, H, W) in [0, 1], of this process; some process may have none.
+    """
+    totals: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for x in crops.split(batch_size) if len(crops) else [torch.full((1, 3, *crops.shape[2:]), 0.5)]:
+            values = measure(x.to(runtime.device, memory_format=torch.channels_last))
+            for name, value in values.items():
+                totals[name] = totals.get(name, torch.zeros((), device=runtime.device)) + value.sum() * bool(len(crops))
+    counted = runtime.sum(torch.stack([*totals.values(), torch.tensor(float(len(crops)), device=runtime.device)]))
+    *sums, count = counted.tolist()
+    return {name: total / count for name, total in zip(totals, sums, strict=True)}

@@ -1,0 +1,122 @@
+"""Trains the VQ-VAE whose code indices label image patches."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from pipeline import losses, runs
+from pipeline.data.loader import Batch
+from pipeline.models import saved
+from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.stages.training import TrainingConfig, train, validation_means
+from pipeline.training.optim import AdamConfig
+from pipeline.training.runtime import Runtime, mix
+
+
+class StageConfig(TrainingConfig):
+    """The labeler's training."""
+
+    stage: Literal["vqvae"] = "vqvae"
+    labeler: LabelerConfig = LabelerConfig()
+    pixel_loss: Literal["l1", "mse"] = "l1"
+    commitment: NonNegativeFloat = 0.25  # weight that pulls the encoder to its codes
+    embedding: NonNegativeFloat = 1.0  # weight that pulls the codes to the encoder
+    quantise_after: NonNegativeInt = 0  # steps of plain autoencoding before codes are taken from the encoder's output
+    reseed_every: PositiveInt = 200  # steps between two replacements of little-used codes
+    reseed_below: NonNegativeFloat = 0.125  # share of the average use below which a code is replaced
+    reseed_until: Annotated[float, Field(ge=0, le=1)] = 0.8  # share of the steps after which no code is moved any more
+    optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.5, 0.9))
+
+
+def run(cfg: StageConfig, folder: Path) -> Path:
+    """Trains a labeler and publishes it."""
+    if done := runs.finished(folder, cfg):
+        return done
+    given = runs.inputs(shards=(cfg.data.shards, "shards"))
+    return train(cfg, folder, "labeler", given, lambda runtime, crops: VqvaeTask(cfg, runtime, crops))
+
+
+class CodeUsage:
+    """How often each code was chosen since the last re-seeding, by all processes together."""
+
+    def __init__(self, num_codes: int, device: torch.device):
+        self.counts = torch.zeros(num_codes, dtype=torch.int64, device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts.copy_(state["counts"])
+
+
+class VqvaeTask:
+    """Reconstruction and codebook losses; codes that are hardly used are moved onto encoded patches."""
+
+    def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor):
+        self.cfg, self.runtime, self.crops = cfg, runtime, crops
+        self.labeler = Labeler(cfg.labeler)
+        self.trainable = runtime.trainable("labeler", self.labeler, cfg.optimizer, cfg.fit.steps)
+        self.usage = CodeUsage(cfg.labeler.num_codes, runtime.device)
+        runtime.register("usage", self.usage)
+
+    def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One update. Shapes: batch.x (B, 3, H, W)."""
+        since = step - self.cfg.quantise_after
+        if since >= 0 and since % self.cfg.reseed_every == 0 and step < self.cfg.fit.steps * self.cfg.reseed_until:
+            self.reseed(batch.x, step, everything=since == 0)
+        out = self.trainable.model(batch.x, quantise=since >= 0)
+        pixel = (F.l1_loss if self.cfg.pixel_loss == "l1" else F.mse_loss)(out.x_hat, batch.x)
+        vq = losses.vq_loss(out.z, out.codes)
+        commitment = self.cfg.commitment if since >= 0 else 0.0
+        loss = pixel + commitment * vq.commitment + self.cfg.embedding * vq.embedding
+        self.trainable.update(loss, step)
+        self.usage.counts += self.runtime.sum(self._count(out.labels))
+        return {
+            "train/loss": loss.detach(),
+            "train/pixel": pixel.detach(),
+            "train/commitment": vq.commitment.detach(),
+            "train/psnr_db": losses.psnr_db(losses.mse(out.x_hat.detach(), batch.x)),
+            "train/codes_used": (self.usage.counts > 0).sum().float(),
+        }
+
+    @torch.no_grad()
+    def reseed(self, x: Tensor, step: int, everything: bool) -> None:
+        """Moves codes that were chosen less than the configured share of average, or all, onto random patches of this batch.
+
+        All processes gather the same patches and draw the same ones.
+        """
+        z = self.labeler.embed(x).permute(0, 2, 3, 1).reshape(-1, self.cfg.labeler.code_dim)
+        patches = self.runtime.gather(z)
+        average = self.usage.counts.double().mean()
+        idle = ((self.usage.counts <= average * self.cfg.reseed_below) | everything).nonzero().flatten()
+        generator = torch.Generator().manual_seed(mix(self.cfg.seed, step))
+        shuffled = torch.randperm(len(patches), generator=generator)
+        chosen = shuffled[torch.arange(len(idle)) % len(patches)].to(patches.device)
+        self.labeler.codebook[idle] = patches[chosen]
+        self.usage.counts.zero_()
+
+    def validate(self) -> dict[str, float]:
+        """Reconstruction quality, and how the validation patches use the codes."""
+        counts = torch.zeros_like(self.usage.counts)
+
+        def measure(x: Tensor) -> dict[str, Tensor]:
+            out = self.labeler(x)
+            counts.add_(self._count(out.labels) * bool(len(self.crops)))
+            return {"val/psnr_db": losses.psnr_db((out.x_hat.clamp(0, 1) - x).square().mean((1, 2, 3)))}
+
+        means = validation_means(self.runtime, self.crops, measure)
+        total = self.runtime.sum(counts)
+        return means | {
+            "val/codes_used_share": float((total > 0).double().mean()),
+            "val/perplexity": float(losses.perplexity(total)),
+        }
+
+    def export(self, folder: Path) -> None:
+        saved.save(folder, self.labeler, self.cfg.labeler)
+
+    def _count(self, labels: Tensor) -> Tensor:
+        return torch.bincount(labels.flatten(), minlength=self.cfg.labeler.num_codes)

@@ -1,0 +1,1 @@
+"""One loop, its engines, its checkpoints."""

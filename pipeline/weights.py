@@ -1,0 +1,86 @@
+"""Weights other people trained: where they lie, how they are verified, where they come from. Nothing loads unverified."""
+
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline import artifacts
+from pipeline.errors import ArtifactError
+
+Name = Literal["alexnet", "inception"]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file whose name ends, as usual for torch.hub, in the first eight hex digits of its SHA-256."""
+
+    file: str
+    url: str
+    use: str
+
+    @property
+    def sha256_prefix(self) -> str:
+        return Path(self.file).stem.rsplit("-", 1)[1]
+
+
+FILES: dict[Name, WeightsFile] = {
+    "alexnet": WeightsFile(
+        "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "LPIPS"
+    ),
+    "inception": WeightsFile(
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "FID/256 and KID/256",
+    ),
+}
+
+
+def folder() -> Path:
+    """The cache folder that torch.hub uses: $TORCH_HOME/hub/checkpoints, by default under ~/.cache/torch."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
+
+
+def find(name: Name) -> Path | None:
+    """The verified file, or None where it is missing.
+
+    Raises: ArtifactError if a file of that name has another digest.
+    """
+    wanted = FILES[name]
+    path = folder() / wanted.file
+    if not path.is_file():
+        return None
+    if not artifacts.sha256(path).startswith(wanted.sha256_prefix):
+        raise ArtifactError(f"{path}: its SHA-256 does not start with {wanted.sha256_prefix}; remove it, then `make fetch-weights`")
+    return path
+
+
+def how_to_get(name: Name) -> str:
+    """One line for a user who lacks the file."""
+    wanted = FILES[name]
+    return (
+        f"{folder() / wanted.file} is missing (SHA-256 starts with {wanted.sha256_prefix}), so {wanted.use} cannot be "
+        "computed; `make fetch-weights` on a machine with internet fills that folder"
+    )
+
+
+def fetch() -> list[Path]:
+    """Downloads what is missing into the cache folder and verifies it."""
+    paths = []
+    folder().mkdir(parents=True, exist_ok=True)
+    for name, wanted in FILES.items():
+        path = find(name)
+        if path is None:
+            target = folder() / wanted.file
+            scratch = target.with_suffix(".part")
+            try:
+                urllib.request.urlretrieve(wanted.url, scratch)
+            except OSError as error:
+                raise ArtifactError(f"{wanted.url}: {error}; fetch it elsewhere and copy it to {target}") from None
+            scratch.rename(target)
+            path = find(name)
+        assert path is not None
+        paths.append(path)
+    return paths

@@ -1,0 +1,94 @@
+"""Eight small images, and every stage once on the smoke configurations, shared by the tests that only read them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs" / "smoke"
+
+
+def picture(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
+    """A smooth random colour image, (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_images(folder: Path, count: int = 8) -> Path:
+    """A folder of PNG files with a subfolder."""
+    (folder / "more").mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(picture(i, 180, 200)).save(folder / ("more" if i % 2 else ".") / f"image{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images") / "photos")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def illm(*words: object, cwd: Path, env: dict[str, str] | None = None, limit: int = 300) -> Finished:
+    """Runs the command line in its own process, as a user would."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, words)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"} | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    return Finished(ended.returncode, ended.stdout, ended.stderr)
+
+
+def assert_one_clear_line(ended: Finished, *expected: str) -> None:
+    """Exit code 2, no traceback, and each expected word in the message."""
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.err + ended.out
+    message = ended.err.splitlines()[-1] if "problem(s)" not in ended.err else ended.err
+    for word in expected:
+        assert word in ended.err, (word, ended.err)
+    assert message.strip()
+
+
+@pytest.fixture(scope="session")
+def smoke(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which `illm demo configs/smoke --run runs/smoke` has finished. Do not write into its runs."""
+    folder = tmp_path_factory.mktemp("smoke")
+    ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder)
+    assert ended.code == 0, ended.err
+    (folder / "output.txt").write_text(ended.out)
+    return folder
+
+
+@pytest.fixture
+def smoke_copy(smoke: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies some of the finished smoke runs into a working folder of one's own, to continue from or to damage."""
+
+    def copy(*stages: str) -> Path:
+        for stage in stages:
+            shutil.copytree(smoke / "runs" / "smoke" / stage, tmp_path / "runs" / "smoke" / stage)
+        return tmp_path
+
+    return copy

@@ -1,0 +1,160 @@
+"""The published sizes, and what each network does with its input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.models.codec import Codec, CodecConfig, Noise
+from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
+from pipeline.models.labeler import Labeler, LabelerConfig
+
+SMALL = CodecConfig(channels=(4, 4, 6, 8, 12), latent_channels=8, hyper_channels=6, residual_blocks=1)
+SMALL_LABELER = LabelerConfig(channels=4, multipliers=(1, 1, 2, 2), blocks=1, embedding=8, code_dim=4, num_codes=16)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def small_codec(seed: int = 0) -> Codec:
+    torch.manual_seed(seed)
+    codec = Codec(SMALL)
+    codec.update_tables()
+    return codec.eval()
+
+
+def zero_noise(x: torch.Tensor) -> Noise:
+    return Noise(torch.zeros(len(x), 8, x.shape[2] // 16, x.shape[3] // 16), torch.zeros(len(x), 6, x.shape[2] // 64, x.shape[3] // 64))
+
+
+def test_the_default_codec_has_the_published_size():
+    with torch.device("meta"):
+        codec = Codec(CodecConfig())
+    assert count(codec.analysis) == 7_423_420
+    assert count(codec.synthesis) == 156_774_683
+    assert count(codec.hyper_analysis) == 5_754_560
+    assert count(codec.hyper_synthesis_mean) == count(codec.hyper_synthesis_scale) == 5_754_460
+    assert count(codec.hyper_entropy) == 19_520
+    assert count(codec) == 181_481_103
+    assert len(list(codec.synthesis.parameters())) == 96
+
+
+def test_the_default_discriminator_and_labeler_have_the_published_size():
+    with torch.device("meta"):
+        assert count(Discriminator(DiscriminatorConfig(), 1024, 220)) == 17_877_073
+        labeler = Labeler(LabelerConfig())
+    assert count(labeler) == 18_116_178
+    assert count(labeler.encoder) == 7_443_523
+    assert count(labeler.decoder) == 10_660_103
+
+
+def test_shapes_of_the_published_networks():
+    with torch.device("meta"):
+        codec = Codec(CodecConfig())
+        x = torch.empty(1, 3, 256, 256)
+        y = codec.analysis(x)
+        assert y.shape == (1, 220, 16, 16)
+        assert codec.hyper_analysis(y).shape == (1, 320, 4, 4)
+        assert codec.synthesis(y).shape == x.shape
+        assert Discriminator(DiscriminatorConfig(), 1024, 220)(x, y).shape == (1, 1025, 32, 32)
+
+
+def test_entropy_tables_of_a_fresh_published_codec():
+    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), residual_blocks=1))
+    codec.update_tables()
+    assert codec.entropy.quantized_cdf.shape == (64, 3133)
+    assert codec.hyper_entropy.quantized_cdf.shape == (320, 23)
+    assert codec.entropy.scale_table[0].item() == pytest.approx(0.11)
+    assert codec.entropy.scale_table[-1].item() == pytest.approx(256)
+    assert codec.hyper_entropy.target.tolist() == pytest.approx([-21.4164, 0, 21.4164], abs=1e-3)
+
+
+def test_the_decoder_gets_rounded_latents_with_a_straight_gradient():
+    codec, x = small_codec(), torch.rand(2, 3, 64, 128)
+    out = codec(x, zero_noise(x))
+    y_hat, _ = codec.encode(x)
+    means, _ = codec._means_and_scales(codec.hyper_analysis(codec.analysis(x)))
+    offsets = out.y_hat - means
+    assert torch.allclose(offsets, offsets.round(), atol=1e-5)
+    assert out.y_hat.shape == y_hat.shape
+    gradient = torch.autograd.grad(out.x_hat.sum(), codec.analysis[0].weight)[0]
+    assert gradient.abs().sum() > 0
+
+
+def test_noise_changes_the_noisy_rate_and_not_the_rounded_latent_rate():
+    codec, x = small_codec(), torch.rand(1, 3, 64, 64)
+    still = zero_noise(x)
+    moved = Noise(still.y + 0.4, still.z)
+    a, b = codec(x, still), codec(x, moved)
+    assert a.bits.item() != b.bits.item()
+    assert a.rounded_bits.item() == b.rounded_bits.item()
+    assert not a.rounded_bits.requires_grad
+
+
+def test_bits_agree_with_compressai_likelihoods():
+    codec = small_codec()
+    z = torch.randn(2, 6, 1, 2) * 3
+    rounded, likelihoods = codec.hyper_entropy(z, training=False)
+    assert torch.allclose(codec._hyper_bits(rounded), -likelihoods.log2().sum((1, 2, 3)), rtol=1e-5)
+    y, means, scales = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.rand(2, 8, 4, 4)
+    rounded, likelihoods = codec.entropy(y, scales, means, training=False)
+    assert torch.allclose(codec._latent_bits(rounded, means, scales), -likelihoods.log2().sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    codec, x = small_codec(), torch.rand(3, 3, 64, 64)
+    together = codec.noise_like(x, [torch.Generator().manual_seed(i) for i in range(3)])
+    alone = codec.noise_like(x[2:], [torch.Generator().manual_seed(2)])
+    assert torch.equal(together.y[2:], alone.y)
+    assert torch.equal(together.z[2:], alone.z)
+    assert together.y.min() >= -0.5
+    assert together.y.max() < 0.5
+
+
+def test_sides_that_are_no_multiples_of_64_are_refused():
+    with pytest.raises(ValueError, match="multiples of 64"):
+        small_codec().encode(torch.rand(1, 3, 200, 300))
+
+
+def test_the_labeler_picks_the_code_with_the_smallest_angle():
+    torch.manual_seed(0)
+    labeler = Labeler(SMALL_LABELER)
+    z = F.normalize(torch.randn(1, 4, 2, 3), dim=1)
+    codes = F.normalize(labeler.codebook, dim=1)
+    distances = (z.permute(0, 2, 3, 1)[..., None, :] - codes).square().sum(-1)
+    assert torch.equal(labeler.nearest(z), distances.argmin(-1))
+
+
+def test_labels_have_one_entry_per_eight_by_eight_patch():
+    labels = Labeler(SMALL_LABELER).label(torch.rand(2, 3, 64, 128))
+    assert labels.shape == (2, 8, 16)
+    assert labels.dtype == torch.int64
+    assert labels.max() < 16
+
+
+def test_the_labelers_straight_through_gradient_reaches_the_encoder():
+    torch.manual_seed(0)
+    labeler = Labeler(SMALL_LABELER)
+    out = labeler(torch.rand(1, 3, 64, 64))
+    out.x_hat.sum().backward()
+    assert labeler.encoder[0].weight.grad.abs().sum() > 0
+    assert labeler.codebook.grad is None  # codes learn from the embedding loss alone
+
+
+def test_the_discriminator_looks_at_its_context():
+    torch.manual_seed(0)
+    network = Discriminator(DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8)
+    x, y = torch.rand(1, 3, 64, 64), torch.randn(1, 8, 4, 4)
+    assert network(x, y).shape == (1, 17, 8, 8)
+    assert not torch.equal(network(x, y), network(x, y + 1))
+
+
+def test_shortcuts_of_the_discriminator_see_the_activated_input():
+    torch.manual_seed(0)
+    network = Discriminator(DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8)
+    block = network.down[1]
+    for conv in (block.conv1, block.conv2):
+        torch.nn.init.zeros_(conv.weight)
+        torch.nn.init.zeros_(conv.bias)
+    x = torch.randn(1, 4, 4, 4)
+    assert torch.allclose(block(x), F.avg_pool2d(F.leaky_relu(x, 0.2), 2))

@@ -1,0 +1,93 @@
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, PositiveInt
+
+from pipeline import config, stages
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from tests.conftest import ROOT
+
+
+class Fast(Config):
+    kind: Literal["fast"]
+    speed: PositiveInt
+
+
+class Slow(Config):
+    kind: Literal["slow"]
+    patience: float = 1.0
+
+
+class Inner(Config):
+    learning_rate: float = 1e-4
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Outer(Config):
+    steps: PositiveInt
+    inner: Inner = Inner()
+    mode: Annotated[Fast | Slow, Field(discriminator="kind")] = Slow(kind="slow")
+
+
+def written(tmp_path: Path, text: str, name: str = "c.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_overrides_win_over_the_file_and_numbers_in_exponent_form_are_numbers(tmp_path):
+    path = written(tmp_path, "steps: 3\ninner: {learning_rate: 1e-4}\n")
+    cfg = config.load(Outer, path, ["inner.learning_rate=3e-4", "mode={kind: fast, speed: 2}"])
+    assert cfg == Outer(steps=3, inner=Inner(learning_rate=3e-4), mode=Fast(kind="fast", speed=2))
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
+    path = written(tmp_path, "steps: 0\ninner: {learning_rat: 1, precision: no}\nmode: {kind: slow, patiense: 1}\n")
+    with pytest.raises(ConfigError) as error:
+        config.load(Outer, path, ["inner.learnin_rate=2", "nonsense"])
+    told = str(error.value)
+    assert "6 problem(s)" in told
+    assert "steps: input should be greater than 0, got 0" in told
+    assert "inner.learning_rat: unknown key; did you mean 'learning_rate'?" in told
+    assert "quote it" in told
+    assert "mode.patiense: unknown key; did you mean 'patience'?" in told
+    assert "'nonsense': expected key=value" in told
+
+
+def test_a_key_that_stands_twice_is_a_mistake(tmp_path):
+    with pytest.raises(ConfigError, match="'steps' stands twice"):
+        config.load(Outer, written(tmp_path, "steps: 1\nsteps: 2\n"))
+
+
+def test_extends_merges_sections_but_not_sections_of_another_kind(tmp_path):
+    written(tmp_path, "steps: 1\ninner: {learning_rate: 5}\nmode: {kind: slow, patience: 9}\n", "base.yaml")
+    path = written(tmp_path, "extends: base.yaml\ninner: {precision: bf16}\nmode: {kind: fast, speed: 1}\n")
+    cfg = config.load(Outer, path)
+    assert cfg.inner == Inner(learning_rate=5, precision="bf16")
+    assert cfg.mode == Fast(kind="fast", speed=1)
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\x00"])
+def test_what_is_no_mapping_is_one_clear_mistake(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        config.load(Outer, written(tmp_path, text))
+
+
+def test_flatten_and_differences_name_dotted_keys():
+    one, two = Outer(steps=1), Outer(steps=2, inner=Inner(precision="bf16"))
+    assert config.flatten(one)["inner.learning_rate"] == 1e-4
+    assert config.differences(config.flatten(two), config.flatten(one)) == [
+        "steps: 1 there, 2 now",
+        "inner.precision: fp32 there, bf16 now",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_shipped_config_loads(path):
+    if path.parent.name == "launch":
+        return  # read by accelerate, see test_distributed
+    values = config.read_yaml(path)
+    cfg = config.load(stages.get(values["stage"]).StageConfig, path)
+    assert config.flatten(cfg)["stage"] in path.stem or path.parent.name == "sweep"
