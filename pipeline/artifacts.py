@@ -179,12 +179,16 @@ def flush_folder(folder: Path) -> None:
 def _manifest(path: Path, name: str) -> Manifest:
     if not (path / MANIFEST).is_file():
         unfinished = (path / "run.yaml").is_file()
-        state = "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"
+        state = (
+            "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"
+        )
         raise ArtifactError(f"{name}: expected a finished artifact, found none; {state}")
     try:
         return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except ValidationError as error:
-        raise ArtifactError(f"{path / MANIFEST}: damaged or foreign manifest ({error.error_count()} problems)") from None
+        raise ArtifactError(
+            f"{path / MANIFEST}: damaged or foreign manifest ({error.error_count()} problems)"
+        ) from None
 
 
 def _entry(path: Path) -> FileEntry:
@@ -201,6 +205,8 @@ def _verify(folder: Path, name: str, entry: FileEntry) -> None:
         raise ArtifactError(f"{path}: missing, but the manifest lists it; make the artifact again")
     size = path.stat().st_size
     if size != entry.size:
-        raise ArtifactError(f"{path}: {size} bytes, expected {entry.size} (truncated or changed); make the artifact again")
+        raise ArtifactError(
+            f"{path}: {size} bytes, expected {entry.size} (truncated or changed); make the artifact again"
+        )
     if sha256(path) != entry.sha256:
         raise ArtifactError(f"{path}: its SHA-256 differs from the manifest (damaged); make the artifact again")

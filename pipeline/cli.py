@@ -141,9 +141,19 @@ def _exit_code(command: Callable[[], object]) -> int:
     except (UserError, Preempted) as error:
         return _tell(str(error), error.exit_code)
     except OSError as error:
-        if error.errno in (*_DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in (
+            *_DISK_ERRORS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+        ):
             full = "free some space" if error.errno in _DISK_ERRORS else "choose a place that can be written"
-            return _tell(f"cannot write {error.filename or 'a file'}: {error.strerror}; {full} and run the same command", 2)
+            return _tell(
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; {full} and run the same command", 2
+            )
         traceback.print_exc()
         return 1
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; a config must not."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
@@ -90,8 +90,9 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        same_kind = isinstance(old, dict) and isinstance(value, dict) and old.get("kind") == value.get("kind", old.get("kind"))
-        merged[key] = _merge(old, value) if same_kind else value  # type: ignore[arg-type]
+        merged[key] = value
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = _merge(old, value)
     return merged
 
 
@@ -110,7 +111,9 @@ def _override(values: dict[str, Any], word: str) -> str | None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             return f"{key}: {parent!r} holds a value, not a section"
-    section[last] = _merge(section[last], value) if isinstance(section.get(last), dict) and isinstance(value, dict) else value
+    section[last] = (
+        _merge(section[last], value) if isinstance(section.get(last), dict) and isinstance(value, dict) else value
+    )
     return None
 
 

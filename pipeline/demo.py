@@ -14,7 +14,9 @@ class StageFailed(UserError):
     """A stage's command ended with an error that it has already told."""
 
     def __init__(self, stage: str, code: int):
-        super().__init__(f"demo: the stage {stage!r} stopped with exit code {code}; `make demo` again continues from there")
+        super().__init__(
+            f"demo: the stage {stage!r} stopped with exit code {code}; `make demo` again continues from there"
+        )
         self.exit_code = code
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from pipeline.models.codec import LATENT_STRIDE, Codec, CodecConfig
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.labeler import Labeler, LabelerConfig
 
+C = TypeVar("C", bound=Config)
 OUTPUTS = {
     "shard": "a 'shards' artifact: WebDataset tars, tables, index",
     "vqvae": "a 'labeler' artifact",
@@ -42,7 +43,9 @@ def describe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     networks = _Networks(path, cfg)
     return {
         "stage": name,
-        "inputs": {key: value for key, value in flat.items() if key.split(".")[-1] in _INPUTS or key.startswith("codecs.")},
+        "inputs": {
+            key: value for key, value in flat.items() if key.split(".")[-1] in _INPUTS or key.startswith("codecs.")
+        },
         "outputs": OUTPUTS[name],
         "steps": flat.get("fit.steps"),
         "notes": networks.notes,
@@ -65,9 +68,9 @@ class _Networks:
         stage = config.flatten(cfg)["stage"]
         with torch.device("meta"):
             if stage in ("pretrain", "gan"):
-                self.codec = Codec(cfg.codec if stage == "pretrain" else self._input(path, "codec", "pretrain", CodecConfig))  # type: ignore[attr-defined]
+                self.codec = Codec(self._architecture(path, "codec", "pretrain", CodecConfig))
             if stage in ("vqvae", "gan"):
-                self.labeler = Labeler(cfg.labeler if stage == "vqvae" else self._input(path, "labeler", "vqvae", LabelerConfig))  # type: ignore[attr-defined]
+                self.labeler = Labeler(self._architecture(path, "labeler", "vqvae", LabelerConfig))
             if self.codec is not None and self.labeler is not None:
                 wanted = cfg.discriminator  # type: ignore[attr-defined]
                 self.discriminator = Discriminator(wanted, self.labeler.cfg.num_codes, self.codec.cfg.latent_channels)
@@ -101,7 +104,7 @@ class _Networks:
         if not hasattr(self.cfg, "data"):
             return {}
         size, crop = self.cfg.data.batch_size, self.cfg.data.crop
-        trained = [m for m in (self.codec or self.labeler,) if m is not None]
+        trained: list[nn.Module] = [m for m in (self.codec or self.labeler,) if m is not None]
         passes = [lambda: self._train_pass(torch.empty(size, 3, crop, crop, device="meta"))]
         if (codec := self.codec) is not None and (discriminator := self.discriminator) is not None:
             trained = [codec.synthesis, discriminator]
@@ -121,19 +124,27 @@ class _Networks:
         assert self.codec is not None
         y = self.codec.analysis(x)
         z = self.codec.hyper_analysis(y)
-        return self.codec.synthesis(y).sum() + (self.codec.hyper_synthesis_mean(z) + self.codec.hyper_synthesis_scale(z)).sum()
+        return (
+            self.codec.synthesis(y).sum()
+            + (self.codec.hyper_synthesis_mean(z) + self.codec.hyper_synthesis_scale(z)).sum()
+        )
 
-    def _input(self, path: Path, role: str, made_by: str, kind: type[Config]) -> Config:
-        """The architecture of an input artifact; where it is not there yet, of the config beside this one that makes it."""
-        uri = getattr(self.cfg, role)
+    def _architecture(self, path: Path, role: Literal["codec", "labeler"], made_by: str, kind: type[C]) -> C:
+        """The config's own architecture, or its input artifact's; where that is not there yet, the one that the config
+        beside this one would make."""
+        own = getattr(self.cfg, role)
+        if isinstance(own, kind):
+            return own
         try:
-            return kind.model_validate(config.read_yaml(artifacts.read(uri, role).path / "model.yaml"))  # type: ignore[arg-type]
+            return kind.model_validate(config.read_yaml(artifacts.read(own, role).path / "model.yaml"))
         except ArtifactError:
             beside = path.parent / f"{made_by}.yaml"
-            source = str(beside) if beside.is_file() else "the published architecture"
-            self.notes.append(f"{role}: {uri} is not there yet; its figures follow {source}")
-            made = config.load(stages.get(made_by).StageConfig, beside) if beside.is_file() else None
-            return getattr(made, role) if made is not None else kind()
+        if not beside.is_file():
+            self.notes.append(f"{role}: {own} is not there yet; its figures are the published architecture's")
+            return kind()
+        self.notes.append(f"{role}: {own} is not there yet; its figures follow {beside}")
+        architecture: C = getattr(config.load(stages.get(made_by).StageConfig, beside), role)
+        return architecture
 
 
 def as_json(description: dict[str, Any]) -> str:

@@ -40,3 +40,7 @@ class Preempted(Exception):
 
 class TrainingError(UserError):
     """Training cannot go on with this configuration, for instance because the loss is no longer a number."""
+
+
+class TrackingError(UserError):
+    """The tracking store cannot be reached or written."""

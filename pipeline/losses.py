@@ -66,9 +66,7 @@ def generator_loss(fake_logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(fake_logits.float(), labels + 1)
 
 
-def discriminator_loss(
-    real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor
-) -> Tensor:
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:
     """Cross-entropy of a network that names the label of real patches and says "fake" to the rest.
 
     Shapes: logits (B, K + 1, h, w), class 0 means "fake"; real_labels (B, h, w) int64 in [0, K).

@@ -71,7 +71,10 @@ class Lpips(nn.Module):
         self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         if trunk is not None:
             state = torch.load(trunk, map_location="cpu", weights_only=True)
-            for name, parameter in self.net.net.named_parameters():  # "sliceN.i.weight" is torchvision's "features.i.weight"
+            for (
+                name,
+                parameter,
+            ) in self.net.net.named_parameters():  # "sliceN.i.weight" is torchvision's "features.i.weight"
                 parameter.data.copy_(state["features." + name.split(".", 1)[1]])
         self.requires_grad_(False).eval()
 

@@ -44,7 +44,9 @@ def fetch(uri: str) -> Path:
     version = _version(uri)
     digest = version.tags.get("artifact.digest", "")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ArtifactError(f"{uri}: version {version.version} was not registered by `illm promote` (no artifact digest)")
+        raise ArtifactError(
+            f"{uri}: version {version.version} was not registered by `illm promote` (no artifact digest)"
+        )
     folder = tracking.HOME / "registry-cache" / digest
     if not folder.is_dir():
         import mlflow
@@ -73,4 +75,6 @@ def _version(uri: str) -> "ModelVersion":
             return client.get_model_version_by_alias(parts["name"], parts["alias"])
         return client.get_model_version(parts["name"], parts["version"])
     except MlflowException:
-        raise ArtifactError(f"{uri}: nothing is registered under that name at {tracking.uri()}; `illm promote` first") from None
+        raise ArtifactError(
+            f"{uri}: nothing is registered under that name at {tracking.uri()}; `illm promote` first"
+        ) from None

@@ -1,5 +1,6 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,15 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
     artifacts.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
 
 
-def manifest(kind: Kind, cfg: config.Config, given: Inputs, metrics: dict[str, float], run_id: str | None) -> Manifest:
+def manifest(
+    kind: Kind, cfg: config.Config, given: Inputs, metrics: Mapping[str, float], run_id: str | None
+) -> Manifest:
     """The manifest of what a stage is about to publish."""
     numbers = {name: float(value) for name, value in metrics.items()}
     flat = config.flatten(cfg)
-    return Manifest(kind=kind, stage=stage_of(cfg), parents=given.parents(), metrics=numbers, config=flat, run_id=run_id)
+    return Manifest(
+        kind=kind, stage=stage_of(cfg), parents=given.parents(), metrics=numbers, config=flat, run_id=run_id
+    )
 
 
 def stage_of(cfg: config.Config) -> str:

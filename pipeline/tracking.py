@@ -2,14 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts, config
 from pipeline.artifacts import Artifact
-from pipeline.errors import Preempted
+from pipeline.errors import Preempted, TrackingError
 from pipeline.runs import Inputs
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def client() -> "MlflowClient":
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
 
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints what it raises, with a traceback
     if uri().startswith("sqlite:///"):
         Path(uri().removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri())
@@ -50,9 +51,9 @@ class Tracker:
     """One stage's MLflow run; without a client (ranks other than the main one) it does nothing."""
 
     def __init__(self, client: "MlflowClient | None", run_id: str | None):
-        self._client, self.run_id = client, run_id
+        self._client, self.run_id = client, run_id or ""
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records metrics at `step`."""
         if self._client is not None and metrics:
             from mlflow.entities import Metric
@@ -60,11 +61,13 @@ class Tracker:
 
             now = get_current_time_millis()
             points = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-            self._client.log_batch(self.run_id, metrics=points)
+            with _told():
+                self._client.log_batch(self.run_id, metrics=points)
 
     def tag(self, name: str, value: str) -> None:
         if self._client is not None:
-            self._client.set_tag(self.run_id, name, value)
+            with _told():
+                self._client.set_tag(self.run_id, name, value)
 
     def artifact(self, artifact: Artifact) -> None:
         """Records an artifact: its files (of shards, tables and index only) and its digest as a tag."""
@@ -82,8 +85,9 @@ def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bo
     if not enabled:
         yield Tracker(None, None)
         return
-    store = client()
-    run_id = _open(store, stage, folder, cfg, given)
+    with _told():
+        store = client()
+        run_id = _open(store, stage, folder, cfg, given)
     status = "FAILED"
     try:
         yield Tracker(store, run_id)
@@ -93,6 +97,18 @@ def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bo
         raise
     finally:
         store.set_terminated(run_id, status)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns the tracking store's errors into one line for the user."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrackingError(f"cannot record in {uri()}: {reason}; mend that and run the same command") from error
 
 
 def _open(store: "MlflowClient", stage: str, folder: Path, cfg: config.Config, given: Inputs) -> str:

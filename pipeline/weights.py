@@ -53,7 +53,9 @@ def find(name: Name) -> Path | None:
     if not path.is_file():
         return None
     if not artifacts.sha256(path).startswith(wanted.sha256_prefix):
-        raise ArtifactError(f"{path}: its SHA-256 does not start with {wanted.sha256_prefix}; remove it, then `make fetch-weights`")
+        raise ArtifactError(
+            f"{path}: its SHA-256 does not start with {wanted.sha256_prefix}; remove it, then `make fetch-weights`"
+        )
     return path
 
 

@@ -30,7 +30,7 @@ def write_images(folder: Path, count: int = 8) -> Path:
     """A folder of PNG files with a subfolder."""
     (folder / "more").mkdir(parents=True)
     for i in range(count):
-        Image.fromarray(picture(i, 180, 200)).save(folder / ("more" if i % 2 else ".") / f"image{i}.png")
+        Image.fromarray(picture(50 + i, 180, 200)).save(folder / ("more" if i % 2 else ".") / f"image{i}.png")
     return folder
 
 

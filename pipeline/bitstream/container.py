@@ -1,13 +1,13 @@
 """The compressed file: a short header, two entropy-coded streams, a checksum.
 
-    offset  bytes  content
-    0       4      magic "ILLM"
-    4       1      format version, 1
-    5       4      bitstream id of the codec that can read the streams (Codec.bitstream_id)
-    9       1-5    image height, then width: unsigned LEB128 numbers of pixels, at least 1
-            1-5    length of the hyper-latent stream in bytes, LEB128
-            ...    hyper-latent stream, latent stream (the rest)
-    end-4   4      CRC-32 (zlib's) of all bytes before it, little-endian
+offset  bytes  content
+0       4      magic "ILLM"
+4       1      format version, 1
+5       4      bitstream id of the codec that can read the streams (Codec.bitstream_id)
+9       1-5    image height, then width: unsigned LEB128 numbers of pixels, at least 1
+        1-5    length of the hyper-latent stream in bytes, LEB128
+        ...    hyper-latent stream, latent stream (the rest)
+end-4   4      CRC-32 (zlib's) of all bytes before it, little-endian
 """
 
 import zlib
@@ -45,7 +45,9 @@ def unpack(content: bytes) -> Packet:
     Raises: BitstreamError if they are no such file, of another version, damaged, or claim an absurd image.
     """
     if not content.startswith(MAGIC):
-        raise BitstreamError(f"not a compressed image: begins with {content[:4].hex() or 'nothing'}, expected {MAGIC.hex()} ('ILLM')")
+        raise BitstreamError(
+            f"not a compressed image: begins with {content[:4].hex() or 'nothing'}, expected {MAGIC.hex()} ('ILLM')"
+        )
     if len(content) < 5 or content[4] != VERSION:
         found = content[4] if len(content) > 4 else "none"
         raise BitstreamError(f"format version {found}, this program reads version {VERSION}; update it")

@@ -68,7 +68,12 @@ def _inspect_artifact(path: Path) -> str:
     kind = artifacts.kind_of(str(path))
     artifact = artifacts.read(str(path), kind)
     manifest = artifact.manifest
-    lines = [f"kind      {kind}", f"digest    {artifact.digest}", f"stage     {manifest.stage}", f"created   {manifest.created}"]
+    lines = [
+        f"kind      {kind}",
+        f"digest    {artifact.digest}",
+        f"stage     {manifest.stage}",
+        f"created   {manifest.created}",
+    ]
     lines += [f"parent    {role}: {parent.digest} ({parent.source})" for role, parent in manifest.parents.items()]
     lines += [f"metric    {name} = {value}" for name, value in manifest.metrics.items()]
     lines += [f"file      {name} ({entry.size} bytes)" for name, entry in manifest.files.items()]

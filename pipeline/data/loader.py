@@ -143,7 +143,7 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
         raise DataError(f"{cfg.shards}: no training images in these shards")
     loader: DataLoader[Any] = DataLoader(
         Crops(cfg, reader, seed),
-        batch_sampler=positions(share, start),  # type: ignore[arg-type]  # any iterable of lists does
+        batch_sampler=positions(share, start),  # any iterable of lists does
         num_workers=cfg.workers,
         collate_fn=list,
         prefetch_factor=4 if cfg.workers else None,
@@ -157,7 +157,9 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
             all_bad.update(bad)
             if crop is None or len(all_bad) > cfg.max_bad_samples:
                 listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])
-                raise DataError(f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}")
+                raise DataError(
+                    f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}"
+                )
         yield Batch(to_float(np.stack([crop for crop, _, _ in items])), [position for _, position, _ in items])
 
 
@@ -169,7 +171,9 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
     """
     count = min(len(reader), cfg.validation_crops)
     if not count:
-        raise DataError(f"{cfg.shards}: no validation images in these shards; raise validation_share of the shard stage")
+        raise DataError(
+            f"{cfg.shards}: no validation images in these shards; raise validation_share of the shard stage"
+        )
     each = cfg.validation_crops // count
     images = (transforms.decode(reader.read(i)).pixels for i in range(count))
     return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, cfg.crop, each)]))

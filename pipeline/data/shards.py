@@ -126,7 +126,9 @@ def split_photos(photos: list[Photo], validation_share: float) -> dict[Split, li
     return {"train": train, "valid": valid}
 
 
-def write(folder: Path, splits: dict[Split, list[Photo]], refused: list[Refusal], shard_bytes: int, workers: int) -> None:
+def write(
+    folder: Path, splits: dict[Split, list[Photo]], refused: list[Refusal], shard_bytes: int, workers: int
+) -> None:
     """Writes tars of about `shard_bytes`, their tables and `index.json`. The bytes do not depend on `workers`."""
     jobs = [
         (folder / f"{split}-{number:06d}.tar", group)
@@ -136,9 +138,7 @@ def write(folder: Path, splits: dict[Split, list[Photo]], refused: list[Refusal]
     with ProcessPoolExecutor(workers) as pool:
         shards = list(pool.map(_write_tar, *zip(*jobs, strict=True))) if jobs else []
     index = {
-        "splits": {
-            split: [asdict(shard) for shard in shards if shard.file.startswith(split)] for split in SPLITS
-        },
+        "splits": {split: [asdict(shard) for shard in shards if shard.file.startswith(split)] for split in SPLITS},
         "refused": [asdict(r) for r in refused],
     }
     (folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -194,7 +194,9 @@ class ShardReader:
         if not path.is_file():
             raise DataError(f"{path}: missing, but the index lists it; make the shards again")
         if (size := path.stat().st_size) != shard.bytes:
-            raise DataError(f"{path}: {size} bytes, expected {shard.bytes} (truncated or changed); make the shards again")
+            raise DataError(
+                f"{path}: {size} bytes, expected {shard.bytes} (truncated or changed); make the shards again"
+            )
 
     def _descriptor(self, file: str) -> int:
         key = (file, os.getpid())  # a forked loader worker opens its own
@@ -232,7 +234,12 @@ def _write_tar(target: Path, photos: list[Photo]) -> Shard:
             content = Path(photo.path).read_bytes()
             if hashlib.sha256(content).hexdigest() != photo.sha256:
                 raise DataError(f"{photo.path}: changed while it was being sharded; run the stage again")
-            about = {"width": photo.width, "height": photo.height, "sha256": photo.sha256, "source": Path(photo.path).name}
+            about = {
+                "width": photo.width,
+                "height": photo.height,
+                "sha256": photo.sha256,
+                "source": Path(photo.path).name,
+            }
             writer.write({"__key__": key, photo.extension: content, "json": about})
     with tarfile.open(target) as tar:
         places = {member.name: member.offset_data for member in tar}

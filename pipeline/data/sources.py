@@ -10,7 +10,14 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 # The colour photos these packages ship (of the stereo pair, one view).
 _SAMPLE_PHOTOS = {
-    "skimage": ["astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg"],
+    "skimage": [
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "hubble_deep_field.jpg",
+        "motorcycle_left.png",
+        "rocket.jpg",
+    ],
     "sklearn": ["china.jpg", "flower.jpg"],
 }
 _SAMPLE_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}

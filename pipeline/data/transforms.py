@@ -61,8 +61,12 @@ def pad_to(pixels: Pixels, height: int, width: int) -> Pixels:
         grow_w = min(max(width - pixels.shape[1], 0), max(pixels.shape[1] - 1, 0))
         if grow_h or grow_w:
             pixels = np.pad(pixels, ((0, grow_h), (0, grow_w), (0, 0)), mode="reflect")
-        if pixels.shape[0] == 1 and height > 1 or pixels.shape[1] == 1 and width > 1:  # nothing to reflect
-            repeat = (2 if pixels.shape[0] == 1 and height > 1 else 1, 2 if pixels.shape[1] == 1 and width > 1 else 1, 1)
+        if (pixels.shape[0] == 1 and height > 1) or (pixels.shape[1] == 1 and width > 1):  # nothing to reflect
+            repeat = (
+                2 if pixels.shape[0] == 1 and height > 1 else 1,
+                2 if pixels.shape[1] == 1 and width > 1 else 1,
+                1,
+            )
             pixels = np.tile(pixels, repeat)
     return pixels
 

@@ -69,8 +69,9 @@ def rate_distortion(totals: Totals, metric: str, dataset: str) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), style, color="0.6", marker=".", label=f"{name}, published, {dataset}")
     for name, row in totals.items():
-        if row["bpp"] is not None and row[metric] is not None:
-            axes.plot([row["bpp"]], [row[metric]], "o", markersize=8, label=f"{name}, these images")
+        rate, value = row["bpp"], row[metric]
+        if rate is not None and value is not None:
+            axes.plot([rate], [value], "o", markersize=8, label=f"{name}, these images")
     axes.set(xlabel=COLUMNS["bpp"][0], ylabel=COLUMNS[metric][0])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -78,7 +79,9 @@ def rate_distortion(totals: Totals, metric: str, dataset: str) -> Figure:
 
 
 def _images(folder: Path, models: list[str], limit: int) -> list[dict[str, Any]]:
-    sizes = {(row["image"], row["model"]): row for row in csv.DictReader((folder / "per_image.csv").open(encoding="utf-8"))}
+    sizes = {
+        (row["image"], row["model"]): row for row in csv.DictReader((folder / "per_image.csv").open(encoding="utf-8"))
+    }
     originals = sorted((folder / "reconstructions" / "original").glob("*.png"))[:limit]
     return [
         {

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
@@ -93,7 +94,7 @@ class Synthesis(nn.Module):
         self.residual = nn.Sequential(*(ResidualBlock(widest) for _ in range(cfg.residual_blocks)))
         layers: list[nn.Module] = []
         widths = cfg.channels[::-1]
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in pairwise(widths):
             up = nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1)
             layers += [up, ChannelNorm(narrow), nn.ReLU(inplace=True)]
         layers.append(nn.Conv2d(widths[-1], 3, 7, padding=3))
@@ -119,7 +120,10 @@ class HyperAnalysis(nn.Sequential):
 
 
 class HyperSynthesis(nn.Sequential):
-    """h_s: hyper-latent to means or scales, linear. Shapes: z_hat (B, hyper_channels, h, w); returns (B, latent_channels, 4h, 4w)."""
+    """h_s: hyper-latent to means or scales, linear.
+
+    Shapes: z_hat (B, hyper_channels, h, w); returns (B, latent_channels, 4h, 4w).
+    """
 
     def __init__(self, cfg: CodecConfig):
         n = cfg.hyper_channels

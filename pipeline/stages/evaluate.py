@@ -221,9 +221,7 @@ def print_table(totals: dict[str, dict[str, float | None]], num_images: int) -> 
     Console(width=100).print(table)
 
 
-def _write_tables(
-    folder: Path, measurements: list[Measurement], totals: dict[str, dict[str, float | None]]
-) -> None:
+def _write_tables(folder: Path, measurements: list[Measurement], totals: dict[str, dict[str, float | None]]) -> None:
     with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Measurement)])
         writer.writeheader()

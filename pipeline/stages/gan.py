@@ -41,7 +41,9 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         facts, shards=(cfg.data.shards, "shards"), codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler")
     )
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.
-    return train(cfg, folder, "codec", given, lambda runtime, crops: GanTask(cfg, runtime, crops, given), batch_multiple=2)
+    return train(
+        cfg, folder, "codec", given, lambda runtime, crops: GanTask(cfg, runtime, crops, given), batch_multiple=2
+    )
 
 
 class GanTask:

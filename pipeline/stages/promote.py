@@ -59,14 +59,19 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     codec = _evaluated_codec(cfg, evaluation)
     values = _values(cfg, evaluation)
     given = runs.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (codec[0], codec[1])}, {})
-    failed = [f"{metric} is {values[metric]:g}, expected {gate}" for metric, gate in cfg.gates.items() if not gate.holds(values[metric])]
+    failed = [
+        f"{metric} is {values[metric]:g}, expected {gate}"
+        for metric, gate in cfg.gates.items()
+        if not gate.holds(values[metric])
+    ]
     _print_gates(cfg, values)
     if failed:
         listed = "\n".join(f"  {line}" for line in failed)
-        raise GatesNotMet(f"{cfg.codec} is not promoted; {len(failed)} of {len(cfg.gates)} gates do not hold:\n{listed}")
+        raise GatesNotMet(
+            f"{cfg.codec} is not promoted; {len(failed)} of {len(cfg.gates)} gates do not hold:\n{listed}"
+        )
     runs.claim(folder, cfg, given)
     with tracking.run("promote", folder, cfg, given) as tracker:
-        assert tracker.run_id is not None
         tracker.log(0, values)
         tags = {f"gate.{metric}": f"{values[metric]:g} {gate}" for metric, gate in cfg.gates.items()}
         version = registry.register(cfg.name, codec[1], tracker.run_id, tags | {"evaluation.digest": evaluation.digest})

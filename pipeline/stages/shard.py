@@ -22,7 +22,9 @@ class StageConfig(Config):
     stage: Literal["shard"] = "shard"
     source: str  # folder of images, or samples://photos for those inside scikit-image and scikit-learn
     min_side: PositiveInt = 256  # pixels; images with a shorter side are refused
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of images, chosen by content, kept from training
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = (
+        0.02  # share of images, chosen by content, kept from training
+    )
     shard_mb: PositiveFloat = 256.0  # a tar is closed when it holds this much
     workers: NonNegativeInt = 0  # processes; 0: one per core
 
@@ -38,11 +40,15 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         console = Console(stderr=True)
         with ProcessPoolExecutor(workers) as pool:
             found = pool.map(partial(shards.examine, min_side=cfg.min_side), files, chunksize=8)
-            results = list(track(found, "examining", total=len(files), console=console, disable=not console.is_terminal))
+            results = list(
+                track(found, "examining", total=len(files), console=console, disable=not console.is_terminal)
+            )
         photos, refused = shards.without_duplicates(results)
         if not photos:
             reasons = "\n".join(f"  {r.path}: {r.reason}" for r in refused[:20])
-            raise DataError(f"{cfg.source}: none of {len(files)} files is a usable image; the first refusals:\n{reasons}")
+            raise DataError(
+                f"{cfg.source}: none of {len(files)} files is a usable image; the first refusals:\n{reasons}"
+            )
         splits = shards.split_photos(photos, cfg.validation_share)
         metrics = {
             "train_images": len(splits["train"]),

@@ -112,7 +112,11 @@ def pareto_figure(points: Sequence[Point], quality: str) -> Figure:
 
 def _check_keys(cfg: StageConfig) -> None:
     """Loads the base configurations with one value of every searched key, so that a typo is found before any trial."""
-    problems = [f"search.{key}: begins with no stage of a trial ({', '.join(TRIAL_STAGES)})" for key in cfg.search if key.split(".")[0] not in TRIAL_STAGES]
+    problems = [
+        f"search.{key}: begins with no stage of a trial ({', '.join(TRIAL_STAGES)})"
+        for key in cfg.search
+        if key.split(".")[0] not in TRIAL_STAGES
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
     values = {key: space.values[0] if isinstance(space, Grid) else space.low for key, space in cfg.search.items()}
@@ -141,7 +145,8 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
         ray.init(include_dashboard=False, log_to_driver=False) if "RAY_ADDRESS" not in os.environ else ray.init()
     here = Path.cwd()
     trainable = tune.with_resources(
-        lambda values: _trial(cfg, folder.resolve(), here, values), {"cpu": cfg.cpus_per_trial, "gpu": cfg.gpus_per_trial}
+        lambda values: _trial(cfg, folder.resolve(), here, values),
+        {"cpu": cfg.cpus_per_trial, "gpu": cfg.gpus_per_trial},
     )
     try:
         results = tune.Tuner(
@@ -154,7 +159,7 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
             ),
             run_config=tune.RunConfig(name="tune", storage_path=str(folder.resolve()), verbose=0),
         ).fit()
-        return [{**(r.metrics or {}), "settings": r.config or {}} for r in results]
+        return [{**(r.metrics or {}), "settings": r.config or {}} for r in (results[i] for i in range(len(results)))]
     finally:
         if started_here:
             ray.shutdown()

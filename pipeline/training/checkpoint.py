@@ -6,6 +6,7 @@ written under a scratch name, flushed and renamed, so a kill at any moment leave
 
 import json
 import os
+import pickle
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -59,8 +60,9 @@ def restore(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
             if sha256(path / "state.pt") != about["sha256"]:
                 raise ValueError("its SHA-256 differs from the manifest")
             return progress, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"checkpoint {path} is damaged ({error}); trying the one before", file=sys.stderr)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
     return None
 
 

@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -56,7 +57,10 @@ def fit(
     stream = batches(progress.samples)
     window = Window(runtime)
     validated: dict[str, float] = {}
-    with stop_signals() as stop_requested, ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display:
+    with (
+        stop_signals() as stop_requested,
+        ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display,
+    ):
         while progress.step < cfg.steps:
             batch = runtime.place_batch(next(stream))
             window.add(task.train_step(batch, progress.step))
@@ -75,10 +79,14 @@ def fit(
                 log(step, validated)
                 display.note(step, validated)
             if saving:
-                runtime.on_main(lambda: checkpoint.save(folder, progress, runtime.state_dict(), cfg.keep_checkpoints))
+                runtime.on_main(partial(save_checkpoint, runtime, folder, progress, cfg.keep_checkpoints))
             if stopping:
                 raise Preempted(step)
     return validated or task.validate()
+
+
+def save_checkpoint(runtime: Runtime, folder: Path, progress: Progress, keep: int) -> None:
+    checkpoint.save(folder, progress, runtime.state_dict(), keep)
 
 
 class Window:

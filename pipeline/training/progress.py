@@ -20,7 +20,7 @@ SHOWN = {
 
 def shown(metrics: dict[str, float]) -> str:
     """The metrics that matter, in one short line."""
-    return "  ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
+    return " ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
 
 
 class ProgressDisplay:
@@ -31,9 +31,9 @@ class ProgressDisplay:
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[metrics]}  {task.fields[speed]}  left"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=8),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[metrics]} {task.fields[speed]} left"),
+            TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not (enabled and self.console.is_terminal),
         )
@@ -54,11 +54,11 @@ class ProgressDisplay:
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Shows training metrics."""
         per_step = (time.perf_counter() - self.started) / (step - self.first)
-        speed = f"{1 / per_step:.2f} steps/s"
+        speed = f"{1 / per_step:.2f}/s"
         self.bar.update(self.task, completed=step, metrics=shown(metrics), speed=speed)
         if self.bar.disable:
             left = int(per_step * (self.steps - step))
-            self._line(f"{step}/{self.steps}  {shown(metrics)}  {speed}  left {left // 60}:{left % 60:02d}")
+            self._line(f"step {step}/{self.steps} {shown(metrics)} {speed} left {left // 60}:{left % 60:02d}")
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """Shows validation metrics, on a line that stays."""

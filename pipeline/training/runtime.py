@@ -33,7 +33,9 @@ class Runtime:
 
     def __init__(self, precision: Precision = "fp32"):
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
-            raise TrainingError("launched with DeepSpeed, which the trainers do not support yet; use a launch file without it")
+            raise TrainingError(
+                "launched with DeepSpeed, which the trainers do not support yet; use a launch file without it"
+            )
         mixed = "no" if precision == "fp32" else precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
         launched = int(os.environ.get("WORLD_SIZE", "1"))

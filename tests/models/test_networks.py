@@ -24,7 +24,10 @@ def small_codec(seed: int = 0) -> Codec:
 
 
 def zero_noise(x: torch.Tensor) -> Noise:
-    return Noise(torch.zeros(len(x), 8, x.shape[2] // 16, x.shape[3] // 16), torch.zeros(len(x), 6, x.shape[2] // 64, x.shape[3] // 64))
+    return Noise(
+        torch.zeros(len(x), 8, x.shape[2] // 16, x.shape[3] // 16),
+        torch.zeros(len(x), 6, x.shape[2] // 64, x.shape[3] // 64),
+    )
 
 
 def test_the_default_codec_has_the_published_size():
@@ -143,7 +146,9 @@ def test_the_labelers_straight_through_gradient_reaches_the_encoder():
 
 def test_the_discriminator_looks_at_its_context():
     torch.manual_seed(0)
-    network = Discriminator(DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8)
+    network = Discriminator(
+        DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8
+    )
     x, y = torch.rand(1, 3, 64, 64), torch.randn(1, 8, 4, 4)
     assert network(x, y).shape == (1, 17, 8, 8)
     assert not torch.equal(network(x, y), network(x, y + 1))
@@ -151,7 +156,9 @@ def test_the_discriminator_looks_at_its_context():
 
 def test_shortcuts_of_the_discriminator_see_the_activated_input():
     torch.manual_seed(0)
-    network = Discriminator(DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8)
+    network = Discriminator(
+        DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8
+    )
     block = network.down[1]
     for conv in (block.conv1, block.conv2):
         torch.nn.init.zeros_(conv.weight)

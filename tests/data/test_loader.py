@@ -1,0 +1,127 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.data import loader
+from pipeline.data.loader import LoaderConfig, Share
+from pipeline.data.shards import ShardReader
+from pipeline.errors import DataError
+from tests.conftest import write_images
+from tests.data.test_shards import make
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("loader")
+    return make(write_images(folder / "photos", 12), folder / "artifact", shard_bytes=60_000)
+
+
+def config(**changes: object) -> LoaderConfig:
+    return LoaderConfig(**{"shards": "x", "batch_size": 4, "crop": 64, "workers": 0} | changes)
+
+
+def stream(
+    shards: Artifact, cfg: LoaderConfig, steps: int, rank: int = 0, ranks: int = 1, start: int = 0
+) -> list[loader.Batch]:
+    share = Share.of(cfg.batch_size, rank, ranks)
+    batches = loader.batches(cfg, ShardReader(shards, "train"), 7, share, start)
+    return list(itertools.islice(batches, steps))
+
+
+def test_two_ranks_and_workers_see_the_crops_of_one(shards):
+    alone = stream(shards, config(), 6)
+    pairs = zip(stream(shards, config(workers=2), 6, 0, 2), stream(shards, config(workers=1), 6, 1, 2), strict=True)
+    for one, (first, second) in zip(alone, pairs, strict=True):
+        assert torch.equal(one.x, torch.cat([first.x, second.x]))
+        assert one.positions == first.positions + second.positions
+
+
+def test_the_stream_resumes_at_any_position(shards):
+    whole = stream(shards, config(), 8)
+    later = stream(shards, config(cache_mb=1), 5, start=3 * 4)
+    for a, b in zip(whole[3:], later, strict=True):
+        assert torch.equal(a.x, b.x)
+
+
+def test_every_sample_comes_once_per_epoch_in_a_new_order():
+    first, second = (loader.permutation(3, epoch, 100).tolist() for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+    assert abs(np.corrcoef(first, range(100))[0, 1]) < 0.3
+
+
+def test_another_seed_gives_other_crops(shards):
+    reader = ShardReader(shards, "train")
+    ours, theirs = (next(loader.batches(config(), reader, seed, Share(0, 4, 1), 0)) for seed in (1, 2))
+    assert not torch.equal(ours.x, theirs.x)
+
+
+def test_crops_are_floats_between_zero_and_one(shards):
+    x = stream(shards, config(), 1)[0].x
+    assert x.shape == (4, 3, 64, 64)
+    assert x.dtype == torch.float32
+    assert 0 <= x.min() < x.max() <= 1
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused():
+    with pytest.raises(DataError, match="multiple of 4"):
+        Share.of(6, 0, 2, multiple=2)
+
+
+def damaged(shards: Artifact, tmp_path, every: int) -> ShardReader:
+    """A reader of a copy in which every nth training sample has a changed byte."""
+    import shutil
+
+    shutil.copytree(shards.path, tmp_path / "copy")
+    reader = ShardReader(Artifact(tmp_path / "copy", shards.manifest), "train")
+    for file, sample in reader.samples[::every]:
+        path = tmp_path / "copy" / file
+        content = bytearray(path.read_bytes())
+        content[sample.offset + 60] ^= 255
+        path.chmod(0o644)
+        path.write_bytes(content)
+    return reader
+
+
+def test_an_unreadable_sample_is_replaced_and_named(shards, tmp_path, capsys):
+    reader = damaged(shards, tmp_path, every=4)
+    batches = loader.batches(config(), reader, 0, Share(0, 4, 1), 0)
+    assert all(len(batch.x) == 4 for batch in itertools.islice(batches, 6))
+    told = capsys.readouterr().err
+    assert told.count("skipping unreadable sample") == len(reader.samples[::4])
+    assert reader.samples[0][1].source in told
+
+
+@pytest.mark.parametrize(("every", "bound"), [(2, 1), (1, 100)])
+def test_too_many_unreadable_samples_stop_the_stage(shards, tmp_path, every, bound):
+    reader = damaged(shards, tmp_path, every)
+    batches = loader.batches(config(max_bad_samples=bound), reader, 0, Share(0, 4, 1), 0)
+    with pytest.raises(DataError, match=r"unreadable samples \(data.max_bad_samples"):
+        list(itertools.islice(batches, 20))
+
+
+def test_the_cache_keeps_to_its_bytes():
+    cache = loader.DecodedCache(max_bytes=1000)
+    for i in range(5):
+        cache.put(i, np.zeros((10, 10, 3), np.uint8))
+    assert cache.bytes == 900
+    assert cache.get(1) is None
+    assert cache.get(4) is not None
+
+
+def test_validation_crops_are_spread_over_the_images(shards):
+    reader = ShardReader(shards, "valid")
+    crops = loader.validation_crops(config(validation_crops=4 * len(reader)), reader)
+    assert crops.shape == (4 * len(reader), 3, 64, 64)
+    empty = ShardReader.__new__(ShardReader)
+    empty.samples = []
+    with pytest.raises(DataError, match="no validation images"):
+        loader.validation_crops(config(), empty)
+
+
+def test_reading_back_an_artifact_of_shards_does_not_hash_the_tars(shards):
+    assert not any(name.endswith(".tar") for name in artifacts.read(str(shards.path), "shards").manifest.files)

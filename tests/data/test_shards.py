@@ -1,0 +1,157 @@
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from pipeline import artifacts
+from pipeline.artifacts import Manifest
+from pipeline.data import shards
+from pipeline.data.shards import Photo, Refusal, ShardReader
+from pipeline.errors import DataError
+from tests.conftest import picture, write_images
+
+
+def photo(number: int) -> Photo:
+    return Photo(f"{number}.png", "png", 100, hashlib.sha256(str(number).encode()).hexdigest(), 300, 200)
+
+
+def examined(folder: Path, min_side: int = 64) -> list[Photo | Refusal]:
+    return [shards.examine(p, min_side) for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def make(folder: Path, target: Path, workers: int = 1, shard_bytes: int = 10**9) -> artifacts.Artifact:
+    photos, refused = shards.without_duplicates(examined(folder))
+    splits = shards.split_photos(photos, 0.3)
+    return artifacts.publish(
+        target, Manifest(kind="shards"), lambda scratch: shards.write(scratch, splits, refused, shard_bytes, workers)
+    )
+
+
+def test_shards_hold_the_original_bytes_and_plain_webdataset_reads_them(tmp_path):
+    folder = write_images(tmp_path / "photos")
+    artifact = make(folder, tmp_path / "artifact")
+    originals = {hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.png")}
+    readers = [ShardReader(artifact, split) for split in shards.SPLITS]
+    by_index = {hashlib.sha256(r.read(i)).hexdigest() for r in readers for i in range(len(r))}
+    in_order = {hashlib.sha256(content).hexdigest() for r in readers for _, content in r.first(100)}
+    tars = [str(p) for p in artifact.path.glob("*.tar")]
+    plain = {hashlib.sha256(s["png"]).hexdigest() for s in wds.WebDataset(tars, shardshuffle=False)}
+    assert by_index == in_order == plain == originals
+
+
+def test_the_index_counts_bytes_and_digests_of_every_shard(tmp_path):
+    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact", shard_bytes=1)
+    listed = [s for split in artifact.json("index.json")["splits"].values() for s in split]
+    assert len(listed) == 8  # one image each, at this size
+    for shard in listed:
+        path = artifact.path / shard["file"]
+        assert shard["bytes"] == path.stat().st_size
+        assert shard["sha256"] == artifacts.sha256(path)
+        assert shard["count"] == 1
+
+
+def test_shards_do_not_depend_on_the_number_of_workers_or_on_file_names(tmp_path):
+    one = make(write_images(tmp_path / "a"), tmp_path / "one", workers=1, shard_bytes=50_000)
+    renamed = write_images(tmp_path / "b")
+    (renamed / "image0.png").rename(renamed / "zzz.png")
+    two = make(renamed, tmp_path / "two", workers=2, shard_bytes=50_000)
+    tars = [p.name for p in sorted(one.path.glob("*.tar"))]
+    assert tars == [p.name for p in sorted(two.path.glob("*.tar"))]
+    assert len(tars) > 2
+
+    def members(artifact: artifacts.Artifact) -> list[list[str]]:
+        return [tarfile.TarFile(artifact.path / tar).getnames() for tar in tars]
+
+    assert members(one) == members(two)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.png", b"", "zero bytes"),
+        ("noise.jpg", bytes(range(256)), "not a readable image"),
+        ("notes.txt", b"hello", "not an image"),
+        ("tiny.png", None, "too small"),
+        ("cut.png", None, "not a readable image"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_reason(tmp_path, name, content, reason):
+    if content is None:
+        stream = io.BytesIO()
+        Image.fromarray(picture(0, 20, 20) if "tiny" in name else picture(0)).save(stream, "PNG")
+        content = stream.getvalue() if "tiny" in name else stream.getvalue()[:-400]
+    (tmp_path / name).write_bytes(content)
+    refusal = shards.examine(tmp_path / name, 64)
+    assert isinstance(refusal, Refusal)
+    assert reason in refusal.reason
+
+
+def test_every_promised_format_is_accepted_under_its_real_type(tmp_path):
+    for kind, suffix in (("PNG", "png"), ("JPEG", "jpeg"), ("WEBP", "webp"), ("TIFF", "tiff"), ("BMP", "bmp")):
+        Image.fromarray(picture(1)).save(tmp_path / f"x.{suffix}", kind)
+    Image.fromarray(picture(2)).save(tmp_path / "really_a_jpeg.png", "JPEG")
+    found = {Path(p.path).name: p.extension for p in examined(tmp_path) if isinstance(p, Photo)}
+    assert found == {
+        "x.png": "png", "x.jpeg": "jpg", "x.webp": "webp", "x.tiff": "tif", "x.bmp": "bmp", "really_a_jpeg.png": "jpg",
+    }  # fmt: skip
+
+
+def test_equal_files_are_kept_once(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture(1)).save(tmp_path / name)
+    photos, refused = shards.without_duplicates(examined(tmp_path))
+    assert len(photos) == 1
+    assert "same bytes as" in refused[0].reason
+
+
+def test_an_image_stays_on_its_side_of_the_split_when_others_are_added():
+    few = shards.split_photos([photo(i) for i in range(50)], 0.2)
+    many = shards.split_photos([photo(i) for i in range(500)], 0.2)
+    assert set(few["valid"]) <= set(many["valid"])
+    assert 60 < len(many["valid"]) < 140
+    assert len(many["train"]) + len(many["valid"]) == 500
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_two_images_give_both_sides_one(share):
+    splits = shards.split_photos([photo(1), photo(2)], share)
+    assert len(splits["train"]) == len(splits["valid"]) == 1
+
+
+def test_a_truncated_shard_is_named(tmp_path):
+    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact")
+    tar = artifact.path / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"train-000000\.tar: \d+ bytes, expected \d+ \(truncated"):
+        ShardReader(artifact, "train")
+
+
+def test_a_changed_byte_is_found_when_its_sample_is_read(tmp_path):
+    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact")
+    reader = ShardReader(artifact, "train")
+    tar = artifact.path / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[reader.samples[0][1].offset + 50] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(DataError, match="differ from the index"):
+        reader.read(0)
+    assert reader.read(1)
+
+
+def test_an_index_cannot_name_a_file_elsewhere(tmp_path):
+    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact")
+    index = artifact.json("index.json")
+    index["splits"]["train"][0]["file"] = "../../etc/passwd"
+    (artifact.path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="no name of a shard"):
+        ShardReader(artifact, "train")
+
+
+def test_pictures_of_the_test_suite_differ():
+    assert not np.array_equal(picture(0), picture(1))

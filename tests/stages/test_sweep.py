@@ -1,0 +1,42 @@
+import csv
+
+import pytest
+
+from pipeline.stages import sweep
+from tests.conftest import ROOT, assert_one_clear_line, illm
+
+
+def point(bpp: float, psnr_db: float) -> sweep.Point:
+    return {"bpp": bpp, "psnr_db": psnr_db}
+
+
+def test_the_pareto_front_keeps_what_no_other_dominates():
+    points = [point(0.1, 20), point(0.2, 25), point(0.2, 24), point(0.3, 25), point(0.4, 30), point(0.4, 30)]
+    sweep.mark_pareto(points, "psnr_db")
+    assert [p["pareto"] for p in points] == [True, True, False, False, True, True]
+
+
+def test_a_typo_in_the_search_space_is_found_before_any_trial(smoke):
+    base = ["sweep", ROOT / "configs/sweep/smoke.yaml", "run=runs/typo"]
+    where = [f"{stage}={ROOT}/configs/smoke/{stage}.yaml" for stage in ("pretrain", "gan", "evaluate")]
+    ended = illm(*base, *where, "search={gan.gan_wait: {kind: grid, values: [1]}}", cwd=smoke)
+    assert_one_clear_line(ended, "gan_wait: unknown key; did you mean 'gan_weight'?")
+    ended = illm(*base, *where, "search={gun.gan_weight: {kind: grid, values: [1]}}", cwd=smoke)
+    assert_one_clear_line(ended, "search.gun.gan_weight: begins with no stage")
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_its_trials_and_draws_their_front(smoke):
+    where = [f"{stage}={ROOT}/configs/smoke/{stage}.yaml" for stage in ("pretrain", "gan", "evaluate")]
+    # the second value lets its trial fail: the weight of a bit must be positive
+    weights = "pretrain.rate.weight: {kind: grid, values: [0.5, -1]}"
+    space = f"search={{{weights}, gan.gan_weight: {{kind: log_uniform, low: 0.001, high: 0.1}}}}"
+    ended = illm("sweep", ROOT / "configs/sweep/smoke.yaml", "run=runs/sweep", *where, space, cwd=smoke, limit=400)
+    assert ended.code == 0, ended.err + ended.out
+    rows = list(csv.DictReader((smoke / "runs/sweep/artifact/trials.csv").open()))
+    good, bad = sorted(rows, key=lambda row: row["failed"])
+    assert good["pareto"] == "True"
+    assert 0.001 <= float(good["gan.gan_weight"]) <= 0.1
+    assert float(good["bpp"]) > 0
+    assert bad["failed"] == "pretrain: exit code 2"
+    assert (smoke / "runs/sweep/artifact/pareto.png").stat().st_size > 5000

@@ -1,0 +1,122 @@
+"""What imports what, how fast the command answers, and whether the documents tell the truth."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import stages
+from tests.conftest import ROOT, illm
+
+SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
+
+
+def imports(path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("library", "files"),
+    [
+        ("mlflow", {"tracking.py", "registry.py"}),
+        ("ray", {"sweep.py"}),
+        ("accelerate", {"runtime.py"}),
+        ("compressai", {"codec.py"}),
+        ("webdataset", {"shards.py"}),
+    ],
+)
+def test_each_engine_is_known_to_few_files(library, files):
+    assert {path.name for path in SOURCES if library in imports(path)} == files
+
+
+def test_losses_pull_in_no_tracker_or_scheduler():
+    code = "import sys, pipeline.losses; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"mlflow", "ray", "accelerate", "compressai", "pydantic"} & set(loaded.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["gan", "--help"]])
+def test_help_imports_nothing_heavy_and_answers_at_once(words):
+    code = f"import sys; sys.argv = ['illm', *{words}]\nfrom pipeline.cli import app\n"
+    code += "try: app()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    started = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    seconds = time.perf_counter() - started
+    assert "Usage" in shown
+    assert not {"torch", "numpy", "mlflow", "ray", "pydantic"} & set(shown.split())
+    assert seconds < 5  # half a second on an idle machine; this only catches a heavy import under another name
+
+
+def test_every_stage_has_help_a_config_and_a_make_target():
+    makefile = (ROOT / "Makefile").read_text()
+    for stage in stages.STAGES:
+        assert re.search(rf"^(stage-)?{stage}:.*##", makefile, re.M), stage
+        if stage != "sweep":
+            for folder in ("", "demo", "smoke"):
+                assert (ROOT / "configs" / folder / f"{stage}.yaml").is_file()
+
+
+def test_describe_counts_the_published_networks(tmp_path):
+    ended = illm("describe", ROOT / "configs/gan.yaml", "--json", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told["parameters"] == {
+        "encoder": 7_423_420, "decoder": 156_774_683, "codec": 181_481_103, "discriminator": 17_877_073, "labeler": 18_116_178,
+    }  # fmt: skip
+    adds = told["multiply_adds_per_pixel"]
+    assert adds["encoder"] == pytest.approx(81_000, rel=0.01)
+    assert adds["decoder"] == pytest.approx(664_200, rel=0.01)
+    assert adds["discriminator"] == pytest.approx(356_000, rel=0.01)
+    assert told["steps"] == 100_000
+    assert told["inputs"] == {"data.shards": "runs/shard", "codec": "runs/pretrain", "labeler": "runs/vqvae"}
+    assert told["defaults"]["precision"] == "fp32"
+    assert "gan_weight" not in told["defaults"]
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_describe_tells_of_every_stage_without_training(stage, tmp_path):
+    path = ROOT / ("configs/sweep/smoke.yaml" if stage == "sweep" else f"configs/demo/{stage}.yaml")
+    ended = illm("describe", path, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert f"stage: {stage}" in ended.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def documents() -> str:
+    return "\n".join(
+        p.read_text() for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "jobs/README.md"]
+    )
+
+
+def test_make_targets_named_in_the_documents_exist():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
+    named = {
+        word
+        for line in re.findall(r"`make ([^`]*)`|^ *\$? ?make (.*)$", documents(), re.M)
+        for word in "".join(line).split()
+    }
+    assert {w for w in named if re.fullmatch(r"[a-z][a-z-]+", w)} <= targets
+
+
+def test_files_named_in_the_documents_exist():
+    named = set(
+        re.findall(
+            r"(?:configs|jobs|docs|pipeline|tests|requirements)/[\w./-]*\w\.(?:yaml|py|sh|sbatch|md|txt|html|csv)",
+            documents(),
+        )
+    )
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_no_file_is_long_and_none_is_called_utils():
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= 300, path
+        assert path.stem not in ("utils", "common", "helpers", "base", "core")

@@ -1,0 +1,84 @@
+import hashlib
+
+import lpips
+import pytest
+import torch
+
+from pipeline import perceptual, weights
+from pipeline.errors import ArtifactError
+from pipeline.perceptual import Distortion, DistortionConfig, Lpips
+
+
+def test_lpips_equals_the_library_on_ordinary_images():
+    torch.manual_seed(0)
+    ours = Lpips(None)
+    x, y = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    assert torch.allclose(ours(x, y), ours.net(x, y, normalize=True).flatten(), rtol=1e-3)
+    assert ours(x, x).abs().max() < 1e-7
+    assert lpips.__name__ == "lpips"
+
+
+def test_the_gradient_stays_finite_where_all_features_are_zero():
+    model = Lpips(None)
+    with torch.no_grad():
+        for parameter in model.net.net.parameters():
+            parameter.zero_()
+    x = torch.rand(1, 3, 64, 64, requires_grad=True)
+    model(x, torch.rand(1, 3, 64, 64)).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_weights_with_another_digest_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert weights.find("alexnet") is None
+    path = weights.folder() / weights.FILES["alexnet"].file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not these")
+    with pytest.raises(ArtifactError, match="does not start with 7be5be79"):
+        perceptual.load()
+
+
+def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path, monkeypatch):
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(1)
+    alexnet = torchvision.models.alexnet()
+    weights.folder().mkdir(parents=True)
+    content = weights.folder() / "made.pth"
+    torch.save(alexnet.state_dict(), content)
+    digest = hashlib.sha256(content.read_bytes()).hexdigest()[:8]
+    made = weights.WeightsFile(f"alexnet-owt-{digest}.pth", "https://example.invalid", "LPIPS")
+    content.rename(weights.folder() / made.file)
+    monkeypatch.setitem(weights.FILES, "alexnet", made)
+    model = perceptual.load()
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(model.net.net(x).relu1, alexnet.features[:2](x))
+    assert torch.allclose(model.net.net(x).relu5, alexnet.features[:12](x))
+    assert DistortionConfig().lpips_state() == made.file
+
+
+def test_missing_weights_stop_or_are_announced(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ArtifactError, match="make fetch-weights"):
+        DistortionConfig().lpips_state()
+    assert DistortionConfig(if_lpips_missing="skip").lpips_state() == "absent"
+    assert DistortionConfig(lpips=0).lpips_state() == "off"
+
+
+def test_distortion_weighs_the_squared_error():
+    total, parts = Distortion(DistortionConfig(mse=150, lpips=0))(
+        torch.full((1, 3, 8, 8), 0.1), torch.zeros(1, 3, 8, 8)
+    )
+    assert total.item() == pytest.approx(1.5)
+    assert parts["psnr_db"].item() == pytest.approx(20.0, abs=1e-4)
+
+
+def test_distortion_adds_weighted_lpips(monkeypatch):
+    torch.manual_seed(0)
+    model = Lpips(None)
+    monkeypatch.setattr(perceptual, "load", lambda: model)
+    x, y = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    total, parts = Distortion(DistortionConfig(mse=10, lpips=3))(x, y)
+    assert total.item() == pytest.approx(10 * (x - y).square().mean().item() + 3 * model(x, y).mean().item(), rel=1e-5)
+    assert parts["lpips"].item() == pytest.approx(model(x, y).mean().item(), rel=1e-5)

@@ -1,0 +1,48 @@
+"""The Ray submission script against a real one-node cluster with a dashboard."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import artifacts
+from tests.conftest import ROOT
+from tests.test_slurm import free_ports
+
+pytestmark = [pytest.mark.ray_jobs, pytest.mark.slow]
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[str]:
+    pytest.importorskip("ray.dashboard.modules.job.sdk", reason="needs requirements/jobs.txt: ray[default]")
+    gcs, dashboard, client = free_ports(3)
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    started = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         f"--ray-client-server-port={client}", "--num-cpus=2", "--object-store-memory=200000000", "--disable-usage-stats",
+         f"--temp-dir=/tmp/ray-{dashboard}"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert started.stdout is not None
+    for line in started.stdout:
+        if "--block" in line or "runtime started" in line:
+            break
+    yield f"http://127.0.0.1:{dashboard}"
+    os.killpg(started.pid, 9)
+
+
+def test_a_stage_runs_as_a_ray_job(smoke, cluster):
+    env = os.environ | {
+        "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore",
+        "ILLM_VENV": os.path.dirname(os.path.dirname(sys.executable)),
+    }  # fmt: skip
+    ended = subprocess.run(
+        [str(ROOT / "jobs/ray/submit.sh"), "vqvae", str(ROOT / "configs/smoke/vqvae.yaml"), "runs/by-ray"],
+        cwd=smoke, env=env, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "succeeded" in ended.stdout
+    ours, theirs = (artifacts.read(str(smoke / "runs" / name), "labeler").digest for name in ("by-ray", "smoke/vqvae"))
+    assert ours == theirs
