@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -125,6 +126,9 @@ def fetch_weights() -> None:
 
 def main() -> None:
     """Runs a command; turns what a user can mend into one line and a documented exit code."""
+    # compressai 1.2.8 scripts one function with torch.jit, which newer torch deprecates; nothing a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script")
     code = _exit_code(app)
     sys.stdout.flush()
     sys.stderr.flush()

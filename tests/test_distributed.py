@@ -1,6 +1,7 @@
 """Two processes train as one."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,9 +22,9 @@ import sys, torch
 from pathlib import Path
 from pipeline.training import checkpoint, loop
 from pipeline.training.runtime import Runtime
-close = Runtime.close
+close, target = Runtime.close, Path(sys.argv[1])
 def dump_and_close(self):
-    torch.save(self.state_dict(), Path(sys.argv[1]) / f"rank{self.rank}.pt")
+    torch.save(self.state_dict(), target / f"rank{self.rank}.pt")
     close(self)
 Runtime.close = dump_and_close
 sys.argv = ["illm", *sys.argv[2:]]
@@ -61,7 +62,8 @@ def flat(state: object, prefix: str = "") -> dict[str, torch.Tensor]:
 def test_two_ranks_hold_the_same_bits_and_close_to_what_one_process_holds(smoke, smoke_copy, stage):
     folder = smoke_copy("shard", "vqvae", "pretrain")
     (folder / "dump.py").write_text(DUMP)
-    words = (str(folder / "dump.py"), str(folder), stage, str(CONFIGS / f"{stage}.yaml"), "run=two", "fit.steps=10")
+    words = (str(folder / "dump.py"), str(folder), stage, str(CONFIGS / f"{stage}.yaml"), "run=two", "fit.steps=8",
+             "fit.checkpoint_every=2", "fit.keep_checkpoints=9")  # fmt: skip
     accelerate = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/launch/cpu.yaml"),
         "--main_process_port", str(free_port()),
@@ -75,14 +77,19 @@ def test_two_ranks_hold_the_same_bits_and_close_to_what_one_process_holds(smoke,
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
-    alone = launch(folder, *words[:-2], "run=one", "fit.steps=10", launcher=[sys.executable])
+    # One process with the same global batch. Rounding alone differs, and training magnifies it: look at the second step.
+    alone = launch(folder, *words[:-4], "run=one", "fit.steps=2", launcher=[sys.executable])
     assert alone.returncode == 0, alone.stderr[-3000:]
-    _, state = checkpoint.restore(folder / "one")
-    one = flat(state)
-    assert one.keys() == first.keys()
+    shutil.rmtree(folder / "two/checkpoints/step-000000008")
+    for step in (6, 4):
+        shutil.rmtree(folder / f"two/checkpoints/step-{step:09d}")
+    (progress, state), (also, expected) = (checkpoint.restore(folder / run) for run in ("two", "one"))
+    assert progress == also
+    two, one = flat(state), flat(expected)
+    assert one.keys() == two.keys()
     for name, value in one.items():
-        if ".model." in name and value.is_floating_point():
-            assert torch.allclose(value, first[name], rtol=1e-3, atol=2e-4), name
+        if value.is_floating_point() and value.numel():
+            assert (value - two[name]).abs().max() <= 1e-3 * value.abs().max() + 1e-9, name
 
 
 def test_an_odd_share_of_the_batch_is_refused_on_all_ranks(smoke):

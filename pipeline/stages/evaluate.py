@@ -212,7 +212,7 @@ class Evaluation:
 def print_table(totals: dict[str, dict[str, float | None]], num_images: int) -> None:
     """The mean of every metric that was measured, one row per model."""
     names = [name for name in METRICS if any(row[name] is not None for row in totals.values())]
-    table = Table(title=f"mean over {num_images} held-out image(s); bpp from the bytes of the files")
+    table = Table(title=f"mean over {num_images} held-out image(s)")
     table.add_column("model")
     for name in names:
         table.add_column(name, justify="right")

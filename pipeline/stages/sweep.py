@@ -143,9 +143,9 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
     started_here = not ray.is_initialized()
     if started_here:  # RAY_ADDRESS names a running cluster; without it Ray starts in this process
         ray.init(include_dashboard=False, log_to_driver=False) if "RAY_ADDRESS" not in os.environ else ray.init()
-    here = Path.cwd()
+    here, place = Path.cwd(), folder.resolve()  # trials run in folders of their own
     trainable = tune.with_resources(
-        lambda values: _trial(cfg, folder.resolve(), here, values),
+        lambda values: _trial(cfg, place, here, values),
         {"cpu": cfg.cpus_per_trial, "gpu": cfg.gpus_per_trial},
     )
     try:
@@ -154,10 +154,11 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
             param_space=space,
             tune_config=tune.TuneConfig(
                 num_samples=cfg.samples,
-                max_concurrent_trials=cfg.concurrent,
-                search_alg=tune.search.basic_variant.BasicVariantGenerator(random_state=cfg.seed),
+                search_alg=tune.search.basic_variant.BasicVariantGenerator(
+                    max_concurrent=cfg.concurrent, random_state=cfg.seed
+                ),
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(folder.resolve()), verbose=0),
+            run_config=tune.RunConfig(name="tune", storage_path=str(place), verbose=0),
         ).fit()
         return [{**(r.metrics or {}), "settings": r.config or {}} for r in (results[i] for i in range(len(results)))]
     finally:

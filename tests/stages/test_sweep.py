@@ -1,7 +1,9 @@
 import csv
 
 import pytest
+import yaml
 
+from pipeline import config
 from pipeline.stages import sweep
 from tests.conftest import ROOT, assert_one_clear_line, illm
 
@@ -26,12 +28,16 @@ def test_a_typo_in_the_search_space_is_found_before_any_trial(smoke):
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_its_trials_and_draws_their_front(smoke):
-    where = [f"{stage}={ROOT}/configs/smoke/{stage}.yaml" for stage in ("pretrain", "gan", "evaluate")]
-    # the second value lets its trial fail: the weight of a bit must be positive
-    weights = "pretrain.rate.weight: {kind: grid, values: [0.5, -1]}"
-    space = f"search={{{weights}, gan.gan_weight: {{kind: log_uniform, low: 0.001, high: 0.1}}}}"
-    ended = illm("sweep", ROOT / "configs/sweep/smoke.yaml", "run=runs/sweep", *where, space, cwd=smoke, limit=400)
+def test_a_sweep_runs_its_trials_and_draws_their_front(smoke, tmp_path):
+    base = config.read_yaml(ROOT / "configs/sweep/smoke.yaml")
+    base |= {stage: f"{ROOT}/configs/smoke/{stage}.yaml" for stage in sweep.TRIAL_STAGES}
+    base["search"] = {
+        "pretrain.rate.weight": {"kind": "grid", "values": [0.5, -1]},  # the second lets its trial fail
+        "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(base))
+    ended = illm("sweep", path, "run=runs/sweep", cwd=smoke, limit=400)
     assert ended.code == 0, ended.err + ended.out
     rows = list(csv.DictReader((smoke / "runs/sweep/artifact/trials.csv").open()))
     good, bad = sorted(rows, key=lambda row: row["failed"])
