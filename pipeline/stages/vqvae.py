@@ -29,7 +29,7 @@ class StageConfig(TrainingConfig):
     reseed_every: PositiveInt = 200  # steps between two replacements of little-used codes
     reseed_below: NonNegativeFloat = 0.125  # share of the average use below which a code is replaced
     reseed_until: Annotated[float, Field(ge=0, le=1)] = 0.8  # share of the steps after which no code is moved any more
-    optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.5, 0.9))
+    optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.9, 0.99))
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
