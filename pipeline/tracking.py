@@ -27,6 +27,7 @@ def uri() -> str:
 def client() -> "MlflowClient":
     """A client of the store at `uri()`, created if it is the default and not there yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
 
