@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,10 +131,6 @@ def project(smoke: Path, tmp_path: Path) -> Path:
     shutil.copytree(smoke / "runs", tmp_path / "runs")
     venv = tmp_path / ".venv" / "bin"
     venv.mkdir(parents=True)
-    import sys
-
-    (venv / "python").symlink_to(sys.executable)
-    (venv / "python").unlink()
     (venv / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (venv / "python").chmod(0o755)
     return tmp_path

@@ -45,13 +45,16 @@ def test_any_truncation_is_noticed(length):
 
 
 @given(st.binary(max_size=64))
-def test_any_bytes_give_a_packet_or_a_clear_error(tail):
+def test_any_bytes_give_a_packet_of_a_bounded_image_or_a_clear_error(tail):
     body = b"ILLM\x01" + tail
     for content in (tail, body, body + zlib.crc32(body).to_bytes(4, "little")):
         try:
-            container.unpack(content)
-        except BitstreamError:
-            continue
+            packet = container.unpack(content)
+        except BitstreamError as error:
+            assert str(error)
+        else:
+            assert 0 < packet.height * packet.width <= container.MAX_PIXELS
+            assert len(packet.hyper_stream) + len(packet.latent_stream) < len(content)
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (2**31, 2**31), (2**14, 2**14)])
