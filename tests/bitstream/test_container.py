@@ -50,11 +50,10 @@ def test_any_bytes_give_a_packet_of_a_bounded_image_or_a_clear_error(tail):
     for content in (tail, body, body + zlib.crc32(body).to_bytes(4, "little")):
         try:
             packet = container.unpack(content)
-        except BitstreamError as error:
-            assert str(error)
-        else:
-            assert 0 < packet.height * packet.width <= container.MAX_PIXELS
-            assert len(packet.hyper_stream) + len(packet.latent_stream) < len(content)
+        except BitstreamError:
+            continue
+        assert 0 < packet.height * packet.width <= container.MAX_PIXELS
+        assert len(packet.hyper_stream) + len(packet.latent_stream) < len(content)
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (2**31, 2**31), (2**14, 2**14)])
