@@ -129,7 +129,7 @@ def main() -> None:
     # compressai 1.2.8 scripts one function with torch.jit, which newer torch deprecates; nothing a user can mend
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script")
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script")
-    code = _exit_code(app)
+    code = exit_code(app)
     sys.stdout.flush()
     sys.stderr.flush()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -137,7 +137,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def _exit_code(command: Callable[[], object]) -> int:
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command line and tells what went wrong, if anything: what `main` does, without ending the process."""
     try:
         command()
     except SystemExit as stop:

@@ -1,5 +1,7 @@
 """Eight small images, and every stage once on the smoke configurations, shared by the tests that only read them."""
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -60,6 +62,22 @@ def illm(*words: object, cwd: Path, env: dict[str, str] | None = None, limit: in
         check=False,
     )
     return Finished(ended.returncode, ended.stdout, ended.stderr)
+
+
+def illm_here(*words: object, cwd: Path) -> Finished:
+    """Like `illm`, within the test's own process: many times faster, for commands that neither train nor track."""
+    from pipeline import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["illm", *map(str, words)])
+        code = cli.exit_code(cli.app)
+    return Finished(code, out.getvalue(), err.getvalue())
 
 
 def assert_one_clear_line(ended: Finished, *expected: str) -> None:

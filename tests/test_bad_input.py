@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline import artifacts
-from tests.conftest import CONFIGS, ROOT, Finished, assert_one_clear_line, illm, picture
+from tests.conftest import CONFIGS, ROOT, Finished, assert_one_clear_line, illm, illm_here, picture
 from tests.test_pipeline import RUNS
 
 
@@ -37,13 +37,13 @@ def test_mistakes_in_a_config_are_listed_with_the_nearest_names(tmp_path):
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_is_missing_or_of_another_kind_is_told_in_one_line(tmp_path, words, told):
-    assert_one_clear_line(illm(*words, cwd=tmp_path), told)
+    assert_one_clear_line(illm_here(*words, cwd=tmp_path), told)
 
 
 def test_an_empty_folder_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
     assert_one_clear_line(
-        illm("shard", CONFIGS / "shard.yaml", "run=r", "source=empty", cwd=tmp_path), "holds no files"
+        illm_here("shard", CONFIGS / "shard.yaml", "run=r", "source=empty", cwd=tmp_path), "holds no files"
     )
 
 
@@ -66,18 +66,18 @@ def test_bad_files_among_good_ones_are_reported_and_do_not_stop_sharding(tmp_pat
 def test_only_bad_files_stop_sharding_with_their_reasons(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "zero.png").write_bytes(b"")
-    ended = illm("shard", CONFIGS / "shard.yaml", "run=r", "source=photos", cwd=tmp_path)
+    ended = illm_here("shard", CONFIGS / "shard.yaml", "run=r", "source=photos", cwd=tmp_path)
     assert_one_clear_line(ended, "none of 1 files is a usable image", "zero bytes")
 
 
 def test_an_artifact_of_the_wrong_kind_is_told(smoke):
-    ended = illm("gan", CONFIGS / "gan.yaml", "run=runs/wrong", f"codec={RUNS}/vqvae", cwd=smoke)
+    ended = illm_here("gan", CONFIGS / "gan.yaml", "run=runs/wrong", f"codec={RUNS}/vqvae", cwd=smoke)
     assert_one_clear_line(ended, "expected a 'codec' artifact, found 'labeler'")
     assert not (smoke / "runs/wrong").exists()
 
 
 def test_another_config_in_the_same_folder_is_refused_with_the_differing_keys(smoke):
-    ended = illm("gan", CONFIGS / "gan.yaml", f"run={RUNS}/gan", "gan_weight=0.5", cwd=smoke)
+    ended = illm_here("gan", CONFIGS / "gan.yaml", f"run={RUNS}/gan", "gan_weight=0.5", cwd=smoke)
     assert_one_clear_line(ended, "belongs to another config", "gan_weight: 0.008 there, 0.5 now")
 
 
@@ -86,7 +86,7 @@ def test_a_truncated_shard_is_named_before_training(smoke_copy):
     tar = next((folder / RUNS / "shard/artifact").glob("train-*.tar"))
     tar.chmod(0o644)
     tar.write_bytes(tar.read_bytes()[:-1000])
-    ended = illm("vqvae", CONFIGS / "vqvae.yaml", "run=r", cwd=folder)
+    ended = illm_here("vqvae", CONFIGS / "vqvae.yaml", "run=r", cwd=folder)
     assert_one_clear_line(ended, tar.name, "truncated or changed")
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_or_foreign_bitstream_is_told(smoke, tmp_path, damage):
         b"\x89PNG" + bytes(content) if damage == "foreign" else content[:-3] if damage == "cut" else content
     )
     told = "not a compressed image" if damage == "foreign" else "damaged"
-    assert_one_clear_line(illm("decompress", bad, "--codec", f"{RUNS}/gan", cwd=smoke), told)
+    assert_one_clear_line(illm_here("decompress", bad, "--codec", f"{RUNS}/gan", cwd=smoke), told)
     assert not (tmp_path / "bad.png").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_bitstream_of_another_model_is_told(smoke, tmp_path, monkeypatch):
     from tests.models.test_networks import small_codec
 
     (tmp_path / "other.illm").write_bytes(ImageCodec(small_codec(5)).compress(picture(1)))
-    ended = illm("decompress", tmp_path / "other.illm", "--codec", f"{RUNS}/gan", cwd=smoke)
+    ended = illm_here("decompress", tmp_path / "other.illm", "--codec", f"{RUNS}/gan", cwd=smoke)
     assert_one_clear_line(ended, "made by another model")
 
 
@@ -136,7 +136,7 @@ def test_an_unknown_registered_model_is_told(smoke):
 
 def test_a_place_that_cannot_be_written_is_told(smoke, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    ended = illm("vqvae", CONFIGS / "vqvae.yaml", f"run={tmp_path}/file/run", cwd=smoke)
+    ended = illm_here("vqvae", CONFIGS / "vqvae.yaml", f"run={tmp_path}/file/run", cwd=smoke)
     assert_one_clear_line(ended, "cannot write", str(tmp_path / "file"))
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline import stages
-from tests.conftest import ROOT, illm
+from tests.conftest import ROOT, illm_here
 
 SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 
@@ -64,7 +64,7 @@ def test_every_stage_has_help_a_config_and_a_make_target():
 
 
 def test_describe_counts_the_published_networks(tmp_path):
-    ended = illm("describe", ROOT / "configs/gan.yaml", "--json", cwd=tmp_path)
+    ended = illm_here("describe", ROOT / "configs/gan.yaml", "--json", cwd=tmp_path)
     assert ended.code == 0, ended.err
     told = json.loads(ended.out)
     assert told["parameters"] == {
@@ -83,7 +83,7 @@ def test_describe_counts_the_published_networks(tmp_path):
 @pytest.mark.parametrize("stage", stages.STAGES)
 def test_describe_tells_of_every_stage_without_training(stage, tmp_path):
     path = ROOT / ("configs/sweep/smoke.yaml" if stage == "sweep" else f"configs/demo/{stage}.yaml")
-    ended = illm("describe", path, cwd=tmp_path)
+    ended = illm_here("describe", path, cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert f"stage: {stage}" in ended.out
     assert list(tmp_path.iterdir()) == []

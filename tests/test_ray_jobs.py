@@ -2,8 +2,10 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,21 +22,28 @@ AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 @pytest.fixture
 def cluster(tmp_path) -> Iterator[str]:
-    pytest.importorskip("ray.dashboard.modules.job.sdk", reason="needs requirements/jobs.txt: ray[default]")
-    gcs, dashboard, client = free_ports(3)
+    pytest.importorskip("ray.dashboard.optional_deps", reason="needs requirements/jobs.txt: ray[default]")
+    gcs, dashboard = free_ports(2)
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
     started = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         f"--ray-client-server-port={client}", "--num-cpus=2", "--object-store-memory=200000000", "--disable-usage-stats",
-         f"--temp-dir=/tmp/ray-{dashboard}"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=os.environ | AUTH,
+        [ray, "start", "--head", "--block", f"--port={gcs}", "--node-ip-address=127.0.0.1",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2", "--object-store-memory=200000000",
+         "--disable-usage-stats", f"--temp-dir=/tmp/ray-{dashboard}"],
+        stdout=(tmp_path / "ray.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | AUTH,
     )  # fmt: skip
-    assert started.stdout is not None
-    for line in started.stdout:
-        if "--block" in line or "runtime started" in line:
-            break
+    deadline = time.monotonic() + 120
+    while not answers(dashboard):
+        assert started.poll() is None, (tmp_path / "ray.log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
+        time.sleep(0.5)
     yield f"http://127.0.0.1:{dashboard}"
     os.killpg(started.pid, 9)
+    started.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_stage_runs_as_a_ray_job(smoke, cluster):

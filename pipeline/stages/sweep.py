@@ -141,8 +141,8 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
         for key, s in cfg.search.items()
     }
     started_here = not ray.is_initialized()
-    if started_here:  # RAY_ADDRESS names a running cluster; without it Ray starts in this process
-        ray.init(include_dashboard=False, log_to_driver=False) if "RAY_ADDRESS" not in os.environ else ray.init()
+    if started_here:  # on the cluster RAY_ADDRESS names, else here: "local" keeps Ray from looking for one that is gone
+        ray.init() if "RAY_ADDRESS" in os.environ else ray.init("local", include_dashboard=False, log_to_driver=False)
     here, place = Path.cwd(), folder.resolve()  # trials run in folders of their own
     trainable = tune.with_resources(
         lambda values: _trial(cfg, place, here, values),

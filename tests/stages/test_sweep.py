@@ -5,7 +5,7 @@ import yaml
 
 from pipeline import config
 from pipeline.stages import sweep
-from tests.conftest import ROOT, assert_one_clear_line, illm
+from tests.conftest import ROOT, assert_one_clear_line, illm, illm_here
 
 
 def point(bpp: float, psnr_db: float) -> sweep.Point:
@@ -21,9 +21,9 @@ def test_the_pareto_front_keeps_what_no_other_dominates():
 def test_a_typo_in_the_search_space_is_found_before_any_trial(smoke):
     base = ["sweep", ROOT / "configs/sweep/smoke.yaml", "run=runs/typo"]
     where = [f"{stage}={ROOT}/configs/smoke/{stage}.yaml" for stage in ("pretrain", "gan", "evaluate")]
-    ended = illm(*base, *where, "search={gan.gan_wait: {kind: grid, values: [1]}}", cwd=smoke)
+    ended = illm_here(*base, *where, "search={gan.gan_wait: {kind: grid, values: [1]}}", cwd=smoke)
     assert_one_clear_line(ended, "gan_wait: unknown key; did you mean 'gan_weight'?")
-    ended = illm(*base, *where, "search={gun.gan_weight: {kind: grid, values: [1]}}", cwd=smoke)
+    ended = illm_here(*base, *where, "search={gun.gan_weight: {kind: grid, values: [1]}}", cwd=smoke)
     assert_one_clear_line(ended, "search.gun.gan_weight: begins with no stage")
 
 
