@@ -132,9 +132,9 @@ def main() -> None:
     code = exit_code(app)
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)  # gloo's threads sometimes abort during a normal exit
-    sys.exit(code)
+    os._exit(
+        code
+    )  # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it
 
 
 def exit_code(command: Callable[[], object]) -> int:
