@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,18 @@ WordsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="run=FOLDER key=value ...", help="Where to write, and overrides.")
 ]
 CodecOption = Annotated[str, typer.Option(help="A run folder, or models:/NAME@ALIAS.")]
+
+
+class NetworkKind(StrEnum):
+    codec = "codec"
+    labeler = "labeler"
+
+
+class Names(StrEnum):
+    as_imported = "as-imported"
+    old = "old"
+    new = "new"
+
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -113,6 +126,35 @@ def inspect(file: Annotated[Path, typer.Argument(help="A compressed file, or a r
     from pipeline.bitstream import files
 
     print(files.inspect(file))
+
+
+@app.command("import-reference")
+def import_reference(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of the published implementation.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value ...", help="Architecture, if not the published one.")
+    ] = None,
+    kind: Annotated[NetworkKind, typer.Option(help="Which network it holds.")] = NetworkKind.codec,
+    output: Annotated[Path, typer.Option(help="The run folder that gets the artifact.")] = Path("runs/reference"),
+) -> None:
+    """Make an artifact from a checkpoint of the published implementation."""
+    from pipeline import reference
+
+    print(reference.import_file(file, kind.value, output, words or []))
+
+
+@app.command("export-reference")
+def export_reference(
+    run: Annotated[str, typer.Argument(help="A codec or labeler: a run folder or models:/NAME@ALIAS.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
+    names: Annotated[
+        Names, typer.Option(help="CompressAI's names: before 1.2.7 (old), since (new), or those of the imported file.")
+    ] = Names.as_imported,
+) -> None:
+    """Write a codec or labeler as a checkpoint that the published implementation loads."""
+    from pipeline import reference
+
+    print(reference.export_file(run, file, names.value))
 
 
 @app.command("fetch-weights")

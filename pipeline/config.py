@@ -26,14 +26,18 @@ def load(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
     Raises: ConfigError naming all problems, each with the nearest valid name where a key is unknown.
     """
-    values = read_yaml(Path(path))
+    return parse(cls, read_yaml(Path(path)), overrides, str(path))
+
+
+def parse(cls: type[C], values: dict[str, Any], overrides: Sequence[str], source: str) -> C:
+    """Like `load`, from values instead of a file; `source` begins the message. Changes `values`."""
     problems = [problem for word in overrides if (problem := _override(values, word))]
     try:
         config = cls.model_validate(values)
     except ValidationError as error:
         problems += [_explain(cls, dict(e)) for e in error.errors()]
     if problems:
-        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems))
+        raise ConfigError(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems))
     return config
 
 
@@ -87,13 +91,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = value
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            merged[key] = _merge(old, value)
-    return merged
+    return dict(base) | {key: _replace(base.get(key), value) for key, value in over.items()}
+
+
+def _replace(old: Any, value: Any) -> Any:
+    """`value`, merged into `old` if both are sections of the same kind."""
+    if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+        return _merge(old, value)
+    return value
 
 
 def _override(values: dict[str, Any], word: str) -> str | None:
@@ -111,9 +116,7 @@ def _override(values: dict[str, Any], word: str) -> str | None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             return f"{key}: {parent!r} holds a value, not a section"
-    section[last] = (
-        _merge(section[last], value) if isinstance(section.get(last), dict) and isinstance(value, dict) else value
-    )
+    section[last] = _replace(section.get(last), value)
     return None
 
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline import artifacts, config, stages
 from pipeline.config import Config
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.models import discriminator as discriminators
 from pipeline.models.codec import LATENT_STRIDE, Codec, CodecConfig
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.labeler import Labeler, LabelerConfig
@@ -73,7 +74,9 @@ class _Networks:
                 self.labeler = Labeler(self._architecture(path, "labeler", "vqvae", LabelerConfig))
             if self.codec is not None and self.labeler is not None:
                 wanted = cfg.discriminator  # type: ignore[attr-defined]
-                self.discriminator = Discriminator(wanted, self.labeler.cfg.num_codes, self.codec.cfg.latent_channels)
+                self.discriminator = discriminators.build(
+                    wanted, self.labeler.cfg.num_codes, self.codec.cfg.latent_channels
+                )
         self.parts: dict[str, nn.Module] = {}
         if self.codec is not None:
             self.parts |= {"encoder": self.codec.analysis, "decoder": self.codec.synthesis, "codec": self.codec}

@@ -78,6 +78,20 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, real_labels: Te
     return (F.cross_entropy(real_logits.float(), real_labels + 1) + F.cross_entropy(fake_logits.float(), fake)) / 2
 
 
+def patch_generator_loss(fake_logits: Tensor) -> Tensor:
+    """Non-saturating loss of reconstructions that a binary discriminator sees through.
+
+    Shapes: fake_logits (B, 1, h, w), positive for "real".
+    Source: Goodfellow et al. 2014, arXiv:1406.2661; per patch as in Mentzer et al. 2020 (HiFiC).
+    """
+    return F.softplus(-fake_logits.float()).mean()
+
+
+def patch_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Binary cross-entropy of both sides, added as in HiFiC. Shapes: logits (B, 1, h, w), positive for "real"."""
+    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+
+
 class VqLoss(NamedTuple):
     """commitment pulls the encoder to its codes; embedding pulls the codes to the encoder. Scalars, means over elements."""
 

@@ -67,6 +67,8 @@ def test_extends_merges_sections_but_not_sections_of_another_kind(tmp_path):
     cfg = config.load(Outer, path)
     assert cfg.inner == Inner(learning_rate=5, precision="bf16")
     assert cfg.mode == Fast(kind="fast", speed=1)
+    cfg = config.load(Outer, tmp_path / "base.yaml", ["mode={kind: fast, speed: 1}"])
+    assert cfg.mode == Fast(kind="fast", speed=1)
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\x00"])

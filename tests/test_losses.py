@@ -87,3 +87,14 @@ def test_vq_loss_pulls_each_side_alone():
 def test_perplexity_counts_evenly_used_codes():
     assert losses.perplexity(torch.tensor([5, 5, 5, 5, 0, 0])).item() == pytest.approx(4.0)
     assert losses.perplexity(torch.tensor([9, 0, 0])).item() == pytest.approx(1.0)
+
+
+def test_patch_losses_are_binary_cross_entropies():
+    zero, high = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 3.0)
+    assert losses.patch_generator_loss(zero).item() == pytest.approx(math.log(2))
+    assert losses.patch_generator_loss(high).item() == pytest.approx(math.log(1 + math.exp(-3)))
+    assert losses.patch_discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2))  # the sum of both sides
+    right = losses.patch_discriminator_loss(high, -high).item()
+    assert right == pytest.approx(2 * math.log(1 + math.exp(-3)))
+    assert losses.patch_discriminator_loss(high, high).item() == pytest.approx(right / 2 + math.log(1 + math.exp(3)))
+    assert losses.patch_discriminator_loss(-high, -high).item() == pytest.approx(right / 2 + math.log(1 + math.exp(3)))

@@ -54,6 +54,14 @@ def _to_rgb(image: Image.Image) -> Decoded:
     return Decoded(np.array(image.convert("RGB")), flattened=False)
 
 
+def recompressed(pixels: Pixels, quality: int) -> Pixels:
+    """What is left of an image after JPEG at that quality."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "jpeg", quality=quality)
+    with Image.open(stream) as image:
+        return np.array(image)
+
+
 def pad_to(pixels: Pixels, height: int, width: int) -> Pixels:
     """Pads right and bottom to at least (height, width) by reflection, as often as needed."""
     while pixels.shape[0] < height or pixels.shape[1] < width:

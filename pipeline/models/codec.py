@@ -16,8 +16,9 @@ from pipeline.models.layers import ChannelNorm
 LATENT_STRIDE = 16  # image pixels per latent position
 HYPER_STRIDE = 64  # image pixels per hyper-latent position; image sides must be multiples of it
 
-# Ballé et al. 2018: 64 standard deviations, evenly spaced in log scale
-SCALE_TABLE = [math.exp(math.log(0.11) + i * (math.log(256) - math.log(0.11)) / 63) for i in range(64)]
+# Ballé et al. 2018: 64 standard deviations, evenly spaced in log scale; in single precision, as published, so that
+# the tables agree to the last bit
+SCALE_TABLE = torch.exp(torch.linspace(math.log(0.11), math.log(256), 64)).tolist()
 
 
 class CodecConfig(Config):

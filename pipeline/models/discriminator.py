@@ -1,24 +1,37 @@
-"""The network that names the label of every real patch, and calls the others fake."""
+"""The two discriminators: one names the label of every patch or calls it fake, the other says real or fake."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
+from pipeline import losses
 from pipeline.config import Config
 
 STRIDE = 64  # image sides must be multiples of it
 
 
-class DiscriminatorConfig(Config):
-    """Widths. The defaults, with 1024 labels and 220 latent channels, are the published network: 17,877,073 parameters."""
+class LabelDiscriminatorConfig(Config):
+    """MS-ILLM's. The defaults, with 1024 labels and 220 latent channels, are the published one: 17,877,073 parameters."""
 
+    kind: Literal["label"] = "label"
+    conditional: bool = True  # whether it sees the latent
     # after each of the six halvings
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=6, max_length=6)] = (128, 128, 256, 256, 512, 512)
     head_channels: PositiveInt = 64
     context_channels: PositiveInt = 16
+
+
+class PatchDiscriminatorConfig(Config):
+    """HiFiC's PatchGAN. The defaults, with 220 latent channels, are the published one: 2,800,797 parameters."""
+
+    kind: Literal["patch"] = "patch"
+    conditional: bool = True  # whether it sees the latent
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=4, max_length=4)] = (64, 128, 256, 512)
+    context_channels: PositiveInt = 12
 
 
 class DownBlock(nn.Module):
@@ -55,27 +68,116 @@ class UpBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """An hourglass down to 1/64 and back to 1/8 of the image, conditional on the latent; no norms, no skips, as published.
+    """What both have in common.
+
+    `forward(x, y_hat)` gives logits: x (B, 3, H, W) in [0, 1], sides multiples of 64; y_hat (B, latent_channels, H/16, W/16);
+    returns (B, classes, H/8, W/8). Labels are (B, H/8, W/8) int64, of the original image. The unconditional variants
+    ignore y_hat, the patch discriminator the labels.
+    """
+
+    def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:
+        """What the reconstruction pays for being seen through: a scalar."""
+        raise NotImplementedError
+
+    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:
+        """What the discriminator pays for its mistakes: a scalar."""
+        raise NotImplementedError
+
+    def believed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Share of each image's patches that pass as real, and as what they are where labels count. Returns (B,)."""
+        raise NotImplementedError
+
+    def told_apart(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Mean share of real patches called real and of fake ones called fake: 0.5 is guessing. A scalar."""
+        raise NotImplementedError
+
+
+def build(
+    cfg: LabelDiscriminatorConfig | PatchDiscriminatorConfig, num_labels: int, latent_channels: int
+) -> Discriminator:
+    """The configured discriminator; the patch discriminator has no use for `num_labels`."""
+    if isinstance(cfg, PatchDiscriminatorConfig):
+        return PatchDiscriminator(cfg, latent_channels)
+    return LabelDiscriminator(cfg, num_labels, latent_channels)
+
+
+class LabelDiscriminator(Discriminator):
+    """An hourglass down to 1/64 and back to 1/8 of the image; class 0 means "fake". No norms and no skips, as published.
 
     Source: Muckley et al. 2023 (MS-ILLM), arXiv:2301.11189, after Sushko et al. 2021 (OASIS), arXiv:2012.04781.
     """
 
-    def __init__(self, cfg: DiscriminatorConfig, num_labels: int, latent_channels: int):
+    def __init__(self, cfg: LabelDiscriminatorConfig, num_labels: int, latent_channels: int):
         super().__init__()
         c = cfg.channels
-        self.context = nn.Conv2d(latent_channels, cfg.context_channels, 3, padding=1, padding_mode="reflect")
-        ins = (3 + cfg.context_channels, *c[:-1])
+        self.context = None
+        if cfg.conditional:
+            self.context = nn.Conv2d(latent_channels, cfg.context_channels, 3, padding=1, padding_mode="reflect")
+        ins = (3 + cfg.context_channels * cfg.conditional, *c[:-1])
         self.down = nn.Sequential(*(DownBlock(i, o, first=n == 0) for n, (i, o) in enumerate(zip(ins, c, strict=True))))
         self.up = nn.Sequential(UpBlock(c[5], c[4]), UpBlock(c[4], c[3]), UpBlock(c[3], cfg.head_channels))
         self.head = nn.Conv2d(cfg.head_channels, num_labels + 1, 1)
 
     def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
-        """Logits, class 0 meaning "fake".
+        return self.head(self.up(self.down(_with_context(x, y_hat, self.context))))
 
-        Shapes: x (B, 3, H, W) in [0, 1], sides multiples of 64; y_hat (B, latent_channels, H/16, W/16);
-        returns (B, num_labels + 1, H/8, W/8).
-        """
-        if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
-            raise ValueError(f"image is {x.shape[-2]}x{x.shape[-1]}, but both sides must be multiples of {STRIDE}")
-        context = F.interpolate(F.leaky_relu(self.context(y_hat), 0.2), size=x.shape[-2:])
-        return self.head(self.up(self.down(torch.cat([x, context], dim=1))))
+    def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:
+        return losses.generator_loss(fake_logits, labels)
+
+    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:
+        return losses.discriminator_loss(real_logits, fake_logits, real_labels)
+
+    def believed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(1) == labels + 1).float().mean((1, 2))
+
+    def told_apart(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return ((real_logits.argmax(1) != 0).float().mean() + (fake_logits.argmax(1) == 0).float().mean()) / 2
+
+
+class PatchDiscriminator(Discriminator):
+    """Five convolutions of 4x4 with spectral norm; one logit per 8x8 patch, positive for "real".
+
+    Source: Mentzer et al. 2020 (HiFiC), arXiv:2006.09965; spectral norm as in Miyato et al. 2018, arXiv:1802.05957.
+    """
+
+    def __init__(self, cfg: PatchDiscriminatorConfig, latent_channels: int):
+        super().__init__()
+        c = cfg.channels
+        self.context = None
+        if cfg.conditional:
+            self.context = spectral_norm(nn.Conv2d(latent_channels, cfg.context_channels, 3, padding=1))
+        ins = (3 + cfg.context_channels * cfg.conditional, *c)
+        # TensorFlow's "same" padding: one before and one after where the stride is 2, one before and two after where it is 1
+        layers: list[nn.Module] = []
+        for i in range(3):
+            layers += [spectral_norm(nn.Conv2d(ins[i], c[i], 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        layers += [nn.ZeroPad2d((1, 2, 1, 2)), spectral_norm(nn.Conv2d(c[2], c[3], 4)), nn.LeakyReLU(0.2)]
+        layers += [nn.ZeroPad2d((1, 2, 1, 2)), spectral_norm(nn.Conv2d(c[3], 1, 4))]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
+        return self.layers(_with_context(x, y_hat, self.context))
+
+    def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        return losses.patch_generator_loss(fake_logits)
+
+    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:  # noqa: ARG002
+        return losses.patch_discriminator_loss(real_logits, fake_logits)
+
+    def believed(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        return (logits > 0).float().mean((1, 2, 3))
+
+    def told_apart(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return ((real_logits > 0).float().mean() + (fake_logits <= 0).float().mean()) / 2
+
+
+def _with_context(x: Tensor, y_hat: Tensor, context: nn.Module | None) -> Tensor:
+    """The image, and below it the latent in a few channels, each value repeated over its 16x16 pixels."""
+    if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
+        raise ValueError(f"image is {x.shape[-2]}x{x.shape[-1]}, but both sides must be multiples of {STRIDE}")
+    if context is None:
+        return x
+    return torch.cat([x, F.interpolate(F.leaky_relu(context(y_hat), 0.2), size=x.shape[-2:])], dim=1)

@@ -110,9 +110,10 @@ class PretrainTask:
         bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
         rate = losses.target_rate_loss(bpp, rounded_bpp, self.cfg.rate.term(step))
         loss = distortion + rate
-        self.trainable.update(loss, step)
+        norm = self.trainable.update(loss, step)
         return {
             "train/loss": loss.detach(),
+            "train/codec_norm": norm,
             "train/bpp": rounded_bpp.mean(),
             **{f"train/{name}": value for name, value in parts.items()},
             "train/quantile_loss": self.quantiles.step(),

@@ -111,7 +111,7 @@ def pareto_figure(points: Sequence[Point], quality: str) -> Figure:
 
 
 def _check_keys(cfg: StageConfig) -> None:
-    """Loads the base configurations with one value of every searched key, so that a typo is found before any trial."""
+    """Loads the base configurations with every searched value, so that a mistake is found before any trial."""
     problems = [
         f"search.{key}: begins with no stage of a trial ({', '.join(TRIAL_STAGES)})"
         for key in cfg.search
@@ -119,9 +119,11 @@ def _check_keys(cfg: StageConfig) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    values = {key: space.values[0] if isinstance(space, Grid) else space.low for key, space in cfg.search.items()}
-    for stage in TRIAL_STAGES:
-        config.load(stages.get(stage).StageConfig, getattr(cfg, stage), _overrides(stage, values))
+    tried = {key: s.values if isinstance(s, Grid) else (s.low, s.high) for key, s in cfg.search.items()}
+    for i in range(max(len(values) for values in tried.values())):  # every value once, not every combination
+        point = {key: values[i % len(values)] for key, values in tried.items()}
+        for stage in TRIAL_STAGES:
+            config.load(stages.get(stage).StageConfig, getattr(cfg, stage), _overrides(stage, point))
 
 
 def _overrides(stage: str, values: dict[str, Any]) -> list[str]:

@@ -1,15 +1,18 @@
 """Trains the VQ-VAE whose code indices label image patches."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from pipeline import losses, runs
-from pipeline.data.loader import Batch
+from pipeline.data import transforms
+from pipeline.data.loader import Batch, to_float
 from pipeline.models import saved
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.stages.training import TrainingConfig, train, validation_means
@@ -73,10 +76,11 @@ class VqvaeTask:
         vq = losses.vq_loss(out.z, out.codes)
         commitment = self.cfg.commitment if since >= 0 else 0.0
         loss = pixel + commitment * vq.commitment + self.cfg.embedding * vq.embedding
-        self.trainable.update(loss, step)
+        norm = self.trainable.update(loss, step)
         self.usage.counts += self.runtime.sum(self._count(out.labels))
         return {
             "train/loss": loss.detach(),
+            "train/labeler_norm": norm,
             "train/pixel": pixel.detach(),
             "train/commitment": vq.commitment.detach(),
             "train/psnr_db": losses.psnr_db(losses.mse(out.x_hat.detach(), batch.x)),
@@ -100,23 +104,44 @@ class VqvaeTask:
         self.usage.counts.zero_()
 
     def validate(self) -> dict[str, float]:
-        """Reconstruction quality, and how the validation patches use the codes."""
+        """Reconstruction quality, how the validation patches use the codes, and how many labels survive a disturbance."""
         counts = torch.zeros_like(self.usage.counts)
 
         def measure(x: Tensor) -> dict[str, Tensor]:
             out = self.labeler(x)
             counts.add_(self._count(out.labels) * bool(len(self.crops)))
-            return {"val/psnr_db": losses.psnr_db((out.x_hat.clamp(0, 1) - x).square().mean((1, 2, 3)))}
+            return {
+                "val/psnr_db": losses.psnr_db((out.x_hat.clamp(0, 1) - x).square().mean((1, 2, 3))),
+                "val/stable_under_noise": self._unchanged(out.labels, with_noise(x)),
+                "val/stable_under_jpeg": self._unchanged(out.labels, through_jpeg(x)),
+            }
 
         means = validation_means(self.runtime, self.crops, measure)
         total = self.runtime.sum(counts)
+        perplexity = float(losses.perplexity(total))
         return means | {
             "val/codes_used_share": float((total > 0).double().mean()),
-            "val/perplexity": float(losses.perplexity(total)),
+            "val/perplexity": perplexity,
+            "val/label_entropy_bits": math.log2(perplexity),
         }
+
+    def _unchanged(self, labels: Tensor, disturbed: Tensor) -> Tensor:
+        return (self.labeler.label(disturbed) == labels).float().mean((1, 2))
 
     def export(self, folder: Path) -> None:
         saved.save(folder, self.labeler, self.cfg.labeler)
 
     def _count(self, labels: Tensor) -> Tensor:
         return torch.bincount(labels.flatten(), minlength=self.cfg.labeler.num_codes)
+
+
+def with_noise(x: Tensor) -> Tensor:
+    """Images plus Gaussian noise of two grey levels, the same noise each time. Shapes: x (B, 3, H, W) in [0, 1]."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    return (x + noise * (2 / 255)).clamp(0, 1)
+
+
+def through_jpeg(x: Tensor) -> Tensor:
+    """Images after JPEG at quality 75. Shapes: x (B, 3, H, W) in [0, 1]."""
+    pixels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return to_float(np.stack([transforms.recompressed(p, quality=75) for p in pixels])).to(x)

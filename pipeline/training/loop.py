@@ -1,7 +1,7 @@
 """fit(): the one training loop. It knows *when*; the task it trains knows *what*."""
 
-import math
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Protocol
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from pipeline.config import Config
@@ -32,6 +32,7 @@ class FitConfig(Config):
     validate_every: PositiveInt = 10_000
     checkpoint_every: PositiveInt = 5_000
     keep_checkpoints: PositiveInt = 2
+    max_bad_steps: NonNegativeInt = 10  # steps in a row whose values are not finite; more stop the stage
 
 
 class Task(Protocol):
@@ -48,14 +49,14 @@ def fit(
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
     `batches(start)` is the stream from the sample at `start`.
-    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if a metric is no longer finite.
+    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row are not finite.
     """
     progress = Progress(step=0, samples=0)
     if (found := checkpoint.restore(folder)) is not None:
         progress, state = found
         runtime.load_state_dict(state)
     stream = batches(progress.samples)
-    window = Window(runtime)
+    window = Window(runtime, cfg.max_bad_steps)
     validated: dict[str, float] = {}
     with (
         stop_signals() as stop_requested,
@@ -90,30 +91,54 @@ def save_checkpoint(runtime: Runtime, folder: Path, progress: Progress, keep: in
 
 
 class Window:
-    """Sums of metrics since they were last taken, kept on the device."""
+    """Sums of metrics since they were last taken, kept on the device; values that are not finite are left out.
 
-    def __init__(self, runtime: Runtime):
-        self.runtime = runtime
-        self.sums: dict[str, Tensor] = {}
+    A step with such a value is a bad one: its update changed nothing (Trainable.update).
+    """
+
+    def __init__(self, runtime: Runtime, max_bad_steps: int):
+        self.runtime, self.max_bad_steps = runtime, max_bad_steps
+        self.bad_row = torch.zeros((), device=runtime.device)  # bad steps in a row until now
         self.count = 0
 
+    @torch.no_grad()
     def add(self, metrics: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            self.sums = {name: self.sums[name] + value if self.count else value for name, value in metrics.items()}
+        """Takes the metrics of one step; their names are the same at every step."""
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        finite = values.isfinite()
+        if not self.count:
+            self.names = tuple(metrics)
+            self.sums, self.finite = torch.zeros_like(values), torch.zeros_like(values)
+            self.bad_steps, self.longest_row = torch.zeros_like(self.bad_row), torch.zeros_like(self.bad_row)
+        self.sums += torch.where(finite, values, 0)
+        self.finite += finite
+        is_bad = (~finite.all()).float()
+        self.bad_row = (self.bad_row + 1) * is_bad
+        self.bad_steps += is_bad
+        self.longest_row = torch.maximum(self.longest_row, self.bad_row)
         self.count += 1
 
     def take(self, step: int) -> dict[str, float]:
-        """Averages over steps and processes. Raises: TrainingError if one is not finite."""
-        means = self.runtime.means(self.sums, self.count)
-        bad = {name: value for name, value in means.items() if not math.isfinite(value)}
-        if bad:
-            listed = ", ".join(f"{name}={value}" for name, value in bad.items())
+        """Averages over steps and processes. The only place that waits for the device.
+
+        Raises: TrainingError if more steps in a row were bad than allowed.
+        """
+        ours = torch.cat([self.sums, self.finite, self.bad_steps[None], self.longest_row[None]])
+        everyones = self.runtime.gather(ours[None])  # (processes, 2 names + 2)
+        sums, finite = everyones[:, :-2].sum(0).reshape(2, -1).tolist()
+        bad_steps, longest = (int(n) for n in everyones[:, -2:].amax(0))
+        expected = self.count * len(everyones)
+        blamed = ", ".join(name for name, count in zip(self.names, finite, strict=True) if count < expected)
+        if longest > self.max_bad_steps:
             raise TrainingError(
-                f"{listed} within the {self.count} steps before step {step}; the last good checkpoint is kept. "
-                "A lower optimizer.lr in a new run= usually mends this"
+                f"{blamed}: not finite for {longest} steps in a row before step {step}. Those steps changed no weight, and "
+                "the last good checkpoint is kept. A lower optimizer.lr in a new run= usually mends this"
             )
-        self.sums, self.count = {}, 0
-        return means
+        means = {name: s / n for name, s, n in zip(self.names, sums, finite, strict=True) if n}
+        if bad_steps and self.runtime.is_main:
+            print(f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite", file=sys.stderr)
+        self.count = 0
+        return means | ({"train/skipped_steps": float(bad_steps)} if bad_steps else {})
 
 
 @contextmanager

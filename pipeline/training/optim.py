@@ -26,8 +26,8 @@ class AdamConfig(Config):
 def adam(module: nn.Module, cfg: AdamConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that require gradients."""
     wanted = [p for p in module.parameters() if p.requires_grad]
-    fused = wanted[0].device.type == "cuda"
-    return torch.optim.AdamW(wanted, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=fused)
+    # fused: fastest on both kinds of device, and the only kind that can skip a step without asking the device first
+    return torch.optim.AdamW(wanted, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
 
 
 def learning_rate(cfg: AdamConfig, step: int, total_steps: int) -> float:

@@ -1,7 +1,7 @@
 """Device, ranks and engines: the only file that imports accelerate or deepspeed."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -100,11 +100,6 @@ class Runtime:
         """The values of all processes, one after the other along the first dimension, on each of them."""
         return self.accelerator.gather(value)
 
-    def means(self, sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
-        """Averages over all processes of sums over `count` values each. The only place that waits for the device."""
-        stacked = torch.stack([sums[name].detach().float() for name in sums]) / (count * self.num_processes)
-        return dict(zip(sums, self.sum(stacked).tolist(), strict=True))
-
     def any_rank(self, flag: bool) -> bool:
         """Whether any process says yes, known to all."""
         if self.num_processes == 1:
@@ -142,17 +137,23 @@ class Trainable:
     def __init__(self, accelerator: Accelerator, module: nn.Module, cfg: AdamConfig, total_steps: int):
         self._accelerator, self._cfg, self._total_steps = accelerator, cfg, total_steps
         self.module = module
-        self.model, self.optimizer = accelerator.prepare(module, adam(module, cfg))
+        self._plain_optimizer = adam(module, cfg)
+        self.model, self.optimizer = accelerator.prepare(module, self._plain_optimizer)
 
     def update(self, loss: Tensor, step: int) -> Tensor:
-        """One optimizer step on `loss` after `step` earlier ones; returns the gradient's 2-norm before clipping."""
+        """One optimizer step on `loss` after `step` earlier ones; returns the gradient's 2-norm before clipping.
+
+        A gradient that is not finite changes nothing, neither weights nor moments; the norm tells of it. Processes
+        agree, because they share the gradient, and nobody waits for the device to find out.
+        """
         self._accelerator.backward(loss)
         norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._cfg.clip_norm)
+        assert norm is not None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._cfg, step, self._total_steps)
+        self._plain_optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused AdamW heeds it
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        assert norm is not None
         return norm
 
     def state_dict(self) -> dict[str, Any]:

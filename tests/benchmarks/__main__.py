@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline import losses
 from pipeline.models.codec import Codec, CodecConfig
-from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
+from pipeline.models.discriminator import LabelDiscriminator, LabelDiscriminatorConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.layers import ChannelNorm
 
@@ -84,8 +84,8 @@ def gan_step() -> dict[str, object]:
     cfg = CodecConfig(channels=(15, 30, 60, 120, 240), latent_channels=55, hyper_channels=80)
     codec = Codec(cfg).to(DEVICE, memory_format=torch.channels_last).requires_grad_(False)
     codec.synthesis.requires_grad_(True)
-    wanted = DiscriminatorConfig(channels=(32, 32, 64, 64, 128, 128), head_channels=64)
-    judge = Discriminator(wanted, 1024, cfg.latent_channels).to(DEVICE, memory_format=torch.channels_last)
+    wanted = LabelDiscriminatorConfig(channels=(32, 32, 64, 64, 128, 128), head_channels=64)
+    judge = LabelDiscriminator(wanted, 1024, cfg.latent_channels).to(DEVICE, memory_format=torch.channels_last)
     x = torch.rand(4, 3, 256, 256, device=DEVICE).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 1024, (4, 32, 32), device=DEVICE)
 

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.models.codec import Codec, CodecConfig, Noise
-from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
+from pipeline.models.discriminator import (
+    LabelDiscriminator,
+    LabelDiscriminatorConfig,
+    PatchDiscriminator,
+    PatchDiscriminatorConfig,
+    build,
+)
 from pipeline.models.labeler import Labeler, LabelerConfig
 
 SMALL = CodecConfig(channels=(4, 4, 6, 8, 12), latent_channels=8, hyper_channels=6, residual_blocks=1)
@@ -44,7 +50,7 @@ def test_the_default_codec_has_the_published_size():
 
 def test_the_default_discriminator_and_labeler_have_the_published_size():
     with torch.device("meta"):
-        assert count(Discriminator(DiscriminatorConfig(), 1024, 220)) == 17_877_073
+        assert count(LabelDiscriminator(LabelDiscriminatorConfig(), 1024, 220)) == 17_877_073
         labeler = Labeler(LabelerConfig())
     assert count(labeler) == 18_116_178
     assert count(labeler.encoder) == 7_443_523
@@ -59,7 +65,7 @@ def test_shapes_of_the_published_networks():
         assert y.shape == (1, 220, 16, 16)
         assert codec.hyper_analysis(y).shape == (1, 320, 4, 4)
         assert codec.synthesis(y).shape == x.shape
-        assert Discriminator(DiscriminatorConfig(), 1024, 220)(x, y).shape == (1, 1025, 32, 32)
+        assert LabelDiscriminator(LabelDiscriminatorConfig(), 1024, 220)(x, y).shape == (1, 1025, 32, 32)
 
 
 def test_entropy_tables_of_a_fresh_published_codec():
@@ -146,8 +152,8 @@ def test_the_labelers_straight_through_gradient_reaches_the_encoder():
 
 def test_the_discriminator_looks_at_its_context():
     torch.manual_seed(0)
-    network = Discriminator(
-        DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8
+    network = LabelDiscriminator(
+        LabelDiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8
     )
     x, y = torch.rand(1, 3, 64, 64), torch.randn(1, 8, 4, 4)
     assert network(x, y).shape == (1, 17, 8, 8)
@@ -156,8 +162,8 @@ def test_the_discriminator_looks_at_its_context():
 
 def test_shortcuts_of_the_discriminator_see_the_activated_input():
     torch.manual_seed(0)
-    network = Discriminator(
-        DiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8
+    network = LabelDiscriminator(
+        LabelDiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 16, 8
     )
     block = network.down[1]
     for conv in (block.conv1, block.conv2):
@@ -165,3 +171,66 @@ def test_shortcuts_of_the_discriminator_see_the_activated_input():
         torch.nn.init.zeros_(conv.bias)
     x = torch.randn(1, 4, 4, 4)
     assert torch.allclose(block(x), F.avg_pool2d(F.leaky_relu(x, 0.2), 2))
+
+
+def test_the_default_patch_discriminator_has_hific_s_layers():
+    network = PatchDiscriminator(PatchDiscriminatorConfig(), 220)
+    convs = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    shapes = [(tuple(c.weight.shape), c.stride[0]) for c in convs]
+    assert shapes == [
+        ((12, 220, 3, 3), 1), ((64, 15, 4, 4), 2), ((128, 64, 4, 4), 2), ((256, 128, 4, 4), 2), ((512, 256, 4, 4), 1),
+        ((1, 512, 4, 4), 1),
+    ]  # fmt: skip
+    assert count(network) == 2_800_797
+    assert network(torch.rand(1, 3, 128, 64), torch.randn(1, 220, 8, 4)).shape == (1, 1, 16, 8)
+
+
+def test_every_weight_of_the_patch_discriminator_has_spectral_norm_one():
+    torch.manual_seed(0)
+    network = PatchDiscriminator(PatchDiscriminatorConfig(channels=(4, 4, 8, 8), context_channels=2), 8)
+    x, y = torch.rand(1, 3, 64, 64), torch.randn(1, 8, 4, 4)
+    for _ in range(60):  # one power iteration each
+        network(x, y)
+    network.eval()
+    for conv in (m for m in network.modules() if isinstance(m, torch.nn.Conv2d)):
+        assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(network(x, y), network(x, y))
+
+
+def test_the_patch_discriminators_padding_is_tensorflows_same():
+    """Two convolutions of 4x4 with stride 1 pad one before and two after, so a dot moves by what that leaves."""
+    torch.manual_seed(0)
+    network = PatchDiscriminator(PatchDiscriminatorConfig(conditional=False, channels=(2, 2, 2, 2)), 8).eval()
+    dot = torch.zeros(1, 2, 9, 9)
+    dot[0, :, 4, 4] = 1
+    h = network.layers[6:9](dot) - network.layers[6:9](torch.zeros_like(dot))
+    rows = h.abs().sum((0, 1, 3)).nonzero().flatten().tolist()
+    assert rows == [2, 3, 4, 5]  # output i reads inputs i - 1 to i + 2
+    strided = torch.zeros(1, 3, 8, 8)
+    strided[0, :, 4, 4] = 1
+    h = network.layers[0](strided) - network.layers[0](torch.zeros_like(strided))
+    assert h.abs().sum((0, 1, 3)).nonzero().flatten().tolist() == [1, 2]  # output i reads inputs 2 i - 1 to 2 i + 2
+
+
+@pytest.mark.parametrize("cfg", [
+    LabelDiscriminatorConfig(conditional=False, channels=(4, 4, 4, 4, 4, 4), head_channels=4),
+    PatchDiscriminatorConfig(conditional=False, channels=(4, 4, 4, 4)),
+], ids=["label", "patch"])  # fmt: skip
+def test_unconditional_discriminators_see_the_image_alone(cfg):
+    torch.manual_seed(0)
+    network = build(cfg, 16, 8).eval()
+    x, y = torch.rand(1, 3, 64, 64), torch.randn(1, 8, 4, 4)
+    assert torch.equal(network(x, y), network(x, y + 1))
+    assert not torch.equal(network(x, y), network(1 - x, y))
+
+
+def test_what_discriminators_believe():
+    label = build(LabelDiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 2, 8)
+    logits = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [0, 0, 5]]).T.reshape(1, 3, 2, 2)  # fake, label 0, 1, 1
+    labels = torch.tensor([[[0, 0], [1, 0]]])
+    assert label.believed(logits, labels).tolist() == [0.5]
+    assert label.told_apart(logits, logits).item() == (0.75 + 0.25) / 2
+    patch = build(PatchDiscriminatorConfig(channels=(4, 4, 4, 4), context_channels=2), 0, 8)
+    logits = torch.tensor([1.0, 2.0, 3.0, -1.0]).view(1, 1, 2, 2)
+    assert patch.believed(logits, labels).tolist() == [0.75]
+    assert patch.told_apart(logits, -logits).item() == 0.75

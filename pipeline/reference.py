@@ -1,0 +1,106 @@
+"""`illm import-reference` and `illm export-reference`: checkpoints of the published implementation, in and out."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import artifacts, config
+from pipeline.artifacts import Manifest
+from pipeline.errors import ArtifactError
+from pipeline.models import saved
+from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.reference_names import export_state, import_state
+
+EXTRAS, ORIGIN = "reference.safetensors", "reference.yaml"  # what a later export needs to write the same file again
+Names = Literal["as-imported", "old", "new"]
+
+
+def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, overrides: Sequence[str]) -> str:
+    """Publishes the network in `file` as an artifact in `folder`; returns lines for the user.
+
+    `overrides` change the architecture, which is the published one by default. Missing entropy tables are built.
+    Raises: ArtifactError if the file is no state dict of that architecture.
+    """
+    cls: type[CodecConfig] | type[LabelerConfig] = CodecConfig if kind == "codec" else LabelerConfig
+    cfg = config.parse(cls, {}, overrides, "import-reference")
+    try:
+        found = import_state(_load(file), cfg)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: {error}") from None
+    module = _codec(cfg, found.state) if isinstance(cfg, CodecConfig) else _labeler(cfg, found.state)
+
+    def write(scratch: Path) -> None:
+        saved.save(scratch, module, cfg)
+        save_file({name: value.contiguous() for name, value in found.extras.items()}, scratch / EXTRAS)
+        (scratch / ORIGIN).write_text(yaml.safe_dump({"old_names": found.old_names}), encoding="utf-8")
+
+    origin = {"file": file.name, "sha256": artifacts.sha256(file)}
+    manifest = Manifest(kind=kind, stage="import-reference", config=origin | config.flatten(cfg))
+    artifact = artifacts.publish(folder / "artifact", manifest, write)
+    lines = [f"{kind} with {len(found.state)} tensors from {file}: {artifact.path}"]
+    if found.ignored:
+        lines.append(f"{len(found.ignored)} tensors of other networks were left out, for instance {found.ignored[0]}")
+    return "\n".join(lines)
+
+
+def export_file(name: str, file: Path, names: Names) -> str:
+    """Writes a codec or labeler artifact as the reference's state dict; returns a line for the user.
+
+    Raises: ArtifactError for another kind of artifact, or if `file` exists.
+    """
+    if file.exists():
+        raise ArtifactError(f"{file}: exists already; name another file")
+    kind = artifacts.kind_of(name)
+    if kind not in ("codec", "labeler"):
+        raise ArtifactError(f"{name}: expected a 'codec' or 'labeler' artifact, found {kind!r}")
+    artifact = artifacts.read(name, kind)
+    module = saved.load_codec(artifact) if kind == "codec" else saved.load_labeler(artifact)
+    extras: dict[str, Tensor] = {}
+    old_names = False
+    if (artifact.path / EXTRAS).is_file():
+        extras = load_file(artifact.path / EXTRAS)
+        old_names = config.read_yaml(artifact.path / ORIGIN)["old_names"]
+    if names != "as-imported":
+        old_names = names == "old"
+    state = export_state(module.state_dict(), module.cfg, extras, old_names)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.tmp")
+    torch.save(state, scratch)
+    scratch.rename(file)
+    return f"{file}: {len(state)} tensors of a {kind}"
+
+
+def _codec(cfg: CodecConfig, state: dict[str, Tensor]) -> Codec:
+    codec = Codec(cfg)
+    codec.load_weights(state)
+    if not all(state[f"{model}._quantized_cdf"].numel() for model in ("entropy", "hyper_entropy")):
+        codec.update_tables()
+    return codec
+
+
+def _labeler(cfg: LabelerConfig, state: dict[str, Tensor]) -> Labeler:
+    labeler = Labeler(cfg)
+    labeler.load_state_dict(state)
+    return labeler
+
+
+def _load(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        raise ArtifactError("no such file")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"not a file of tensors alone, and nothing else is unpickled ({reason}); save its state dict by itself"
+        ) from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"holds a {type(content).__name__}, expected a state dict")
+    return content

@@ -1,0 +1,76 @@
+"""Every configuration loads, and every variant of a training stage trains on the smoke networks."""
+
+import pytest
+
+from pipeline import artifacts, config, stages
+from pipeline.losses import PUBLISHED_RATE_WEIGHTS
+from pipeline.models import saved
+from pipeline.stages import gan, pretrain
+from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
+from tests.test_pipeline import RUNS
+
+FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "launch")
+VARIANTS = sorted(p for p in CONFIGS.glob("*-*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_config_loads(path):
+    stage = config.read_yaml(path)["stage"]
+    config.load(stages.get(stage).StageConfig, path)
+
+
+def test_every_published_rate_has_its_config_and_weight():
+    found = {}
+    for path in (ROOT / "configs/published").glob("pretrain-*bpp.yaml"):
+        cfg = config.load(pretrain.StageConfig, path)
+        term = cfg.rate.term(cfg.rate.warmup_steps)
+        found[term.target_bpp] = term.weight
+        assert path.stem == f"pretrain-{term.target_bpp:g}bpp"
+        assert cfg.rate.term(0) == pytest.approx((1.429 * term.target_bpp, term.weight / 2))
+    assert found == PUBLISHED_RATE_WEIGHTS
+
+
+def test_each_discriminator_brings_its_published_weight_and_optimizer():
+    label = gan.StageConfig(data={"shards": "s", "batch_size": 2}, fit={"steps": 1}, codec="c", labeler="l")
+    assert label.weight == 0.008
+    patch = config.load(gan.StageConfig, ROOT / "configs/gan-patchgan.yaml")
+    assert patch.weight == 0.15
+    assert patch.discriminator_optimizer == gan.PUBLISHED_OPTIMIZERS["patch"]
+    assert gan.PUBLISHED_OPTIMIZERS["label"].lr == 4e-4
+    assert gan.PUBLISHED_OPTIMIZERS["label"].betas == (0.5, 0.9)
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_every_variant_trains(smoke, tmp_path, path):
+    assert (ROOT / "configs" / path.name).is_file()  # what it is the small form of
+    stage = path.stem.split("-")[0]
+    ended = illm_here(stage, path, f"run={tmp_path / stage}", "fit.steps=6", cwd=smoke)
+    assert ended.code == 0, ended.err
+    made = artifacts.read(str(tmp_path / stage), "codec")
+    assert ("labeler" in made.manifest.parents) == (path.stem == "gan-unconditional")
+
+
+def test_without_weight_there_is_no_discriminator_and_the_synthesis_still_learns(smoke, tmp_path, monkeypatch):
+    ended = illm_here("gan", CONFIGS / "gan.yaml", f"run={tmp_path / 'gan'}", "fit.steps=3", "gan_weight=0", cwd=smoke)
+    assert ended.code == 0, ended.err
+    assert " D " not in ended.err
+    monkeypatch.chdir(smoke)
+    before, after = (
+        saved.load_codec(artifacts.read(name, "codec")) for name in (f"{RUNS}/pretrain", str(tmp_path / "gan"))
+    )
+    assert after.bitstream_id() == before.bitstream_id()
+    assert not after.synthesis.head[1].weight.equal(before.synthesis.head[1].weight)
+
+
+def test_the_discriminator_can_learn_alone_first(smoke, tmp_path, monkeypatch):
+    words = ("gan", CONFIGS / "gan.yaml", f"run={tmp_path / 'gan'}", "fit.steps=4", "discriminator_alone=4")
+    assert illm_here(*words, cwd=smoke).code == 0
+    monkeypatch.chdir(smoke)
+    before, after = (artifacts.read(name, "codec") for name in (f"{RUNS}/pretrain", str(tmp_path / "gan")))
+    weights = [saved.load_codec(artifact).state_dict() for artifact in (before, after)]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+
+
+def test_the_label_discriminator_asks_for_a_labeler(tmp_path):
+    ended = illm_here("gan", CONFIGS / "gan.yaml", "run=r", "labeler=null", cwd=tmp_path)
+    assert_one_clear_line(ended, "needs labeler=")

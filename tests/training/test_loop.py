@@ -1,0 +1,86 @@
+"""The loop on a network of one weight: what it does with steps that are not finite."""
+
+import pytest
+import torch
+
+from pipeline.data.loader import Batch
+from pipeline.errors import TrainingError
+from pipeline.training import checkpoint
+from pipeline.training.loop import FitConfig, Window, fit
+from pipeline.training.optim import AdamConfig
+from pipeline.training.runtime import Runtime
+
+
+class Line:
+    """Fits w to 1; the steps in `bad` have a loss that is not finite."""
+
+    def __init__(self, runtime: Runtime, steps: int, bad: set[int]):
+        self.network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.network.weight)
+        self.trainable = runtime.trainable("line", self.network, AdamConfig(lr=0.1), steps)
+        self.bad, self.weights = bad, []
+
+    def train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        self.weights.append(self.network.weight.item())
+        x = torch.full((1, 1), float("inf") if step in self.bad else 1.0)
+        loss = (self.trainable.model(x) - 1).square().mean()
+        norm = self.trainable.update(loss, step)
+        return {"train/loss": loss.detach(), "train/line_norm": norm}
+
+    def validate(self) -> dict[str, float]:
+        return {"val/w": self.network.weight.item()}
+
+    def export(self, folder) -> None: ...
+
+
+def batches(start: int):
+    while True:
+        yield Batch(torch.zeros(1, 3, 1, 1), [start])
+        start += 1
+
+
+def train(folder, steps: int, bad: set[int], **settings: int) -> tuple[Line, dict[str, float], dict]:
+    runtime = Runtime()
+    task = Line(runtime, steps, bad)
+    logged: dict[int, dict[str, float]] = {}
+    cfg = FitConfig(steps=steps, log_every=5, checkpoint_every=5, validate_every=100, **settings)
+    metrics = fit(task, batches, runtime, folder, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
+    return task, metrics, logged
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path, capsys):
+    task, metrics, logged = train(tmp_path, 20, bad={6, 7})
+    assert task.weights[6] == task.weights[7] == task.weights[8]  # the weight before steps 6, 7 and 8
+    assert len(set(task.weights)) == 20 - 2
+    clean, _, _ = train(tmp_path / "clean", 18, bad=set())
+    assert task.network.weight.item() == clean.network.weight.item()  # moments and their age were left alone too
+    assert metrics["val/w"] == task.network.weight.item()
+    assert logged[10]["train/skipped_steps"] == 2
+    assert 0 < logged[10]["train/loss"] < 1  # the mean of the three good ones
+    assert "train/skipped_steps" not in logged[5] | logged[15]
+    assert "skipped 2 of 5 steps before step 10: train/loss, train/line_norm not finite" in capsys.readouterr().err
+
+
+def test_too_many_in_a_row_stop_the_stage_and_the_last_checkpoint_is_good(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"train/loss, train/line_norm: not finite for 4 steps in a row before step 10"
+    ):
+        train(tmp_path, 20, bad={5, 6, 7, 8}, max_bad_steps=3)
+    progress, state = checkpoint.restore(tmp_path)
+    assert progress.step == 5
+    assert state["line"]["model"]["weight"].isfinite().all()
+
+
+def test_as_many_as_allowed_in_a_row_do_not_stop_it_even_across_two_logs(tmp_path):
+    train(tmp_path, 20, bad={3, 4, 5, 6}, max_bad_steps=4)
+    with pytest.raises(TrainingError):
+        train(tmp_path / "more", 20, bad={3, 4, 5, 6, 7}, max_bad_steps=4)
+
+
+def test_metrics_are_means_over_steps():
+    window = Window(Runtime(), 0)
+    for value in (1.0, 2.0, 6.0):
+        window.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
+    assert window.take(3) == {"a": 3.0, "b": -3.0}
+    window.add({"a": torch.tensor(5.0), "b": torch.tensor(0.0)})
+    assert window.take(4) == {"a": 5.0, "b": 0.0}
