@@ -35,6 +35,7 @@ class LoaderConfig(Config):
     workers: NonNegativeInt = 4  # loader processes per training process; 0 loads in the training process
     cache_mb: NonNegativeInt = 0  # decoded images each of them keeps; for data sets that fit in memory
     validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
+    validation_crop: Annotated[int, Field(gt=0, multiple_of=64)] | None = None  # pixels; None: as in training
     max_bad_samples: NonNegativeInt = 100  # unreadable samples per training process before the stage stops
 
 
@@ -166,7 +167,7 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
     """Crops of validation images without scaling: as many from each as needed, from its centre or spread over it.
 
-    Shapes: returns (N, 3, crop, crop) in [0, 1], N at most cfg.validation_crops.
+    Shapes: returns (N, 3, validation_crop, validation_crop) in [0, 1], N at most cfg.validation_crops.
     Raises: DataError if the shards have no validation image.
     """
     count = min(len(reader), cfg.validation_crops)
@@ -176,7 +177,8 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
         )
     each = cfg.validation_crops // count
     images = (transforms.decode(reader.read(i)).pixels for i in range(count))
-    return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, cfg.crop, each)]))
+    size = cfg.validation_crop or cfg.crop
+    return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, size, each)]))
 
 
 def to_float(pixels: Pixels) -> Tensor:

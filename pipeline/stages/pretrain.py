@@ -30,7 +30,10 @@ class FixedRate(Config):
 
 
 class TargetRate(Config):
-    """A price of a bit that depends on whether the image is above the target."""
+    """A price of a bit that depends on whether the image is above the target, as published.
+
+    Where most images are easy, the realised mean stays below the target; "calibrated" mends that.
+    """
 
     kind: Literal["target"]
     bpp: PositiveFloat  # bits per image pixel, of training crops
@@ -42,12 +45,41 @@ class TargetRate(Config):
         return losses.rate_schedule(self.bpp, weight, step, self.warmup_steps)
 
 
+class CalibratedRate(TargetRate):
+    """Like "target", but every validation moves the target so that the mean rate of validation crops becomes `bpp`."""
+
+    kind: Literal["calibrated"]  # type: ignore[assignment]
+
+
+class Calibration:
+    """How far the target of training is from the rate that is wanted: part of every checkpoint."""
+
+    def __init__(self, cfg: CalibratedRate):
+        self.cfg = cfg
+        self.factor = 1.0
+
+    def term(self, step: int) -> RateTerm:
+        published = self.cfg.term(step)
+        return published._replace(target_bpp=published.target_bpp * self.factor)
+
+    def measured(self, bpp: float, step: int) -> None:
+        """Moves the target half of the way, in ratios, after a validation at `step`; the warm-up is left alone."""
+        if step >= self.cfg.warmup_steps:
+            self.factor = min(max(self.factor * (self.cfg.bpp / bpp) ** 0.5, 1 / 8), 8.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.factor = state["factor"]
+
+
 class StageConfig(TrainingConfig):
     """The codec's training for rate and distortion."""
 
     stage: Literal["pretrain"] = "pretrain"
     codec: CodecConfig = CodecConfig()
-    rate: Annotated[FixedRate | TargetRate, Field(discriminator="kind")]
+    rate: Annotated[FixedRate | TargetRate | CalibratedRate, Field(discriminator="kind")]
     distortion: DistortionConfig = DistortionConfig()
     optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, decay="cosine")
     quantile_lr: PositiveFloat = 1e-3  # of the quantiles that bound the hyper-latent's tables
@@ -100,15 +132,21 @@ class PretrainTask:
         self.quantiles = QuantileStep(self.codec, cfg.quantile_lr)
         runtime.register("quantiles", self.quantiles)
         self.distortion = runtime.place(Distortion(cfg.distortion))
+        self.rate: FixedRate | TargetRate | Calibration = cfg.rate
+        self.step = 0
+        if isinstance(cfg.rate, CalibratedRate):
+            self.rate = Calibration(cfg.rate)
+            runtime.register("rate", self.rate)
 
     def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One update. Shapes: batch.x (B, 3, H, W)."""
+        self.step = step
         x, num_pixels = batch.x, batch.x.shape[-2] * batch.x.shape[-1]
         noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, batch.positions))
         out = self.trainable.model(x, noise)
         distortion, parts = self.distortion(out.x_hat, x)
         bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
-        rate = losses.target_rate_loss(bpp, rounded_bpp, self.cfg.rate.term(step))
+        rate = losses.target_rate_loss(bpp, rounded_bpp, self.rate.term(step))
         loss = distortion + rate
         norm = self.trainable.update(loss, step)
         return {
@@ -121,7 +159,11 @@ class PretrainTask:
 
     def validate(self) -> dict[str, float]:
         """Rate from ideal code lengths and quality of the clamped reconstruction, over validation crops."""
-        return validation_means(self.runtime, self.crops, lambda x: rate_and_quality(self.codec, x))
+        means = validation_means(self.runtime, self.crops, lambda x: rate_and_quality(self.codec, x))
+        if isinstance(self.rate, Calibration):
+            self.rate.measured(means["val/bpp"], self.step)
+            means["val/target_factor"] = self.rate.factor
+        return means
 
     def export(self, folder: Path) -> None:
         # On a copy: the tables are no part of what a checkpoint of this run holds.

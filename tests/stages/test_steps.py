@@ -1,0 +1,149 @@
+"""What one training step adds up, against the same sum written out by hand."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline import losses, runs
+from pipeline.data.loader import Batch, LoaderConfig
+from pipeline.models import saved
+from pipeline.stages.gan import GanTask
+from pipeline.stages.gan import StageConfig as GanConfig
+from pipeline.stages.pretrain import PretrainTask
+from pipeline.stages.pretrain import StageConfig as PretrainConfig
+from pipeline.stages.vqvae import StageConfig as VqvaeConfig
+from pipeline.stages.vqvae import VqvaeTask
+from pipeline.training.runtime import Runtime
+from tests.models.test_networks import SMALL, SMALL_LABELER
+from tests.test_pipeline import RUNS
+
+COMMON = {"data": LoaderConfig(shards="s", batch_size=4, crop=64), "fit": {"steps": 10}}
+DISTORTION = {"mse": 150, "lpips": 1, "if_lpips_missing": "skip"}
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(7)
+    small = torch.rand(4, 3, 8, 8, generator=generator)
+    return Batch(F.interpolate(small, size=(64, 64), mode="bilinear"), [40, 41, 42, 43])
+
+
+@pytest.mark.parametrize("target", [0.001, 1000.0])
+def test_pretraining_pays_for_distortion_and_for_bits_by_the_target(target):
+    torch.manual_seed(0)
+    cfg = PretrainConfig(
+        **COMMON,
+        codec=SMALL,
+        distortion=DISTORTION,
+        rate={"kind": "target", "bpp": target, "weight": 3.0, "warmup_steps": 2},
+    )
+    runtime = Runtime()
+    task = PretrainTask(cfg, runtime, torch.zeros(0, 3, 64, 64))
+    before, b = copy.deepcopy(task.codec), batch()
+    out = before(b.x, before.noise_like(b.x, runtime.generators(cfg.seed, b.positions)))
+    bpp = out.bits / 64**2
+    weight = 3.0 if target < 1 else 0.0625
+    metrics = task.train_step(b, step=5)
+    expected = 150 * (out.x_hat - b.x).square().mean() + weight * bpp.mean()
+    assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["train/bpp"].item() == pytest.approx(out.rounded_bits.mean().item() / 64**2, rel=1e-5)
+    quantiles = task.codec.hyper_entropy.quantiles
+    assert not torch.equal(quantiles, before.hyper_entropy.quantiles)
+    for name, p in task.codec.named_parameters() if target < 1 else ():  # a low price moves the entropy model invisibly
+        assert "quantiles" in name or not torch.equal(p, before.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("pixel_loss", ["l1", "mse"])
+def test_the_labeler_pays_for_pixels_commitment_and_embedding(pixel_loss):
+    torch.manual_seed(0)
+    cfg = VqvaeConfig(
+        **COMMON,
+        labeler=SMALL_LABELER,
+        pixel_loss=pixel_loss,
+        commitment=0.5,
+        embedding=2.0,
+        reseed_every=7,
+        quantise_after=1,
+    )
+    task = VqvaeTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64))
+    before, b = copy.deepcopy(task.labeler), batch()
+    out = before(b.x)
+    pixel = (out.x_hat - b.x).abs().mean() if pixel_loss == "l1" else (out.x_hat - b.x).square().mean()
+    codes = (out.z - out.codes).square().mean()
+    metrics = task.train_step(b, step=5)
+    assert metrics["train/loss"].item() == pytest.approx((pixel + 2.5 * codes).item(), rel=1e-5)
+    assert metrics["train/codes_used"].item() == out.labels.unique().numel()
+    assert not torch.equal(task.labeler.codebook, before.codebook)
+    plain = before(b.x, quantise=False)
+    task.labeler.load_state_dict(before.state_dict())
+    pixel = (plain.x_hat - b.x).abs().mean() if pixel_loss == "l1" else (plain.x_hat - b.x).square().mean()
+    metrics = task.train_step(b, step=0)  # plain autoencoding: no commitment yet
+    assert metrics["train/loss"].item() == pytest.approx((pixel + 2 * codes).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["label", "patch"])
+def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monkeypatch, kind):
+    monkeypatch.chdir(smoke)
+    torch.manual_seed(0)
+    discriminator = {"label": {"channels": (4,) * 6, "head_channels": 4}, "patch": {"channels": (4,) * 4}}[kind]
+    cfg = GanConfig(
+        **COMMON, codec=f"{RUNS}/pretrain", labeler=f"{RUNS}/vqvae", distortion=DISTORTION, gan_weight=0.7,
+        discriminator=discriminator | {"kind": kind, "context_channels": 2},
+    )  # fmt: skip
+    given = runs.inputs(codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler"))
+    task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), given)
+    b, judge = batch(), copy.deepcopy(task.adversary.network)
+    codec, labeler = (copy.deepcopy(m) for m in (task.codec, task.labeler))
+    y_hat, _ = codec.encode(b.x)
+    labels = labeler.label(b.x)
+    x_hat = codec.synthesis(y_hat[0::2])
+    fooled = judge(x_hat, y_hat[0::2])
+    judge.zero_grad()
+    logits = judge(torch.cat([b.x[1::2], x_hat]), torch.cat([y_hat[1::2], y_hat[0::2]]))
+    if kind == "label":
+        adversarial = F.cross_entropy(fooled, labels[0::2] + 1)
+        judged = (F.cross_entropy(logits[:2], labels[1::2] + 1) + F.cross_entropy(logits[2:], 0 * labels[0::2])) / 2
+    else:
+        ones, zeros = torch.ones_like(fooled), torch.zeros_like(fooled)
+        bce = F.binary_cross_entropy_with_logits
+        adversarial = bce(fooled, ones)
+        judged = bce(logits[:2], ones) + bce(logits[2:], zeros)
+    metrics = task.train_step(b, step=0)
+    expected = 150 * (x_hat - b.x[0::2]).square().mean() + 0.7 * adversarial
+    assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert metrics["train/discriminator"].item() == pytest.approx(judged.item(), rel=1e-4)
+    assert not torch.equal(task.codec.synthesis.head[1].weight, codec.synthesis.head[1].weight)
+    moved = [n for n, p in task.adversary.network.named_parameters() if not torch.equal(p, judge.get_parameter(n))]
+    assert len(moved) == len(list(judge.parameters()))
+
+
+def test_lpips_counts_with_its_weight():
+    from pipeline import perceptual
+
+    distortion = perceptual.Distortion(perceptual.DistortionConfig(mse=0, lpips=0))
+    distortion.cfg = perceptual.DistortionConfig(mse=10, lpips=3)
+    distortion.lpips = perceptual.Lpips(None)
+    x, y = batch().x, batch().x.flip(0)
+    total, _ = distortion(y, x)
+    expected = 10 * losses.mse(y, x) + 3 * distortion.lpips(y, x).mean()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monkeypatch):
+    monkeypatch.chdir(smoke)
+    cfg = GanConfig(**COMMON, codec=f"{RUNS}/pretrain", distortion=DISTORTION, gan_weight=0)
+    task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), runs.inputs(codec=(cfg.codec, "codec")))
+    task.train_step(batch(), step=0)
+    codec = task.codec
+    assert not any(m.training for m in (codec.analysis, codec.hyper_analysis, codec.hyper_entropy, codec.entropy))
+    trainable = [name for name, p in codec.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all(name.startswith("synthesis.") for name in trainable)
+    assert all(p.grad is None for name, p in codec.named_parameters() if not name.startswith("synthesis."))
+    first, again = (codec.encode(batch().x)[0] for _ in range(2))  # no noise: the same latent every time
+    assert torch.equal(first, again)
+    assert (
+        saved.load_codec(runs.inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1]).bitstream_id()
+        == codec.bitstream_id()
+    )
