@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import losses, runs
 from pipeline.data import transforms
@@ -28,7 +28,11 @@ class StageConfig(TrainingConfig):
     pixel_loss: Literal["l1", "mse"] = "l1"
     commitment: NonNegativeFloat = 0.25  # weight that pulls the encoder to its codes
     embedding: NonNegativeFloat = 1.0  # weight that pulls the codes to the encoder
-    quantise_after: NonNegativeInt = 0  # steps of plain autoencoding before codes are taken from the encoder's output
+    init: Literal["he", "pytorch"] = (
+        "he"  # of convolutions; "pytorch" as in the release: hundreds of steps to get going
+    )
+    codes_from: Literal["data", "gaussian"] = "data"  # the first codes: encoded patches, or random directions
+    quantise_after: NonNegativeInt = 0  # steps of plain autoencoding before codes come into play
     reseed_every: PositiveInt = 200  # steps between two replacements of little-used codes
     reseed_below: NonNegativeFloat = 0.125  # share of the average use below which a code is replaced
     reseed_until: Annotated[float, Field(ge=0, le=1)] = 0.8  # share of the steps after which no code is moved any more
@@ -62,6 +66,8 @@ class VqvaeTask:
     def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor):
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
         self.labeler = Labeler(cfg.labeler)
+        if cfg.init == "he":
+            initialise(self.labeler)
         self.trainable = runtime.trainable("labeler", self.labeler, cfg.optimizer, cfg.fit.steps)
         self.usage = CodeUsage(cfg.labeler.num_codes, runtime.device)
         runtime.register("usage", self.usage)
@@ -70,7 +76,7 @@ class VqvaeTask:
         """One update. Shapes: batch.x (B, 3, H, W)."""
         since = step - self.cfg.quantise_after
         if since >= 0 and since % self.cfg.reseed_every == 0 and step < self.cfg.fit.steps * self.cfg.reseed_until:
-            self.reseed(batch.x, step, everything=since == 0)
+            self.reseed(batch.x, step, everything=since == 0 and self.cfg.codes_from == "data")
         out = self.trainable.model(batch.x, quantise=since >= 0)
         pixel = (F.l1_loss if self.cfg.pixel_loss == "l1" else F.mse_loss)(out.x_hat, batch.x)
         vq = losses.vq_loss(out.z, out.codes)
@@ -133,6 +139,27 @@ class VqvaeTask:
 
     def _count(self, labels: Tensor) -> Tensor:
         return torch.bincount(labels.flatten(), minlength=self.cfg.labeler.num_codes)
+
+
+@torch.no_grad()
+def initialise(labeler: Labeler) -> None:
+    """He's initialisation, with the first and the last layer centred on mid-grey.
+
+    PyTorch's own shrinks signals from layer to layer, and a first layer without centring sees little but brightness,
+    which ChannelNorm takes away: training then spends hundreds of steps at a constant image.
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    for module in labeler.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+    first, last = labeler.encoder[0], labeler.decoder[-1]
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(last, nn.Conv2d)
+    assert first.bias is not None
+    assert last.bias is not None
+    first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
+    last.bias.fill_(0.5)
 
 
 def with_noise(x: Tensor) -> Tensor:
