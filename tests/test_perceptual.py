@@ -24,8 +24,13 @@ def test_the_gradient_stays_finite_where_all_features_are_zero():
         for parameter in model.net.net.parameters():
             parameter.zero_()
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
-    model(x, torch.rand(1, 3, 64, 64)).sum().backward()
+    distance = model(x, torch.rand(1, 3, 64, 64))
+    assert distance.item() == 0
+    distance.sum().backward()
     assert torch.isfinite(x.grad).all()
+    features = torch.zeros(1, 5, 2, 2, requires_grad=True)
+    perceptual._unit(features).sum().backward()
+    assert features.grad.flatten().tolist() == pytest.approx([1 / (5 * 1e-8) ** 0.5] * 20)  # steep, and finite
 
 
 def test_weights_with_another_digest_are_refused(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ class StageConfig(TrainingConfig):
     quantise_after: NonNegativeInt = 0  # steps of plain autoencoding before codes come into play
     reseed_every: PositiveInt = 200  # steps between two replacements of little-used codes
     reseed_below: NonNegativeFloat = 0.125  # share of the average use below which a code is replaced
-    reseed_until: Annotated[float, Field(ge=0, le=1)] = 0.8  # share of the steps after which no code is moved any more
+    reseed_until: Annotated[float, Field(ge=0, le=1)] = 0.95  # share of the steps after which no code is moved any more
     optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.9, 0.99))
 
 
