@@ -186,7 +186,8 @@ def _saved_bytes(call: Callable[[], object]) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
-            kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()  # the storage itself: its Python wrapper is a new one at every call
             held.append(tensor)
         return tensor
 

@@ -85,13 +85,16 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         def write(scratch: Path) -> None:
             evaluation.measure(images, scratch)
             totals.update(evaluation.totals())
+            manifest.metrics.update(
+                {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None}
+            )
             _write_tables(scratch, evaluation.measurements, totals)
             report.write(scratch, totals, cfg.published, cfg.report_images)
 
-        # The numbers exist only once the files do, so the scratch folder is filled first and the manifest follows.
+        # The numbers exist only once the files do: `write` adds them to the manifest.
         manifest = runs.manifest("evaluation", cfg, given, {}, tracker.run_id)
         artifact = artifacts.publish(folder / "artifact", manifest, write)
-        tracker.log(0, {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None})
+        tracker.log(0, {name: value for name, value in artifact.manifest.metrics.items() if value is not None})
         tracker.artifact(artifact)
     print_table(totals, len(images))
     print(f"report: {artifact.path / 'report.html'}")
