@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import ConfigError, Preempted, UserError
+from pipeline.errors import NO_SPACE, ConfigError, Preempted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -32,9 +32,6 @@ class Names(StrEnum):
     as_imported = "as-imported"
     old = "old"
     new = "new"
-
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _stage(name: str, summary: str) -> None:
@@ -189,7 +186,7 @@ def exit_code(command: Callable[[], object]) -> int:
         return _tell(str(error), error.exit_code)
     except OSError as error:
         if error.errno in (
-            *_DISK_ERRORS,
+            *NO_SPACE,
             errno.EACCES,
             errno.EPERM,
             errno.EROFS,
@@ -197,7 +194,7 @@ def exit_code(command: Callable[[], object]) -> int:
             errno.EEXIST,
             errno.EISDIR,
         ):
-            full = "free some space" if error.errno in _DISK_ERRORS else "choose a place that can be written"
+            full = "free some space" if error.errno in NO_SPACE else "choose a place that can be written"
             return _tell(
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; {full} and run the same command", 2
             )

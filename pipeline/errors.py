@@ -1,5 +1,9 @@
 """What a user can mend: one clear line and exit code 2. Everything else is our mistake: a traceback and exit code 1."""
 
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write fails with when the disk is full
+
 
 class UserError(Exception):
     """Bad input. The message says what was found, what was expected and what to do."""

@@ -140,20 +140,6 @@ def test_a_place_that_cannot_be_written_is_told(smoke, tmp_path):
     assert_one_clear_line(ended, "cannot write", str(tmp_path / "file"))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 100 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_is_told_and_goes_on_when_there_is_space(smoke, small_disk, tmp_path):
     words = ("pretrain", CONFIGS / "pretrain.yaml")
     ended = illm(*words, f"run={small_disk}/run", cwd=smoke)

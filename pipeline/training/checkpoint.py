@@ -26,8 +26,11 @@ class Progress:
     samples: int
 
 
-def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int) -> None:
-    """Writes a checkpoint and removes all but the newest `keep`."""
+def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, keep_every: int | None = None) -> None:
+    """Writes a checkpoint and removes all but the newest `keep` and those at multiples of `keep_every` steps.
+
+    Raises: OSError if there is no room for it; the earlier ones are as they were then.
+    """
     root = folder / "checkpoints"
     target = root / f"step-{progress.step:09d}"
     scratch = root / f".{target.name}.tmp"
@@ -48,7 +51,8 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int) -> 
         raise
     flush_folder(root)
     for old in _newest_first(root)[keep:]:
-        shutil.rmtree(old)
+        if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(old)
 
 
 def restore(folder: Path) -> tuple[Progress, dict[str, Any]] | None:

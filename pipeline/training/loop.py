@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.data.loader import Batch
-from pipeline.errors import Preempted, TrainingError
+from pipeline.errors import NO_SPACE, Preempted, TrainingError
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Progress
 from pipeline.training.progress import ProgressDisplay
@@ -31,7 +31,8 @@ class FitConfig(Config):
     log_every: PositiveInt = 100
     validate_every: PositiveInt = 10_000
     checkpoint_every: PositiveInt = 5_000
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: PositiveInt = 2  # the newest ones
+    keep_every: PositiveInt | None = None  # and those at multiples of so many steps
     max_bad_steps: NonNegativeInt = 10  # steps in a row whose values are not finite; more stop the stage
 
 
@@ -80,14 +81,25 @@ def fit(
                 log(step, validated)
                 display.note(step, validated)
             if saving:
-                runtime.on_main(partial(save_checkpoint, runtime, folder, progress, cfg.keep_checkpoints))
+                needed = stopping or step == cfg.steps
+                runtime.on_main(partial(save_checkpoint, runtime, folder, progress, cfg, needed))
             if stopping:
                 raise Preempted(step)
     return validated or task.validate()
 
 
-def save_checkpoint(runtime: Runtime, folder: Path, progress: Progress, keep: int) -> None:
-    checkpoint.save(folder, progress, runtime.state_dict(), keep)
+def save_checkpoint(runtime: Runtime, folder: Path, progress: Progress, cfg: FitConfig, needed: bool) -> None:
+    """Saves, and trains on where that fails for want of space, unless this is the last chance."""
+    try:
+        checkpoint.save(folder, progress, runtime.state_dict(), cfg.keep_checkpoints, cfg.keep_every)
+    except OSError as error:
+        if needed or error.errno not in NO_SPACE:
+            raise
+        print(
+            f"no checkpoint at step {progress.step}: {error.strerror}; training goes on, the one before is kept. "
+            f"Free some space for {folder}",
+            file=sys.stderr,
+        )
 
 
 class Window:

@@ -33,6 +33,13 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000000009", "step-000000010"]
 
 
+def test_milestones_stay(tmp_path):
+    for step in (5, 10, 15, 20, 25):
+        checkpoint.save(tmp_path, Progress(step, step), state(step), keep=1, keep_every=10)
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-000000010", "step-000000020", "step-000000025"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "no state"])
 def test_a_damaged_one_is_passed_over_with_a_message(tmp_path, capsys, damage):
     saved(tmp_path, 5, 10)

@@ -1,5 +1,7 @@
 """The loop on a network of one weight: what it does with steps that are not finite."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ class Line:
     """Fits w to 1; the steps in `bad` have a loss that is not finite."""
 
     def __init__(self, runtime: Runtime, steps: int, bad: set[int]):
-        self.network = torch.nn.Linear(1, 1, bias=False)
+        self.runtime, self.network = runtime, torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(self.network.weight)
         self.trainable = runtime.trainable("line", self.network, AdamConfig(lr=0.1), steps)
         self.bad, self.weights = bad, []
@@ -75,6 +77,42 @@ def test_as_many_as_allowed_in_a_row_do_not_stop_it_even_across_two_logs(tmp_pat
     train(tmp_path, 20, bad={3, 4, 5, 6}, max_bad_steps=4)
     with pytest.raises(TrainingError):
         train(tmp_path / "more", 20, bad={3, 4, 5, 6, 7}, max_bad_steps=4)
+
+
+def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk, capsys):
+    class Freeing(Line):
+        """Too large for the disk while a file of another program lies there, which is gone at step 12."""
+
+        def __init__(self, runtime: Runtime, steps: int):
+            super().__init__(runtime, steps, set())
+            self.filler = small_disk / "filler"
+            self.filler.write_bytes(bytes(100_000 - 4096))
+
+        def train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+            if step == 12:
+                self.filler.unlink()
+            return super().train_step(batch, step)
+
+    runtime = Runtime()
+    task = Freeing(runtime, 20)
+    cfg = FitConfig(steps=20, log_every=5, checkpoint_every=5, validate_every=100)
+    fit(task, batches, runtime, small_disk / "run", cfg, lambda step, metrics: None)
+    told = capsys.readouterr().err
+    assert "no checkpoint at step 5: No space left on device; training goes on" in told
+    assert "no checkpoint at step 10" in told
+    assert "no checkpoint at step 15" not in told
+    assert checkpoint.restore(small_disk / "run")[0].step == 20
+    shutil.rmtree(small_disk / "run")
+    task = Freeing(Runtime(), 20)
+    with pytest.raises(OSError, match="No space left"):
+        fit(
+            task,
+            batches,
+            task.runtime,
+            small_disk / "again",
+            FitConfig(steps=10, checkpoint_every=5),
+            lambda s, m: None,
+        )
 
 
 def test_metrics_are_means_over_steps():
