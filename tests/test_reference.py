@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from pipeline import artifacts
+from pipeline.bitstream.codec import ImageCodec
 from pipeline.models import reference_names, saved
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
-from tests.conftest import assert_one_clear_line, illm
+from tests.conftest import CONFIGS, assert_one_clear_line, illm_here, picture
 from tests.models.test_networks import SMALL, SMALL_LABELER
+from tests.test_pipeline import RUNS
 
 CODEC_WORDS = ("channels=[4, 4, 6, 8, 12]", "latent_channels=8", "hyper_channels=6", "residual_blocks=1")
 LABELER_WORDS = (
@@ -119,16 +121,31 @@ def test_a_labeler_goes_in_and_out_unchanged(tmp_path):
     theirs = published_labeler()
     torch.save(theirs, tmp_path / "their.ckpt")
     words = ("import-reference", "their.ckpt", *LABELER_WORDS, "--kind", "labeler", "--output", "run")
-    ended = illm(*words, cwd=tmp_path)
+    ended = illm_here(*words, cwd=tmp_path)
     assert ended.code == 0, ended.err
     labeler = saved.load_labeler(artifacts.read(str(tmp_path / "run"), "labeler"))
     assert torch.equal(labeler.codebook, theirs["bottleneck_op.child.child.codebooks.0"])
-    ended = illm("export-reference", "run", "back.ckpt", cwd=tmp_path)
+    ended = illm_here("export-reference", "run", "back.ckpt", cwd=tmp_path)
     assert ended.code == 0, ended.err
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[name], value) for name, value in theirs.items())
-    assert_one_clear_line(illm("export-reference", "run", "back.ckpt", cwd=tmp_path), "exists already")
+    assert_one_clear_line(illm_here("export-reference", "run", "back.ckpt", cwd=tmp_path), "exists already")
+
+
+def test_stages_take_what_was_imported_and_streams_keep_every_byte(smoke, tmp_path):
+    for stage, kind, words in (("pretrain", "codec", CODEC_WORDS), ("vqvae", "labeler", LABELER_WORDS)):
+        file = tmp_path / f"{stage}.ckpt"
+        assert illm_here("export-reference", f"{RUNS}/{stage}", file, "--names", "old", cwd=smoke).code == 0
+        ended = illm_here("import-reference", file, *words, "--kind", kind, "--output", tmp_path / stage, cwd=smoke)
+        assert ended.code == 0, ended.err
+    words = ("gan", CONFIGS / "gan.yaml", f"run={tmp_path / 'gan'}", "fit.steps=3", f"codec={tmp_path}/pretrain")
+    ended = illm_here(*words, f"labeler={tmp_path}/vqvae", cwd=smoke)
+    assert ended.code == 0, ended.err
+    ours, theirs = (ImageCodec.load(name) for name in (f"{smoke / RUNS}/pretrain", str(tmp_path / "pretrain")))
+    content = ours.compress(picture(2, 70, 90))
+    assert theirs.compress(picture(2, 70, 90)) == content
+    assert ImageCodec.load(str(tmp_path / "gan")).decompress(content).shape == (70, 90, 3)
 
 
 def test_a_file_that_does_not_fit_names_every_key(tmp_path):
@@ -137,7 +154,7 @@ def test_a_file_that_does_not_fit_names_every_key(tmp_path):
     theirs["encoder.blocks.9.0.bias"] = torch.zeros(3)
     theirs["decoder.blocks.4.weight"] = torch.zeros(3, 4, 5, 5)
     torch.save(theirs, tmp_path / "their.ckpt")
-    ended = illm("import-reference", "their.ckpt", *CODEC_WORDS, "--output", "run", cwd=tmp_path)
+    ended = illm_here("import-reference", "their.ckpt", *CODEC_WORDS, "--output", "run", cwd=tmp_path)
     assert_one_clear_line(
         ended, "3 problem(s)", "missing: encoder.blocks.2.0.bias (6,)", "unknown: encoder.blocks.9.0.bias",
         "misshapen: decoder.blocks.4.weight is (3, 4, 5, 5), expected (3, 4, 7, 7)",
