@@ -80,14 +80,18 @@ def pad_to(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def spread_crops(pixels: Pixels, size: int, count: int) -> list[Pixels]:
-    """Up to `count` windows of (size, size) that do not overlap, evenly spread over the image; one is the centre."""
+    """Up to `count` windows of (size, size) that do not overlap, evenly spread over the image; one is the centre.
+
+    Two are not opposite corners: those show less than the rest, and a codec's rate on them misleads.
+    """
     pixels = pad_to(pixels, size, size)
     rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
     if count == 1:
         rows = columns = 1
     top, left = (pixels.shape[0] - rows * size) // 2, (pixels.shape[1] - columns * size) // 2
     corners = [(top + r * size, left + c * size) for r in range(rows) for c in range(columns)]
-    chosen = np.linspace(0, len(corners) - 1, min(count, len(corners))).round().astype(int)
+    count = min(count, len(corners))
+    chosen = [int((i + 0.5) * len(corners) / count) for i in range(count)]
     return [pixels[t : t + size, s : s + size] for t, s in (corners[i] for i in chosen)]
 
 

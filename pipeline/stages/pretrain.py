@@ -1,5 +1,6 @@
 """Trains a codec for rate and distortion, at a target rate."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,33 +46,33 @@ class TargetRate(Config):
         return losses.rate_schedule(self.bpp, weight, step, self.warmup_steps)
 
 
-class CalibratedRate(TargetRate):
-    """Like "target", but every validation moves the target so that the mean rate of validation crops becomes `bpp`."""
+class CalibratedRate(Config):
+    """A price of a bit that every validation changes, so that the mean rate of validation crops becomes `bpp`."""
 
-    kind: Literal["calibrated"]  # type: ignore[assignment]
+    kind: Literal["calibrated"]
+    bpp: PositiveFloat  # bits per image pixel, of validation crops
+    weight: PositiveFloat | None = None  # of bits per pixel, at the start; None: between the two published ones
 
 
 class Calibration:
-    """How far the target of training is from the rate that is wanted: part of every checkpoint."""
+    """The price of a bit until now: part of every checkpoint."""
 
     def __init__(self, cfg: CalibratedRate):
-        self.cfg = cfg
-        self.factor = 1.0
+        self.bpp = cfg.bpp
+        self.weight = cfg.weight or math.sqrt(losses.published_rate_weight(cfg.bpp) * losses.LOW_RATE_WEIGHT)
 
-    def term(self, step: int) -> RateTerm:
-        published = self.cfg.term(step)
-        return published._replace(target_bpp=published.target_bpp * self.factor)
+    def term(self, step: int) -> RateTerm:  # noqa: ARG002
+        return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
 
-    def measured(self, bpp: float, step: int) -> None:
-        """Moves the target half of the way, in ratios, after a validation at `step`; the warm-up is left alone."""
-        if step >= self.cfg.warmup_steps:
-            self.factor = min(max(self.factor * (self.cfg.bpp / bpp) ** 0.5, 1 / 8), 8.0)
+    def measured(self, bpp: float) -> None:
+        """Changes the price by the ratio of the measured and the wanted rate, at most fourfold."""
+        self.weight *= min(max(bpp / self.bpp, 1 / 4), 4.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"factor": self.factor}
+        return {"weight": self.weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.factor = state["factor"]
+        self.weight = state["weight"]
 
 
 class StageConfig(TrainingConfig):
@@ -132,15 +133,15 @@ class PretrainTask:
         self.quantiles = QuantileStep(self.codec, cfg.quantile_lr)
         runtime.register("quantiles", self.quantiles)
         self.distortion = runtime.place(Distortion(cfg.distortion))
-        self.rate: FixedRate | TargetRate | Calibration = cfg.rate
-        self.step = 0
+        self.rate: FixedRate | TargetRate | Calibration
         if isinstance(cfg.rate, CalibratedRate):
             self.rate = Calibration(cfg.rate)
             runtime.register("rate", self.rate)
+        else:
+            self.rate = cfg.rate
 
     def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One update. Shapes: batch.x (B, 3, H, W)."""
-        self.step = step
         x, num_pixels = batch.x, batch.x.shape[-2] * batch.x.shape[-1]
         noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, batch.positions))
         out = self.trainable.model(x, noise)
@@ -161,8 +162,8 @@ class PretrainTask:
         """Rate from ideal code lengths and quality of the clamped reconstruction, over validation crops."""
         means = validation_means(self.runtime, self.crops, lambda x: rate_and_quality(self.codec, x))
         if isinstance(self.rate, Calibration):
-            self.rate.measured(means["val/bpp"], self.step)
-            means["val/target_factor"] = self.rate.factor
+            means["val/rate_weight"] = self.rate.weight
+            self.rate.measured(means["val/bpp"])
         return means
 
     def export(self, folder: Path) -> None:

@@ -75,3 +75,7 @@ def test_spread_crops_do_not_overlap_and_one_is_the_centre():
     three = transforms.spread_crops(pixels, 64, 8)
     assert [int(c[0, 0, 0]) for c in three] == [4, 68, 132]
     assert int(transforms.spread_crops(pixels, 64, 1)[0][0, 0, 0]) == 68
+    assert [int(c[0, 0, 0]) for c in transforms.spread_crops(pixels, 64, 2)] == [4, 132]
+    square = np.arange(128 * 128, dtype=np.int32).reshape(128, 128, 1).repeat(3, axis=2)
+    corners = [int(c[0, 0, 0]) for c in transforms.spread_crops(square, 64, 2)]
+    assert corners == [64, 64 * 128 + 64]  # not top left and bottom right

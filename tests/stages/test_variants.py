@@ -76,17 +76,13 @@ def test_the_label_discriminator_asks_for_a_labeler(tmp_path):
     assert_one_clear_line(ended, "needs labeler=")
 
 
-def test_calibration_moves_the_target_half_way_and_not_in_the_warmup():
-    cfg = pretrain.CalibratedRate(kind="calibrated", bpp=0.4, weight=1.0, warmup_steps=10)
-    rate = pretrain.Calibration(cfg)
-    rate.measured(0.1, step=9)
-    assert rate.term(20) == cfg.term(20) == (0.4, 1.0)
-    rate.measured(0.1, step=10)  # a quarter of what is wanted: the target doubles
-    assert rate.term(20) == pytest.approx((0.8, 1.0))
-    assert rate.term(0) == pytest.approx((0.8 * 1.429, 0.5))
-    again = pretrain.Calibration(cfg)
+def test_calibration_changes_the_price_by_the_ratio_of_rates():
+    rate = pretrain.Calibration(pretrain.CalibratedRate(kind="calibrated", bpp=0.9))
+    assert rate.term(0) == pytest.approx((0.0, 0.125))  # between 0.25 and 0.0625
+    rate.measured(1.35)  # half too much: a bit costs half more
+    assert rate.term(9) == pytest.approx((0.0, 0.1875))
+    again = pretrain.Calibration(pretrain.CalibratedRate(kind="calibrated", bpp=0.9))
     again.load_state_dict(rate.state_dict())
-    assert again.factor == rate.factor == 2.0
-    for _ in range(50):
-        rate.measured(1e-9, step=10)
-    assert rate.factor == 8.0
+    assert again.term(9) == rate.term(9)
+    rate.measured(1e-9)
+    assert rate.weight == pytest.approx(0.1875 / 4)
