@@ -65,8 +65,11 @@ class Calibration:
         return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
 
     def measured(self, bpp: float) -> None:
-        """Changes the price by the ratio of the measured and the wanted rate, at most fourfold."""
-        self.weight *= min(max(bpp / self.bpp, 1 / 4), 4.0)
+        """Changes the price by the square of the ratio of the measured and the wanted rate, at most fourfold.
+
+        The square, because a rate falls with about the root of its price.
+        """
+        self.weight *= min(max((bpp / self.bpp) ** 2, 1 / 4), 4.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight}

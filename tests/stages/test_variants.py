@@ -76,13 +76,13 @@ def test_the_label_discriminator_asks_for_a_labeler(tmp_path):
     assert_one_clear_line(ended, "needs labeler=")
 
 
-def test_calibration_changes_the_price_by_the_ratio_of_rates():
+def test_calibration_changes_the_price_by_the_squared_ratio_of_rates():
     rate = pretrain.Calibration(pretrain.CalibratedRate(kind="calibrated", bpp=0.9))
     assert rate.term(0) == pytest.approx((0.0, 0.125))  # between 0.25 and 0.0625
-    rate.measured(1.35)  # half too much: a bit costs half more
-    assert rate.term(9) == pytest.approx((0.0, 0.1875))
+    rate.measured(1.35)  # half too much
+    assert rate.term(9) == pytest.approx((0.0, 0.125 * 1.5**2))
     again = pretrain.Calibration(pretrain.CalibratedRate(kind="calibrated", bpp=0.9))
     again.load_state_dict(rate.state_dict())
     assert again.term(9) == rate.term(9)
     rate.measured(1e-9)
-    assert rate.weight == pytest.approx(0.1875 / 4)
+    assert rate.weight == pytest.approx(0.125 * 1.5**2 / 4)
