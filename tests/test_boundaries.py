@@ -99,7 +99,7 @@ def test_make_targets_named_in_the_documents_exist():
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
     named = {
         word
-        for line in re.findall(r"`make ([^`]*)`|^ *\$? ?make (.*)$", documents(), re.M)
+        for line in re.findall(r"`make ([^`]*)`|^(?: {4,}|\$ )make (.*)$", documents(), re.M)
         for word in "".join(line).split("#")[0].split()
     }
     assert {w for w in named if re.fullmatch(r"[a-z][a-z-]+", w)} <= targets
