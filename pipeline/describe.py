@@ -70,13 +70,12 @@ class _Networks:
         with torch.device("meta"):
             if stage in ("pretrain", "gan"):
                 self.codec = Codec(self._architecture(path, "codec", "pretrain", CodecConfig))
-            if stage in ("vqvae", "gan"):
+            if stage == "vqvae" or (stage == "gan" and cfg.needs_labels):  # type: ignore[attr-defined]
                 self.labeler = Labeler(self._architecture(path, "labeler", "vqvae", LabelerConfig))
-            if self.codec is not None and self.labeler is not None:
+            if self.codec is not None and stage == "gan" and cfg.weight:  # type: ignore[attr-defined]
+                num_labels = self.labeler.cfg.num_codes if self.labeler else 0
                 wanted = cfg.discriminator  # type: ignore[attr-defined]
-                self.discriminator = discriminators.build(
-                    wanted, self.labeler.cfg.num_codes, self.codec.cfg.latent_channels
-                )
+                self.discriminator = discriminators.build(wanted, num_labels, self.codec.cfg.latent_channels)
         self.parts: dict[str, nn.Module] = {}
         if self.codec is not None:
             self.parts |= {"encoder": self.codec.analysis, "decoder": self.codec.synthesis, "codec": self.codec}

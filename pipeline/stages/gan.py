@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
 from pipeline import runs
+from pipeline.artifacts import Kind
 from pipeline.data.loader import Batch
 from pipeline.models import discriminator as discriminators
 from pipeline.models import saved
@@ -60,9 +61,10 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := runs.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
-    given = runs.inputs(facts, shards=(cfg.data.shards, "shards"), codec=(cfg.codec, "codec"))
+    named: dict[str, tuple[str, Kind]] = {"shards": (cfg.data.shards, "shards"), "codec": (cfg.codec, "codec")}
     if cfg.needs_labels and cfg.labeler is not None:
-        given.artifacts.update(runs.inputs(labeler=(cfg.labeler, "labeler")).artifacts)
+        named["labeler"] = (cfg.labeler, "labeler")
+    given = runs.inputs(facts, **named)
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.
     return train(
         cfg, folder, "codec", given, lambda runtime, crops: GanTask(cfg, runtime, crops, given), batch_multiple=2
@@ -129,10 +131,11 @@ class GanTask:
         """As in pretraining, and how far the discriminator believes the reconstructions."""
 
         def measure(x: Tensor) -> dict[str, Tensor]:
-            measured = rate_and_quality(self.codec, x)
+            y_hat, bits = self.codec.encode(x)
+            x_hat = self.codec.synthesis(y_hat)
+            measured = rate_and_quality(bits, x_hat, x)
             if self.adversary is not None:
-                y_hat, _ = self.codec.encode(x)
-                measured["val/believed"] = self.adversary.believed(self.codec.synthesis(y_hat), y_hat, self.labels(x))
+                measured["val/believed"] = self.adversary.believed(x_hat, y_hat, self.labels(x))
             return measured
 
         return validation_means(self.runtime, self.crops, measure)

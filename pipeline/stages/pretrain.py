@@ -163,7 +163,12 @@ class PretrainTask:
 
     def validate(self) -> dict[str, float]:
         """Rate from ideal code lengths and quality of the clamped reconstruction, over validation crops."""
-        means = validation_means(self.runtime, self.crops, lambda x: rate_and_quality(self.codec, x))
+
+        def measure(x: Tensor) -> dict[str, Tensor]:
+            y_hat, bits = self.codec.encode(x)
+            return rate_and_quality(bits, self.codec.synthesis(y_hat), x)
+
+        means = validation_means(self.runtime, self.crops, measure)
         if isinstance(self.rate, Calibration):
             means["val/rate_weight"] = self.rate.weight
             self.rate.measured(means["val/bpp"])
@@ -177,12 +182,9 @@ class PretrainTask:
         saved.save(folder, codec, self.cfg.codec)
 
 
-@torch.no_grad()
-def rate_and_quality(codec: Codec, x: Tensor) -> dict[str, Tensor]:
-    """Bits per pixel and PSNR of each image. Shapes: x (B, 3, H, W) in [0, 1]; each value (B,)."""
-    y_hat, bits = codec.encode(x)
-    x_hat = codec.synthesis(y_hat).clamp(0, 1)
+def rate_and_quality(bits: Tensor, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Bits per pixel and PSNR of each image. Shapes: bits (B,); x_hat, x (B, 3, H, W) in [0, 1]; each value (B,)."""
     return {
         "val/bpp": bits / (x.shape[-2] * x.shape[-1]),
-        "val/psnr_db": losses.psnr_db((x_hat - x).square().mean((1, 2, 3))),
+        "val/psnr_db": losses.psnr_db((x_hat.clamp(0, 1) - x).square().mean((1, 2, 3))),
     }

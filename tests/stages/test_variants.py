@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline import artifacts, config, stages
+from pipeline import artifacts, config
+from pipeline.describe import describe
 from pipeline.losses import PUBLISHED_RATE_WEIGHTS
 from pipeline.models import saved
 from pipeline.stages import gan, pretrain
@@ -14,9 +15,16 @@ VARIANTS = sorted(p for p in CONFIGS.glob("*-*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_every_config_loads(path):
-    stage = config.read_yaml(path)["stage"]
-    config.load(stages.get(stage).StageConfig, path)
+def test_every_config_loads_and_describes_its_networks(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where none of its inputs exists
+    told = describe(path, [])
+    stage = path.stem.split("-")[0] if path.parent.name != "sweep" else "sweep"
+    assert told["stage"] == stage
+    networks = {"vqvae": {"labeler"}, "pretrain": {"encoder", "decoder", "codec"}}
+    networks["gan"] = networks["pretrain"] | {"discriminator"} | (set() if "patchgan" in path.stem else {"labeler"})
+    assert told["parameters"].keys() == networks.get(stage, set())
+    assert all(count > 0 for count in told["parameters"].values())
+    assert bool(told["memory_gib"]) == (stage in networks)
 
 
 def test_every_published_rate_has_its_config_and_weight():
