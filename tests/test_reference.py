@@ -162,6 +162,15 @@ def test_a_file_that_does_not_fit_names_every_key(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["hyper_bottleneck._cdf_length", "latent_bottleneck._quantized_cdf"])
+def test_tables_that_would_send_the_coder_out_of_bounds_are_refused(tmp_path, name):
+    theirs = published()
+    theirs[name] = theirs[name] + 10_000 if "length" in name else theirs[name][:5]
+    torch.save(theirs, tmp_path / "their.ckpt")
+    ended = illm_here("import-reference", "their.ckpt", *CODEC_WORDS, "--output", "run", cwd=tmp_path)
+    assert_one_clear_line(ended, f"{name.split('.')[0]}'s tables do not belong together")
+
+
 class Evil:
     def __reduce__(self):
         return (open, ("executed", "w"))

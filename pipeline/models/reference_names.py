@@ -101,9 +101,26 @@ def _check(theirs: Mapping[str, Tensor], wanted: Mapping[str, tuple[str, tuple[i
         for name, (_, shape) in wanted.items()
         if name in theirs and not _is_table(name) and tuple(theirs[name].shape) != shape
     ]
+    problems += [
+        f"misshapen: {model}'s tables do not belong together"
+        for model in ("hyper_bottleneck", "latent_bottleneck")
+        if not problems and f"{model}._quantized_cdf" in wanted and not _tables_fit(theirs, model)
+    ]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ArtifactError(f"does not fit the architecture; {len(problems)} problem(s):\n{listed}")
+
+
+def _tables_fit(theirs: Mapping[str, Tensor], model: str) -> bool:
+    """Whether a model's tables are all empty, or have a row per distribution: the entropy coder reads them unchecked."""
+    cdf, lengths, offsets = (theirs[f"{model}.{name}"] for name in ("_quantized_cdf", "_cdf_length", "_offset"))
+    rows = theirs[
+        "hyper_bottleneck.quantiles" if model == "hyper_bottleneck" else "latent_bottleneck.scale_table"
+    ].shape[0]
+    if not cdf.numel():
+        return not lengths.numel() and not offsets.numel()
+    per_row = tuple(lengths.shape) == tuple(offsets.shape) == (rows,) and cdf.dim() == 2 and len(cdf) == rows
+    return per_row and int(lengths.min()) > 0 and int(lengths.max()) <= cdf.shape[1]
 
 
 def _is_table(name: str) -> bool:
