@@ -66,16 +66,21 @@ def generator_loss(fake_logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(fake_logits.float(), labels + 1)
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:
-    """Cross-entropy of a network that names the label of real patches and says "fake" to the rest.
+def real_loss(real_logits: Tensor, labels: Tensor) -> Tensor:
+    """Half of the loss of a network that names the label of real patches and says "fake" to the rest: the real patches.
 
-    Shapes: logits (B, K + 1, h, w), class 0 means "fake"; real_labels (B, h, w) int64 in [0, K).
-    Raises: ValueError if the label grid and a logit grid differ.
+    Shapes: real_logits (B, K + 1, h, w), class 0 means "fake"; labels (B, h, w) int64 in [0, K).
+    Raises: ValueError if the label grid and the logit grid differ.
     Source: Sushko et al. 2021 (OASIS), arXiv:2012.04781; labels as in Muckley et al. 2023, arXiv:2301.11189.
     """
-    _check_grid(real_logits, real_labels)
+    _check_grid(real_logits, labels)
+    return F.cross_entropy(real_logits.float(), labels + 1) / 2
+
+
+def fake_loss(fake_logits: Tensor) -> Tensor:
+    """The other half: patches of reconstructions, which are to be called fake. Shapes and source as in `real_loss`."""
     fake = torch.zeros(fake_logits.shape[0], *fake_logits.shape[2:], dtype=torch.int64, device=fake_logits.device)
-    return (F.cross_entropy(real_logits.float(), real_labels + 1) + F.cross_entropy(fake_logits.float(), fake)) / 2
+    return F.cross_entropy(fake_logits.float(), fake) / 2
 
 
 def patch_generator_loss(fake_logits: Tensor) -> Tensor:
@@ -87,9 +92,14 @@ def patch_generator_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits.float()).mean()
 
 
-def patch_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Binary cross-entropy of both sides, added as in HiFiC. Shapes: logits (B, 1, h, w), positive for "real"."""
-    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+def patch_real_loss(real_logits: Tensor) -> Tensor:
+    """Binary cross-entropy of original patches; added to that of fake ones, as in HiFiC. Shapes: (B, 1, h, w)."""
+    return F.softplus(-real_logits.float()).mean()
+
+
+def patch_fake_loss(fake_logits: Tensor) -> Tensor:
+    """Binary cross-entropy of patches of reconstructions. Shapes: (B, 1, h, w), positive for "real"."""
+    return F.softplus(fake_logits.float()).mean()
 
 
 class VqLoss(NamedTuple):

@@ -15,7 +15,9 @@ from tests.test_pipeline import RUNS
 
 
 def test_mistakes_in_a_config_are_listed_with_the_nearest_names(tmp_path):
-    ended = illm("gan", CONFIGS / "gan.yaml", "run=r", "gan_wieght=1", "fit.steps=-3", "precision=no", cwd=tmp_path)
+    ended = illm(
+        "gan", CONFIGS / "gan.yaml", "run=r", "gan_wieght=1", "fit.steps=-3", "engine.precision=no", cwd=tmp_path
+    )
     assert_one_clear_line(ended, "3 problem(s)", "did you mean 'gan_weight'?", "fit.steps", "quote it")
     assert not (tmp_path / "r").exists()
 

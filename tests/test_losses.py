@@ -47,16 +47,18 @@ def test_psnr_of_a_hundredth_is_twenty_decibels():
 def test_discriminator_loss_listens_to_both_sides():
     labels = torch.tensor([[[0, 1], [2, 0]]])
     right, fake = one_hot_logits(labels + 1), one_hot_logits(torch.zeros_like(labels))
-    assert losses.discriminator_loss(right, fake, labels) < 1e-6
-    assert losses.discriminator_loss(right, right, labels) > 10  # fooled by the fakes
-    assert losses.discriminator_loss(fake, fake, labels) > 10  # calls real images fake
+    assert losses.real_loss(right, labels) + losses.fake_loss(fake) < 1e-6
+    assert losses.real_loss(right, labels) + losses.fake_loss(right) > 10  # fooled by the fakes
+    assert losses.real_loss(fake, labels) + losses.fake_loss(fake) > 10  # calls real images fake
 
 
 def test_discriminator_loss_is_the_mean_of_its_two_halves():
     labels = torch.tensor([[[1]]])
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 4, 1, 1)
     total = math.log(sum(math.exp(i) for i in range(4)))
-    assert losses.discriminator_loss(logits, logits, labels).item() == pytest.approx((total - 2 + total - 0) / 2)
+    assert (losses.real_loss(logits, labels) + losses.fake_loss(logits)).item() == pytest.approx(
+        (total - 2 + total - 0) / 2
+    )
 
 
 def test_generator_loss_wants_the_label_of_the_original():
@@ -93,8 +95,14 @@ def test_patch_losses_are_binary_cross_entropies():
     zero, high = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 3.0)
     assert losses.patch_generator_loss(zero).item() == pytest.approx(math.log(2))
     assert losses.patch_generator_loss(high).item() == pytest.approx(math.log(1 + math.exp(-3)))
-    assert losses.patch_discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2))  # the sum of both sides
-    right = losses.patch_discriminator_loss(high, -high).item()
+    assert (losses.patch_real_loss(zero) + losses.patch_fake_loss(zero)).item() == pytest.approx(
+        2 * math.log(2)
+    )  # the sum of both sides
+    right = (losses.patch_real_loss(high) + losses.patch_fake_loss(-high)).item()
     assert right == pytest.approx(2 * math.log(1 + math.exp(-3)))
-    assert losses.patch_discriminator_loss(high, high).item() == pytest.approx(right / 2 + math.log(1 + math.exp(3)))
-    assert losses.patch_discriminator_loss(-high, -high).item() == pytest.approx(right / 2 + math.log(1 + math.exp(3)))
+    assert (losses.patch_real_loss(high) + losses.patch_fake_loss(high)).item() == pytest.approx(
+        right / 2 + math.log(1 + math.exp(3))
+    )
+    assert (losses.patch_real_loss(-high) + losses.patch_fake_loss(-high)).item() == pytest.approx(
+        right / 2 + math.log(1 + math.exp(3))
+    )

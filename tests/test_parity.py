@@ -212,14 +212,16 @@ def test_the_adversarial_losses():
     torch.manual_seed(0)
     real, fake, labels = torch.randn(2, 1025, 4, 5), torch.randn(2, 1025, 4, 5), torch.randint(1024, (2, 4, 5))
     expected = their_losses.OASISDiscriminatorLoss()(real, fake, labels.flatten(1))
-    assert losses.discriminator_loss(real, fake, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (losses.real_loss(real, labels) + losses.fake_loss(fake)).item() == pytest.approx(expected.item(), rel=1e-6)
     expected = their_losses.OASISGeneratorLoss()(fake, labels.flatten(1))
     assert losses.generator_loss(fake, labels).item() == pytest.approx(expected.item(), rel=1e-6)
     real, fake = real[:, :1], fake[:, :1]
     one = torch.tensor(1.0)
     # Theirs is the mean of both halves, HiFiC's and ours their sum.
     expected = 2 * their_losses.BinaryCrossentropyDiscriminatorLoss()(real, fake, one)
-    assert losses.patch_discriminator_loss(real, fake).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (losses.patch_real_loss(real) + losses.patch_fake_loss(fake)).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
     expected = their_losses.BinaryCrossentropyGeneratorLoss()(fake, one)
     assert losses.patch_generator_loss(fake).item() == pytest.approx(expected.item(), rel=1e-6)
 

@@ -49,6 +49,11 @@ class Batch:
     def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
         return Batch(self.x.to(device, non_blocking=True).contiguous(memory_format=memory_format), self.positions)
 
+    def split(self, parts: int) -> "list[Batch]":
+        """Equal parts, in order."""
+        size = len(self.positions) // parts
+        return [Batch(x, self.positions[i * size : (i + 1) * size]) for i, x in enumerate(self.x.split(size))]
+
 
 @dataclass(frozen=True)
 class Share:

@@ -9,6 +9,7 @@ import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
 from pipeline.models.layers import ChannelNorm
@@ -86,6 +87,7 @@ class Synthesis(nn.Module):
 
     def __init__(self, cfg: CodecConfig):
         super().__init__()
+        self.recompute = False  # while training, forget what the residual blocks computed and do it again
         widest = cfg.channels[-1]
         self.head = nn.Sequential(  # no activation here, as published
             ChannelNorm(cfg.latent_channels),
@@ -103,7 +105,12 @@ class Synthesis(nn.Module):
 
     def forward(self, y_hat: Tensor) -> Tensor:
         h = self.head(y_hat)
-        return self.up(h + self.residual(h))
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.up(h + self.residual(h))
+        r = h
+        for block in self.residual:
+            r = checkpoint(block, r, use_reentrant=False, preserve_rng_state=False)
+        return self.up(h + r)
 
 
 class HyperAnalysis(nn.Sequential):

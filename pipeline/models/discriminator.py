@@ -82,16 +82,20 @@ class Discriminator(nn.Module):
         """What the reconstruction pays for being seen through: a scalar."""
         raise NotImplementedError
 
-    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:
-        """What the discriminator pays for its mistakes: a scalar."""
+    def real_loss(self, real_logits: Tensor, labels: Tensor) -> Tensor:
+        """What the discriminator pays for its mistakes about original crops: a scalar, to be added to `fake_loss`."""
+        raise NotImplementedError
+
+    def fake_loss(self, fake_logits: Tensor) -> Tensor:
+        """What the discriminator pays for its mistakes about reconstructions: a scalar."""
         raise NotImplementedError
 
     def believed(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Share of each image's patches that pass as real, and as what they are where labels count. Returns (B,)."""
         raise NotImplementedError
 
-    def told_apart(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Mean share of real patches called real and of fake ones called fake: 0.5 is guessing. A scalar."""
+    def called_fake(self, logits: Tensor) -> Tensor:
+        """Mean share of patches called fake. A scalar."""
         raise NotImplementedError
 
 
@@ -127,14 +131,17 @@ class LabelDiscriminator(Discriminator):
     def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:
         return losses.generator_loss(fake_logits, labels)
 
-    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:
-        return losses.discriminator_loss(real_logits, fake_logits, real_labels)
+    def real_loss(self, real_logits: Tensor, labels: Tensor) -> Tensor:
+        return losses.real_loss(real_logits, labels)
+
+    def fake_loss(self, fake_logits: Tensor) -> Tensor:
+        return losses.fake_loss(fake_logits)
 
     def believed(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.argmax(1) == labels + 1).float().mean((1, 2))
 
-    def told_apart(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        return ((real_logits.argmax(1) != 0).float().mean() + (fake_logits.argmax(1) == 0).float().mean()) / 2
+    def called_fake(self, logits: Tensor) -> Tensor:
+        return (logits.argmax(1) == 0).float().mean()
 
 
 class PatchDiscriminator(Discriminator):
@@ -164,14 +171,17 @@ class PatchDiscriminator(Discriminator):
     def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
         return losses.patch_generator_loss(fake_logits)
 
-    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor, real_labels: Tensor) -> Tensor:  # noqa: ARG002
-        return losses.patch_discriminator_loss(real_logits, fake_logits)
+    def real_loss(self, real_logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        return losses.patch_real_loss(real_logits)
+
+    def fake_loss(self, fake_logits: Tensor) -> Tensor:
+        return losses.patch_fake_loss(fake_logits)
 
     def believed(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
         return (logits > 0).float().mean((1, 2, 3))
 
-    def told_apart(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        return ((real_logits > 0).float().mean() + (fake_logits <= 0).float().mean()) / 2
+    def called_fake(self, logits: Tensor) -> Tensor:
+        return (logits <= 0).float().mean()
 
 
 def _with_context(x: Tensor, y_hat: Tensor, context: nn.Module | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Fine-tunes a codec's synthesis against a discriminator; everything else in the codec stays frozen."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
@@ -17,9 +17,9 @@ from pipeline.models.labeler import PATCH
 from pipeline.perceptual import Distortion, DistortionConfig
 from pipeline.runs import Inputs
 from pipeline.stages.pretrain import rate_and_quality
-from pipeline.stages.training import TrainingConfig, train, validation_means
+from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime, frozen
+from pipeline.training.runtime import Runtime
 
 # Weight of the adversarial loss and the discriminator's optimizer: MS-ILLM for "label", HiFiC for "patch"
 PUBLISHED_WEIGHTS = {"label": 0.008, "patch": 0.15}
@@ -71,6 +71,14 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     )
 
 
+class Seen(NamedTuple):
+    """What the frozen networks make of crops: labels (B, H/8, W/8), y_hat (B, latent_channels, H/16, W/16), bits (B,)."""
+
+    labels: Tensor
+    y_hat: Tensor
+    bits: Tensor
+
+
 class GanTask:
     """One update of the synthesis network, then one of the discriminator, per step."""
 
@@ -79,6 +87,7 @@ class GanTask:
         self.codec = saved.load_codec(given.artifacts["codec"][1])
         runtime.place(self.codec)
         self.codec.synthesis.requires_grad_(True)
+        self.codec.synthesis.recompute = cfg.engine.recompute
         self.generator = runtime.trainable("generator", self.codec.synthesis, cfg.generator_optimizer, cfg.fit.steps)
         self.distortion = runtime.place(Distortion(cfg.distortion))
         self.labeler = None
@@ -90,36 +99,49 @@ class GanTask:
             num_labels = self.labeler.cfg.num_codes if self.labeler else 0
             self.adversary = Adversary(cfg, runtime, num_labels, self.codec.cfg.latent_channels)
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One update of each network. Shapes: batch.x (B, 3, H, W), B even.
+    def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]:
+        """One update of each network. Shapes: each part's x (B, 3, H, W), B even.
 
         Every second crop of the stream is reconstructed for the generator; the others are the discriminator's real ones.
         """
-        crops = batch.x if self.adversary else batch.x[0::2]
-        labels = self.labels(crops)  # (B, H/8, W/8)
-        y_hat, bits = self.codec.encode(crops)  # the real half needs its latent too, as the discriminator's context
-        if self.adversary is None:
-            _, metrics = self._reconstruct(crops, y_hat, labels, step)
-            return metrics | {"train/bpp": bits.mean() / (crops.shape[-2] * crops.shape[-1])}
-
-        x, x_labels, x_latent = crops[0::2], labels[0::2], y_hat[0::2]
-        real, real_labels, real_latent = crops[1::2], labels[1::2], y_hat[1::2]
-        fake, metrics = self._reconstruct(x, x_latent, x_labels, step)  # from before the update, as published
-        metrics |= self.adversary.update(real, real_latent, real_labels, fake, x_latent, step)
-        return metrics | {"train/bpp": bits[0::2].mean() / (x.shape[-2] * x.shape[-1])}
-
-    def _reconstruct(self, x: Tensor, y_hat: Tensor, labels: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstructions, metrics, and one update of the synthesis network unless the discriminator learns alone."""
         learns = step >= self.cfg.discriminator_alone
-        with torch.set_grad_enabled(learns):
+        metrics = mean_over_parts([self._pass(part, learns, 1 / len(parts), part is parts[-1]) for part in parts])
+        norm = self.generator.update(step) if learns else torch.zeros_like(metrics["loss"])
+        metrics["generator_norm"] = norm
+        if self.adversary is not None:
+            metrics["discriminator_norm"] = self.adversary.trainable.update(step)
+        return {f"train/{name}": value for name, value in metrics.items()}
+
+    def _pass(self, part: Batch, learns: bool, share: float, last: bool) -> dict[str, Tensor]:
+        """Forward and backward of both networks over one part of the batch, which counts with its share."""
+        # The real half needs its latent too, as the discriminator's context, but nobody needs it decoded.
+        crops = part.x if self.adversary else part.x[0::2]
+        seen = self.seen_by_frozen(part.positions if self.adversary else part.positions[0::2], crops)
+        stride = 2 if self.adversary else 1
+        x, y_hat, bits = crops[0::stride], seen.y_hat[0::stride], seen.bits[0::stride]
+        with self.generator.passing(last), torch.set_grad_enabled(learns):
             x_hat = self.generator.model(y_hat)
             loss, metrics = self.distortion(x_hat, x)
+            paid = loss
             if self.adversary is not None:
-                metrics["generator"] = self.adversary.generator_loss(x_hat, y_hat, labels)
-                loss = loss + self.cfg.weight * metrics["generator"]
-        norm = self.generator.update(loss, step) if learns else torch.zeros_like(loss)
-        metrics = {"loss": loss, **metrics, "generator_norm": norm}
-        return x_hat.detach(), {f"train/{name}": value.detach() for name, value in metrics.items()}
+                judged, seen_through = self.adversary.judge_fakes(x_hat, y_hat, seen.labels[0::2], share)
+                metrics |= judged
+                # The adversarial loss enters by its gradient at the reconstructions.
+                paid = loss + self.cfg.weight * (x_hat * seen_through).sum()
+            if learns:
+                self.generator.backward(paid * share)
+        if self.adversary is not None:
+            real = self.adversary.judge_reals(crops[1::2], seen.y_hat[1::2], seen.labels[1::2], share, last)
+            metrics["told_apart"] = (metrics.pop("fakes_told") + real.pop("reals_told")) / 2
+            metrics["discriminator"] = metrics.pop("discriminator_of_fakes") + real.pop("discriminator_of_reals")
+            loss = loss + self.cfg.weight * metrics["generator"]
+        metrics |= {"loss": loss, "bpp": bits.mean() / (x.shape[-2] * x.shape[-1])}
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def seen_by_frozen(self, positions: list[int], x: Tensor) -> "Seen":  # noqa: ARG002
+        """What the frozen networks make of crops. Shapes: x (B, 3, H, W)."""
+        y_hat, bits = self.codec.encode(x)
+        return Seen(self.labels(x), y_hat, bits)
 
     def labels(self, x: Tensor) -> Tensor:
         """Labels of an image's patches, zeros where nobody asks for them. Shapes: x (B, 3, H, W); returns (B, H/8, W/8)."""
@@ -138,10 +160,12 @@ class GanTask:
                 measured["val/believed"] = self.adversary.believed(x_hat, y_hat, self.labels(x))
             return measured
 
-        return validation_means(self.runtime, self.crops, measure)
+        with self.generator.averaged():
+            return validation_means(self.runtime, self.crops, measure)
 
     def export(self, folder: Path) -> None:
-        saved.save(folder, self.codec, self.codec.cfg)
+        with self.generator.averaged():
+            saved.save(folder, self.codec, self.codec.cfg)
 
 
 class Adversary:
@@ -150,26 +174,38 @@ class Adversary:
     def __init__(self, cfg: StageConfig, runtime: Runtime, num_labels: int, latent_channels: int):
         optimizer = cfg.discriminator_optimizer or PUBLISHED_OPTIMIZERS[cfg.discriminator.kind]
         self.network: Discriminator = discriminators.build(cfg.discriminator, num_labels, latent_channels)
-        self.trainable = runtime.trainable("discriminator", self.network, optimizer, cfg.fit.steps)
+        self.trainable = runtime.trainable("discriminator", self.network, optimizer, cfg.fit.steps, published=False)
 
-    def generator_loss(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor) -> Tensor:
-        """The adversarial loss of reconstructions, through the frozen discriminator."""
-        with frozen(self.network) as network:
-            return self.network.generator_loss(network(x_hat, y_hat), labels)
+    def judge_fakes(
+        self, x_hat: Tensor, y_hat: Tensor, labels: Tensor, share: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What the generator pays for these reconstructions, and the gradient of that at the reconstructions.
 
-    def update(
-        self, real: Tensor, real_latent: Tensor, real_labels: Tensor, fake: Tensor, fake_latent: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """One update of the discriminator, on both halves in one pass."""
-        logits = self.trainable.model(torch.cat([real, fake]), torch.cat([real_latent, fake_latent]))
-        real_logits, fake_logits = logits.chunk(2)
-        judged = self.network.discriminator_loss(real_logits, fake_logits, real_labels)
-        norm = self.trainable.update(judged, step)
-        return {
-            "train/discriminator": judged.detach(),
-            "train/discriminator_norm": norm,
-            "train/told_apart": self.network.told_apart(real_logits.detach(), fake_logits.detach()),
+        One forward pass serves both sides. The generator takes the gradient at its reconstructions, which touches no
+        weight; the discriminator takes that of its own loss at its weights. Nothing can leak from one to the other.
+        """
+        fake = x_hat.detach().requires_grad_()
+        with torch.enable_grad(), self.trainable.passing(last=False):
+            logits = self.trainable.model(fake, y_hat)
+            generator = self.network.generator_loss(logits, labels)
+            (seen_through,) = torch.autograd.grad(generator, fake, retain_graph=True)
+            mistaken = self.network.fake_loss(logits)
+            self.trainable.backward(mistaken * share)
+        metrics = {
+            "generator": generator,
+            "discriminator_of_fakes": mistaken,
+            "fakes_told": self.network.called_fake(logits),
         }
+        return {name: value.detach() for name, value in metrics.items()}, seen_through
+
+    def judge_reals(self, x: Tensor, y_hat: Tensor, labels: Tensor, share: float, last: bool) -> dict[str, Tensor]:
+        """The discriminator's other half: original crops."""
+        with self.trainable.passing(last):
+            logits = self.trainable.model(x, y_hat)
+            mistaken = self.network.real_loss(logits, labels)
+            self.trainable.backward(mistaken * share)
+        metrics = {"discriminator_of_reals": mistaken, "reals_told": 1 - self.network.called_fake(logits)}
+        return {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
     def believed(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pipeline.losses import RateTerm
 from pipeline.models import saved
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.perceptual import Distortion, DistortionConfig
-from pipeline.stages.training import TrainingConfig, train, validation_means
+from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -131,6 +131,7 @@ class PretrainTask:
     def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor):
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
         self.codec = Codec(cfg.codec)
+        self.codec.synthesis.recompute = cfg.engine.recompute
         self.codec.hyper_entropy.quantiles.requires_grad_(False)
         self.trainable = runtime.trainable("codec", self.codec, cfg.optimizer, cfg.fit.steps)
         self.quantiles = QuantileStep(self.codec, cfg.quantile_lr)
@@ -143,23 +144,25 @@ class PretrainTask:
         else:
             self.rate = cfg.rate
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One update. Shapes: batch.x (B, 3, H, W)."""
-        x, num_pixels = batch.x, batch.x.shape[-2] * batch.x.shape[-1]
-        noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, batch.positions))
-        out = self.trainable.model(x, noise)
-        distortion, parts = self.distortion(out.x_hat, x)
-        bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
-        rate = losses.target_rate_loss(bpp, rounded_bpp, self.rate.term(step))
-        loss = distortion + rate
-        norm = self.trainable.update(loss, step)
-        return {
-            "train/loss": loss.detach(),
-            "train/codec_norm": norm,
-            "train/bpp": rounded_bpp.mean(),
-            **{f"train/{name}": value for name, value in parts.items()},
-            "train/quantile_loss": self.quantiles.step(),
-        }
+    def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]:
+        """One update. Shapes: each part's x (B, 3, H, W)."""
+        metrics = mean_over_parts([self._pass(part, step, 1 / len(parts), part is parts[-1]) for part in parts])
+        metrics["train/codec_norm"] = self.trainable.update(step)
+        return metrics | {"train/quantile_loss": self.quantiles.step()}
+
+    def _pass(self, part: Batch, step: int, share: float, last: bool) -> dict[str, Tensor]:
+        """Forward and backward over one part of the batch, which counts with its share."""
+        x, num_pixels = part.x, part.x.shape[-2] * part.x.shape[-1]
+        noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, part.positions))
+        with self.trainable.passing(last):
+            out = self.trainable.model(x, noise)
+            distortion, metrics = self.distortion(out.x_hat, x)
+            bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
+            rate = losses.target_rate_loss(bpp, rounded_bpp, self.rate.term(step))
+            loss = distortion + rate
+            self.trainable.backward(loss * share)
+        metrics |= {"loss": loss.detach(), "bpp": rounded_bpp.mean()}
+        return {f"train/{name}": value for name, value in metrics.items()}
 
     def validate(self) -> dict[str, float]:
         """Rate from ideal code lengths and quality of the clamped reconstruction, over validation crops."""
@@ -168,7 +171,8 @@ class PretrainTask:
             y_hat, bits = self.codec.encode(x)
             return rate_and_quality(bits, self.codec.synthesis(y_hat), x)
 
-        means = validation_means(self.runtime, self.crops, measure)
+        with self.trainable.averaged():
+            means = validation_means(self.runtime, self.crops, measure)
         if isinstance(self.rate, Calibration):
             means["val/rate_weight"] = self.rate.weight
             self.rate.measured(means["val/bpp"])
@@ -177,7 +181,8 @@ class PretrainTask:
     def export(self, folder: Path) -> None:
         # On a copy: the tables are no part of what a checkpoint of this run holds.
         codec = Codec(self.cfg.codec)
-        codec.load_state_dict(self.codec.state_dict())
+        with self.trainable.averaged():
+            codec.load_state_dict(self.codec.state_dict())
         codec.update_tables()
         saved.save(folder, codec, self.cfg.codec)
 

@@ -15,7 +15,7 @@ from pipeline.data.loader import Batch, LoaderConfig, Share
 from pipeline.data.shards import ShardReader
 from pipeline.runs import Inputs
 from pipeline.training.loop import FitConfig, Task, fit
-from pipeline.training.runtime import Precision, Runtime
+from pipeline.training.runtime import EngineConfig, Runtime
 
 
 class TrainingConfig(Config):
@@ -23,7 +23,7 @@ class TrainingConfig(Config):
 
     data: LoaderConfig
     fit: FitConfig
-    precision: Precision = "fp32"
+    engine: EngineConfig = EngineConfig()
     seed: int = 0
 
 
@@ -36,10 +36,10 @@ def train(
     batch_multiple: int = 1,
 ) -> Path:
     """Trains what `make_task(runtime, validation crops of this process)` builds, and publishes it as a `kind`."""
-    runtime = Runtime(cfg.precision)
+    runtime = Runtime(cfg.engine)
     runtime.on_main(lambda: runs.claim(folder, cfg, given))
     shards = given.artifacts["shards"][1]
-    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple)
+    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
     crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid"))[runtime.rank :: runtime.num_processes]
     reader = ShardReader(shards, "train")
 
@@ -50,12 +50,7 @@ def train(
     task = make_task(runtime, crops)
     stage = runs.stage_of(cfg)
     if runtime.is_main:
-        facts = "".join(f", {name} {value}" for name, value in given.facts.items())
-        print(
-            f"{stage}: {cfg.fit.steps} steps of {cfg.data.batch_size} crops of {cfg.data.crop}x{cfg.data.crop} from "
-            f"{len(reader)} images on {runtime.num_processes} x {runtime.device}, {cfg.precision}{facts}; writes {folder}",
-            file=sys.stderr,
-        )
+        print(announcement(cfg, stage, folder, given, runtime, len(reader), len(crops)), file=sys.stderr)
     with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker:
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log)
         manifest = runs.manifest(kind, cfg, given, metrics, tracker.run_id)
@@ -66,6 +61,32 @@ def train(
         runtime.on_main(publish)
     runtime.close()
     return folder / "artifact"
+
+
+def announcement(
+    cfg: TrainingConfig, stage: str, folder: Path, given: Inputs, runtime: Runtime, num_images: int, num_crops: int
+) -> str:
+    """What a run that starts is about to do, in a few lines."""
+    each = cfg.data.batch_size // runtime.num_processes // cfg.engine.passes
+    options = [name for name in ("compile", "recompute") if getattr(cfg.engine, name)]
+    options += [f"averaged weights ({cfg.engine.ema_decay})"] if cfg.engine.ema_decay else []
+    lines = {
+        "trains": ", ".join(f"{name} ({count / 1e6:,.2f} M weights)" for name, count in runtime.sizes().items()),
+        "reads": ", ".join(f"{role} {name}" for role, (name, _) in given.artifacts.items()),
+        "data": f"{num_images} images, crops of {cfg.data.crop}x{cfg.data.crop}, {num_crops} to validate on",
+        "batch": f"{cfg.data.batch_size} = {runtime.num_processes} process(es) x {cfg.engine.passes} pass(es) x {each}",
+        "on": f"{runtime.num_processes} x {runtime.device_name}, {runtime.engine}, {', '.join([cfg.engine.precision, *options])}",
+        "steps": f"{cfg.fit.steps}; logs every {cfg.fit.log_every}, validates every {cfg.fit.validate_every}, "
+        f"saves every {cfg.fit.checkpoint_every}",
+        **given.facts,
+        "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command goes on",
+    }
+    return "\n".join([f"{stage}:", *(f"  {name:<7}{value}" for name, value in lines.items())])
+
+
+def mean_over_parts(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each metric's mean over the equal parts of a batch."""
+    return {name: torch.stack([part[name] for part in metrics]).mean() for name in metrics[0]}
 
 
 def validation_means(

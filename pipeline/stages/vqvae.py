@@ -15,7 +15,7 @@ from pipeline.data import transforms
 from pipeline.data.loader import Batch, to_float
 from pipeline.models import saved
 from pipeline.models.labeler import Labeler, LabelerConfig
-from pipeline.stages.training import TrainingConfig, train, validation_means
+from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime, mix
 
@@ -72,35 +72,42 @@ class VqvaeTask:
         self.usage = CodeUsage(cfg.labeler.num_codes, runtime.device)
         runtime.register("usage", self.usage)
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One update. Shapes: batch.x (B, 3, H, W)."""
+    def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]:
+        """One update. Shapes: each part's x (B, 3, H, W)."""
         since = step - self.cfg.quantise_after
         if since >= 0 and since % self.cfg.reseed_every == 0 and step < self.cfg.fit.steps * self.cfg.reseed_until:
-            self.reseed(batch.x, step, everything=since == 0 and self.cfg.codes_from == "data")
-        out = self.trainable.model(batch.x, quantise=since >= 0)
-        pixel = (F.l1_loss if self.cfg.pixel_loss == "l1" else F.mse_loss)(out.x_hat, batch.x)
-        vq = losses.vq_loss(out.z, out.codes)
-        commitment = self.cfg.commitment if since >= 0 else 0.0
-        loss = pixel + commitment * vq.commitment + self.cfg.embedding * vq.embedding
-        norm = self.trainable.update(loss, step)
+            self.reseed(parts, step, everything=since == 0 and self.cfg.codes_from == "data")
+        metrics = mean_over_parts(
+            [self._pass(part.x, quantise=since >= 0, share=1 / len(parts), last=part is parts[-1]) for part in parts]
+        )
+        metrics["train/labeler_norm"] = self.trainable.update(step)
+        return metrics | {"train/codes_used": (self.usage.counts > 0).sum().float()}
+
+    def _pass(self, x: Tensor, quantise: bool, share: float, last: bool) -> dict[str, Tensor]:
+        """Forward and backward over one part of the batch, which counts with its share."""
+        with self.trainable.passing(last):
+            out = self.trainable.model(x, quantise=quantise)
+            pixel = (F.l1_loss if self.cfg.pixel_loss == "l1" else F.mse_loss)(out.x_hat, x)
+            vq = losses.vq_loss(out.z, out.codes)
+            commitment = self.cfg.commitment if quantise else 0.0
+            loss = pixel + commitment * vq.commitment + self.cfg.embedding * vq.embedding
+            self.trainable.backward(loss * share)
         self.usage.counts += self.runtime.sum(self._count(out.labels))
         return {
             "train/loss": loss.detach(),
-            "train/labeler_norm": norm,
             "train/pixel": pixel.detach(),
             "train/commitment": vq.commitment.detach(),
-            "train/psnr_db": losses.psnr_db(losses.mse(out.x_hat.detach(), batch.x)),
-            "train/codes_used": (self.usage.counts > 0).sum().float(),
+            "train/psnr_db": losses.psnr_db(losses.mse(out.x_hat.detach(), x)),
         }
 
     @torch.no_grad()
-    def reseed(self, x: Tensor, step: int, everything: bool) -> None:
+    def reseed(self, parts: list[Batch], step: int, everything: bool) -> None:
         """Moves codes that were chosen less than the configured share of average, or all, onto random patches of this batch.
 
         All processes gather the same patches and draw the same ones.
         """
-        z = self.labeler.embed(x).permute(0, 2, 3, 1).reshape(-1, self.cfg.labeler.code_dim)
-        patches = self.runtime.gather(z)
+        z = torch.cat([self.labeler.embed(part.x) for part in parts])
+        patches = self.runtime.gather(z.permute(0, 2, 3, 1).reshape(-1, self.cfg.labeler.code_dim))
         average = self.usage.counts.double().mean()
         idle = ((self.usage.counts <= average * self.cfg.reseed_below) | everything).nonzero().flatten()
         generator = torch.Generator().manual_seed(mix(self.cfg.seed, step))
@@ -108,6 +115,7 @@ class VqvaeTask:
         chosen = shuffled[torch.arange(len(idle)) % len(patches)].to(patches.device)
         self.labeler.codebook[idle] = patches[chosen]
         self.usage.counts.zero_()
+        self.trainable.weights_changed()
 
     def validate(self) -> dict[str, float]:
         """Reconstruction quality, how the validation patches use the codes, and how many labels survive a disturbance."""
@@ -122,7 +130,8 @@ class VqvaeTask:
                 "val/stable_under_jpeg": self._unchanged(out.labels, through_jpeg(x)),
             }
 
-        means = validation_means(self.runtime, self.crops, measure)
+        with self.trainable.averaged():
+            means = validation_means(self.runtime, self.crops, measure)
         total = self.runtime.sum(counts)
         perplexity = float(losses.perplexity(total))
         return means | {
@@ -135,7 +144,8 @@ class VqvaeTask:
         return (self.labeler.label(disturbed) == labels).float().mean((1, 2))
 
     def export(self, folder: Path) -> None:
-        saved.save(folder, self.labeler, self.cfg.labeler)
+        with self.trainable.averaged():
+            saved.save(folder, self.labeler, self.cfg.labeler)
 
     def _count(self, labels: Tensor) -> Tensor:
         return torch.bincount(labels.flatten(), minlength=self.cfg.labeler.num_codes)

@@ -1,21 +1,27 @@
-"""Checkpoints: what resumes this run. Save, find the newest good one, prune.
+"""Checkpoints: what resumes this run. Save beside the training, find the newest good one, prune.
 
 A checkpoint is a folder `checkpoints/step-000001000` with `state.pt` and a `manifest.json` that holds its digest. It is
-written under a scratch name, flushed and renamed, so a kill at any moment leaves the earlier ones as they were.
+written under a scratch name, flushed and renamed, so a kill at any moment leaves the earlier ones as they were. Its
+contents do not depend on the engine or the number of processes.
 """
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
 import sys
+import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from pipeline.artifacts import flush_folder, sha256, write_durably
+from pipeline.errors import NO_SPACE
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,11 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
     scratch.mkdir(parents=True)
     try:
         with (scratch / "state.pt").open("wb") as stream:
-            torch.save(state, stream)
+            digesting = _Digesting(stream)
+            torch.save(state, digesting)  # type: ignore[arg-type]  # only writes
             stream.flush()
             os.fsync(stream.fileno())
-        about = {"progress": asdict(progress), "sha256": sha256(scratch / "state.pt")}
+        about = {"progress": asdict(progress), "sha256": digesting.digest.hexdigest()}
         write_durably(scratch / "manifest.json", json.dumps(about).encode())
         if target.exists():  # a damaged one that resume passed over
             shutil.rmtree(target)
@@ -53,6 +60,80 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
     for old in _newest_first(root)[keep:]:
         if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
             shutil.rmtree(old)
+
+
+class Saver:
+    """Saves while training goes on: only the copy of the state to the host's memory is waited for."""
+
+    def __init__(self, folder: Path, keep: int, keep_every: int | None):
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def save(self, progress: Progress, state: dict[str, Any], needed: bool) -> float:
+        """Begins to save a copy of `state`, after the save before has ended; returns how long training stood still, in s.
+
+        Want of space is only told, unless the checkpoint is `needed`.
+        Raises: OSError if the save before failed otherwise.
+        """
+        started = time.perf_counter()
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(progress, on_host(state), needed), name="checkpoint")
+        self._thread.start()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more.
+
+        Raises: OSError if the last save failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, progress: Progress, state: dict[str, Any], needed: bool) -> None:
+        try:
+            save(self.folder, progress, state, self.keep, self.keep_every)
+        except (OSError, RuntimeError) as raised:
+            # torch's zip writer reports a failed write of its stream in its own words
+            cause = raised.__context__ if isinstance(raised.__context__, OSError) else raised
+            error = cause if isinstance(cause, OSError) else OSError(str(cause))
+            if needed or error.errno not in NO_SPACE:
+                self._error = error
+                return
+            print(
+                f"no checkpoint at step {progress.step}: {error.strerror}; training goes on, the one before is kept. "
+                f"Free some space for {self.folder}",
+                file=sys.stderr,
+            )
+
+
+class _Digesting:
+    """A stream that only writes, and digests what it writes."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.stream.write(content)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def on_host(state: Any) -> Any:
+    """A copy of nested dicts, lists and tensors whose tensors lie in the host's memory and are nobody else's."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_host(value) for value in state)
+    return state
 
 
 def restore(folder: Path) -> tuple[Progress, dict[str, Any]] | None:

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.data.loader import Batch
-from pipeline.errors import NO_SPACE, Preempted, TrainingError
+from pipeline.errors import Preempted, TrainingError
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Progress
-from pipeline.training.progress import ProgressDisplay
+from pipeline.training.progress import Clock, ProgressDisplay, Tracer
 from pipeline.training.runtime import Runtime
 
 Log = Callable[[int, dict[str, float]], None]
@@ -33,13 +32,14 @@ class FitConfig(Config):
     checkpoint_every: PositiveInt = 5_000
     keep_checkpoints: PositiveInt = 2  # the newest ones
     keep_every: PositiveInt | None = None  # and those at multiples of so many steps
-    max_bad_steps: NonNegativeInt = 10  # steps in a row whose values are not finite; more stop the stage
+    max_bad_steps: NonNegativeInt = 10  # steps in a row that had to be skipped; more stop the stage
+    profile: NonNegativeInt = 0  # write a trace of so many steps, a few after the start
 
 
 class Task(Protocol):
     """What is trained. Metrics are means over the batch, on the device; `validate` returns the same on every rank."""
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, Tensor]: ...
+    def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]: ...
     def validate(self) -> dict[str, float]: ...
     def export(self, folder: Path) -> None: ...
 
@@ -57,49 +57,45 @@ def fit(
         progress, state = found
         runtime.load_state_dict(state)
     stream = batches(progress.samples)
-    window = Window(runtime, cfg.max_bad_steps)
+    window, clock = Window(runtime, cfg.max_bad_steps), Clock(runtime.device)
+    tracer = Tracer(folder, cfg.profile if runtime.is_main else 0, progress.step)
+    saver = checkpoint.Saver(folder, cfg.keep_checkpoints, cfg.keep_every)
     validated: dict[str, float] = {}
     with (
         stop_signals() as stop_requested,
         ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display,
     ):
         while progress.step < cfg.steps:
-            batch = runtime.place_batch(next(stream))
-            window.add(task.train_step(batch, progress.step))
+            with clock.waiting_for_data():
+                batch = next(stream)
+            window.add(task.train_step(runtime.place_batch(batch), progress.step))
             step = progress.step + 1
-            progress = Progress(step, progress.samples + len(batch.positions) * runtime.num_processes)
+            num_samples = len(batch.positions) * runtime.num_processes
+            progress = Progress(step, progress.samples + num_samples)
+            clock.count(num_samples)
+            tracer.after(step)
 
-            due = step % cfg.log_every == 0 or step == cfg.steps
-            stopping = stop_requested() if runtime.num_processes == 1 else due and runtime.any_rank(stop_requested())
-            saving = stopping or step % cfg.checkpoint_every == 0 or step == cfg.steps
-            if due or saving:
-                metrics = window.take(step)
+            ending = step == cfg.steps
+            stopping = runtime.talk.any_said(stop_requested())
+            saving = stopping or ending or step % cfg.checkpoint_every == 0
+            if saving or step % cfg.log_every == 0:
+                metrics = window.take(step) | clock.take()
                 log(step, metrics)
                 display.update(step, metrics)
-            if step % cfg.validate_every == 0 or step == cfg.steps:
-                validated = task.validate()
-                log(step, validated)
-                display.note(step, validated)
-            if saving:
-                needed = stopping or step == cfg.steps
-                runtime.on_main(partial(save_checkpoint, runtime, folder, progress, cfg, needed))
-            if stopping:
+            with clock.not_training():
+                if step % cfg.validate_every == 0 or ending:
+                    validated = task.validate()
+                    log(step, validated)
+                    display.note(step, validated)
+                if saving:
+                    state = runtime.state_dict()
+                    if runtime.is_main:
+                        log(step, {"time/checkpoint_stall_s": saver.save(progress, state, needed=stopping or ending)})
+                    if stopping or ending:
+                        runtime.on_main(saver.wait)
+            if stopping and not ending:
                 raise Preempted(step)
     return validated or task.validate()
-
-
-def save_checkpoint(runtime: Runtime, folder: Path, progress: Progress, cfg: FitConfig, needed: bool) -> None:
-    """Saves, and trains on where that fails for want of space, unless this is the last chance."""
-    try:
-        checkpoint.save(folder, progress, runtime.state_dict(), cfg.keep_checkpoints, cfg.keep_every)
-    except OSError as error:
-        if needed or error.errno not in NO_SPACE:
-            raise
-        print(
-            f"no checkpoint at step {progress.step}: {error.strerror}; training goes on, the one before is kept. "
-            f"Free some space for {folder}",
-            file=sys.stderr,
-        )
 
 
 class Window:
@@ -170,4 +166,5 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A second signal must not end the process between saving and the documented exit code.
+            signal.signal(number, signal.SIG_IGN if received else handler)

@@ -1,19 +1,23 @@
-"""Optimizers and learning rates."""
+"""Optimizers, learning rates, the guard against bad updates, and averaged weights."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import Config
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+GUARD_AFTER = 100  # updates before the running mean of the gradient's norm means something
+GUARD_DECAY = 0.99  # of that running mean
 
 
 class AdamConfig(Config):
-    """AdamW, its learning-rate schedule and the bound on its gradient."""
+    """AdamW, its learning-rate schedule and the bounds on its gradient."""
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
@@ -21,6 +25,7 @@ class AdamConfig(Config):
     warmup_steps: NonNegativeInt = 0  # linear ramp from zero
     decay: Literal["constant", "cosine"] = "constant"  # cosine: a quarter period over the stage's steps, as published
     clip_norm: PositiveFloat = 1.0  # bound on the gradient's 2-norm over the whole network
+    skip_spikes: Annotated[float, Field(gt=1)] | None = None  # skip updates whose norm is so many times the usual one
 
 
 def adam(module: nn.Module, cfg: AdamConfig) -> torch.optim.AdamW:
@@ -40,3 +45,75 @@ def learning_rate(cfg: AdamConfig, step: int, total_steps: int) -> float:
     if cfg.decay == "cosine":
         return cfg.lr * math.cos(math.pi / 2 * (step - cfg.warmup_steps) / total_steps)
     return cfg.lr
+
+
+class Guard:
+    """Decides on the device, without anybody waiting for it, whether an update is to be skipped.
+
+    Skipped are gradients that are not finite and, with `skip_spikes`, those whose norm is so many times the running
+    geometric mean of earlier norms. A spike counts as the bound itself in that mean, so a lasting change is accepted
+    after a while. The norm is the same on every process, and so is the verdict.
+    """
+
+    def __init__(self, skip_spikes: float | None, device: torch.device):
+        self.log_factor = math.log(skip_spikes) if skip_spikes else None
+        self.mean_log = torch.zeros((), device=device)
+        self.seen = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def refuses(self, norm: Tensor) -> Tensor:
+        """1.0 if the update with this gradient norm is to be skipped, else 0.0. Shapes: scalars."""
+        bad = ~norm.isfinite()
+        if self.log_factor is None:
+            return bad.float()
+        log_norm = norm.float().clamp_min(1e-12).log()
+        bound = torch.where(self.seen >= GUARD_AFTER, self.mean_log + self.log_factor, torch.inf)
+        spike = ~bad & (log_norm > bound)
+        share = torch.maximum(1 / (self.seen + 1), self.seen.new_tensor(1 - GUARD_DECAY))
+        moved = self.mean_log + share * (torch.minimum(log_norm, bound) - self.mean_log)
+        self.mean_log = torch.where(bad, self.mean_log, moved)
+        self.seen = self.seen + (~bad).float()
+        return (bad | spike).float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean_log": self.mean_log, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.mean_log, self.seen = (state[name].to(self.seen.device) for name in ("mean_log", "seen"))
+
+
+class Ema:
+    """The exponential moving average of a network's parameters: what is validated and published where it is on."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.current: list[Tensor] = list(module.parameters())
+        self.average = [p.detach().clone(memory_format=torch.preserve_format) for p in self.current]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights of one more step."""
+        torch._foreach_lerp_(self.average, self.current, 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it, the network has its average weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for current, average in zip(self.current, self.average, strict=True):
+            kept = current.clone()
+            current.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": list(self.average)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)

@@ -1,9 +1,14 @@
-"""What a person sees while a stage trains: a bar in a terminal, a line per `log_every` steps in a log."""
+"""What a person sees while a stage trains: a bar in a terminal, a line per `log_every` steps in a log, a trace on request."""
 
+import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,7 +20,10 @@ SHOWN = {
     "train/generator": "G {:.3f}",
     "train/discriminator": "D {:.3f}",
     "train/codes_used": "{:.0f} codes",
+    "time/images_per_s": "{:.1f} img/s",
+    "memory/peak_gb": "{:.1f} GB",
 }
+TRACE_AFTER = 3  # steps of a process before a trace begins: the first ones allocate and tune
 
 
 def shown(metrics: dict[str, float]) -> str:
@@ -69,3 +77,69 @@ class ProgressDisplay:
         if self.enabled:
             self.console.print(f"{self.title}: {text}", highlight=False, soft_wrap=True)
             sys.stderr.flush()
+
+
+class Clock:
+    """How fast training goes, how long it waits for data, and how much memory it took at most."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._begin()
+
+    def _begin(self) -> None:
+        self.started, self.num_samples, self.waited, self.away = time.perf_counter(), 0, 0.0, 0.0
+
+    @contextmanager
+    def not_training(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.away += time.perf_counter() - started
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+
+    def count(self, num_samples: int) -> None:
+        self.num_samples += num_samples
+
+    def take(self) -> dict[str, float]:
+        """Rates since the last call. Samples of all processes; memory of this process: on the GPU, or else in all."""
+        seconds = time.perf_counter() - self.started - self.away
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        metrics = {
+            "time/images_per_s": self.num_samples / seconds,
+            "time/waiting_for_data_share": self.waited / seconds,
+            "memory/peak_gb": peak / 1e9,
+        }
+        self._begin()
+        return metrics
+
+
+class Tracer:
+    """Writes a trace of `num_steps` steps into the run folder, for chrome://tracing, Perfetto or TensorBoard."""
+
+    def __init__(self, folder: Path, num_steps: int, step: int):
+        self.folder, self.first, self.last = folder, step + TRACE_AFTER, step + TRACE_AFTER + num_steps
+        self.profiler = torch.profiler.profile(record_shapes=True) if num_steps else None
+
+    def after(self, step: int) -> None:
+        """To be called after each step."""
+        if self.profiler is None:
+            return
+        if step == self.first:
+            self.profiler.start()
+        if step == self.last:
+            self.profiler.stop()
+            target = self.folder / f"trace-step-{self.first}-{self.last}.json.gz"
+            self.profiler.export_chrome_trace(str(target))
+            print(self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=12), file=sys.stderr)
+            print(
+                f"trace of steps {self.first + 1} to {self.last}: {target}; open it in https://ui.perfetto.dev",
+                file=sys.stderr,
+            )
+            self.profiler = None

@@ -1,21 +1,25 @@
-"""Device, ranks and engines: the only file that imports accelerate or deepspeed."""
+"""Device, ranks and what all of them agree on. With engines.py, the only files that import accelerate or deepspeed."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
-from pipeline.training.optim import AdamConfig, adam, learning_rate
+from pipeline.training.engines import Trainable, ZeroTrainable
+from pipeline.training.optim import AdamConfig
 
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
+MAX_NETWORKS = 2  # trained in one stage
 
 
 class Stateful(Protocol):
@@ -25,26 +29,51 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> object: ...
 
 
+class EngineConfig(Config):
+    """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
+
+    precision: Precision = "fp32"  # bf16: autocast over weights in fp32
+    passes: PositiveInt = 1  # forward and backward passes per step, each over an equal part of the batch
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # average the weights; validate and publish the average
+    )
+    recompute: bool = False  # residual blocks forget their activations and compute them again: less memory, more time
+    compile: bool = False  # torch.compile the trained networks; needs a C++ compiler
+
+
 class Runtime:
     """This process among all processes of the stage: its device, its rank, what it trains, what a checkpoint holds.
 
-    Raises: TrainingError if the launcher started processes that cannot see each other.
+    Raises: TrainingError if the launcher started processes that cannot see each other, or asks for ZeRO 3.
     """
 
-    def __init__(self, precision: Precision = "fp32"):
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
-            raise TrainingError(
-                "launched with DeepSpeed, which the trainers do not support yet; use a launch file without it"
-            )
-        mixed = "no" if precision == "fp32" else precision
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+    def __init__(self, cfg: EngineConfig | None = None):
+        self.cfg = cfg or EngineConfig()
+        self.zero_stage = launched_zero_stage()
+        has_gpu = torch.cuda.is_available()
+        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or self.zero_stage:
+            backend = "nccl" if has_gpu else "gloo"
+            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=30)))
+        # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision does not count.
+        if self.zero_stage:
+            os.environ.pop("ACCELERATE_USE_CPU", None)  # with it Accelerate would drop DeepSpeed without a word
+            os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+            plugins = {
+                f"network {i}": DeepSpeedPlugin(hf_ds_config=zero_config(self.zero_stage)) for i in range(MAX_NETWORKS)
+            }
+            self.accelerator = Accelerator(mixed_precision="no", deepspeed_plugins=plugins, kwargs_handlers=handlers)
+        else:
+            self.accelerator = Accelerator(mixed_precision="no", cpu=not has_gpu, kwargs_handlers=handlers)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if self.accelerator.num_processes != launched:
             raise TrainingError(
                 f"the launcher started {launched} processes, but this one sees {self.accelerator.num_processes}; "
                 "see configs/launch and the README's section on several processes"
             )
+        self.talk = Talk(self.num_processes)
         self._stateful: dict[str, Stateful] = {}
+        self._networks = 0
 
     @property
     def device(self) -> torch.device:
@@ -62,9 +91,44 @@ class Runtime:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def trainable(self, name: str, module: nn.Module, cfg: AdamConfig, total_steps: int) -> "Trainable":
-        """`module` on this device behind the engine, with its optimizer; part of every checkpoint under `name`."""
-        made = Trainable(self.accelerator, self.place(module), cfg, total_steps)
+    @property
+    def engine(self) -> str:
+        """What trains, in a word or two: for people."""
+        several = f"ZeRO-{self.zero_stage}" if self.zero_stage else "DDP"
+        return several if self.num_processes > 1 or self.zero_stage else "one process"
+
+    @property
+    def device_name(self) -> str:
+        """For people."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def sizes(self) -> dict[str, int]:
+        """Number of trained weights of each network."""
+        networks = {name: part for name, part in self._stateful.items() if isinstance(part, Trainable)}
+        return {name: sum(p.numel() for p in network.trained.values()) for name, network in networks.items()}
+
+    def autocast(self) -> torch.autocast:
+        """The run's precision for a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+    def trainable(
+        self, name: str, module: nn.Module, cfg: AdamConfig, total_steps: int, published: bool = True
+    ) -> Trainable:
+        """`module` on this device behind the engine, with its optimizer; part of every checkpoint under `name`.
+
+        `published` networks are averaged where the config says so.
+        """
+        accelerator = self.accelerator
+        if self.zero_stage:  # one Accelerator holds one DeepSpeed engine
+            accelerator = self.accelerator if not self._networks else Accelerator()
+            accelerator.state.select_deepspeed_plugin(f"network {self._networks}")
+        self._networks += 1
+        cls = ZeroTrainable if self.zero_stage else Trainable
+        made = cls(accelerator, self.place(module), cfg, total_steps, self.autocast)
+        if self.cfg.compile:
+            made.compile()
+        if published and self.cfg.ema_decay is not None:
+            made.average(self.cfg.ema_decay)
         self.register(name, made)
         return made
 
@@ -75,6 +139,7 @@ class Runtime:
         self._stateful[name] = state
 
     def state_dict(self) -> dict[str, Any]:
+        """Everything a checkpoint holds, on this device and not copied: all processes call it together."""
         return {name: part.state_dict() for name, part in self._stateful.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -85,8 +150,9 @@ class Runtime:
         """`module` on this device, its 4-d weights in the memory layout that convolutions like best."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def place_batch(self, batch: Batch) -> Batch:
-        return batch.to(self.device, torch.channels_last)
+    def place_batch(self, batch: Batch) -> list[Batch]:
+        """The parts of a batch, one per pass, on this device."""
+        return [part.to(self.device, torch.channels_last) for part in batch.split(self.cfg.passes)]
 
     def generators(self, seed: int, positions: list[int]) -> list[torch.Generator]:
         """One random generator per sample, whose numbers depend on the seed and the sample's position alone."""
@@ -94,17 +160,19 @@ class Runtime:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on each of them."""
-        return self.accelerator.reduce(value, "sum")
+        if self.num_processes == 1:
+            return value
+        summed = value.clone()
+        dist.all_reduce(summed)
+        return summed
 
     def gather(self, value: Tensor) -> Tensor:
         """The values of all processes, one after the other along the first dimension, on each of them."""
-        return self.accelerator.gather(value)
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether any process says yes, known to all."""
         if self.num_processes == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+            return value
+        everyones = value.new_empty(self.num_processes * len(value), *value.shape[1:])
+        dist.all_gather_into_tensor(everyones, value.contiguous())
+        return everyones
 
     def on_main(self, action: Callable[[], T]) -> T:
         """What `action` returned on the main process, on every process; what a user can mend is raised on all."""
@@ -116,7 +184,7 @@ class Runtime:
                 box[0] = action()
             except (UserError, OSError) as error:
                 box[1] = error
-        dist.broadcast_object_list(box, src=0)
+        self.talk.broadcast(box)
         if box[1] is not None:
             raise box[1]
         return box[0]
@@ -124,60 +192,79 @@ class Runtime:
     def close(self) -> None:
         """Ends the process group in step with the others; call it last."""
         if dist.is_initialized():
-            self.accelerator.wait_for_everyone()
+            self.talk.broadcast([None])
             dist.destroy_process_group()
 
 
-class Trainable:
-    """A network, its optimizer and its learning rate behind one verb.
+class Talk:
+    """What processes tell each other beside the training, over the CPU, so that no device is waited for."""
 
-    `model` is the network behind the engine, for passes whose gradients train it; `module` is the plain network.
-    """
+    def __init__(self, num_processes: int):
+        self.group: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self._pending: tuple[Any, Tensor] | None = None
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, cfg: AdamConfig, total_steps: int):
-        self._accelerator, self._cfg, self._total_steps = accelerator, cfg, total_steps
-        self.module = module
-        self._plain_optimizer = adam(module, cfg)
-        self.model, self.optimizer = accelerator.prepare(module, self._plain_optimizer)
+    def any_said(self, flag: bool) -> bool:
+        """Whether any process said yes one call ago, the same on all; alone, what was just said.
 
-    def update(self, loss: Tensor, step: int) -> Tensor:
-        """One optimizer step on `loss` after `step` earlier ones; returns the gradient's 2-norm before clipping.
-
-        A gradient that is not finite changes nothing, neither weights nor moments; the norm tells of it. Processes
-        agree, because they share the gradient, and nobody waits for the device to find out.
+        Every call hands in a flag and takes the sum of the one before, which had a whole step to arrive. A process that
+        died is noticed here too, however long the device's own collectives would wait for it.
+        Raises: TrainingError if another process is gone.
         """
-        self._accelerator.backward(loss)
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._cfg.clip_norm)
-        assert norm is not None
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self._cfg, step, self._total_steps)
-        self._plain_optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused AdamW heeds it
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        if self.group is None:
+            return flag
+        answer = 0
+        try:
+            if self._pending is not None:
+                work, total = self._pending
+                work.wait()
+                answer = int(total)
+            mine = torch.tensor([int(flag)])
+            self._pending = (dist.all_reduce(mine, group=self.group, async_op=True), mine)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"another process of this run is gone ({str(error).splitlines()[0]}); "
+                "the same command continues from the last checkpoint"
+            ) from None
+        return answer > 0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def broadcast(self, box: list[Any]) -> None:
+        """Makes the main process's list everybody's."""
+        if self.group is not None:
+            dist.broadcast_object_list(box, src=0, group=self.group)
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` as a fixed function: gradients pass through it, its own weights collect none.
+def launched_zero_stage() -> int:
+    """The ZeRO stage the launcher asks for; 0: no DeepSpeed.
 
-    Takes the plain network, never the one behind the engine: a second pass through an engine between two of its updates
-    is what makes ranks drift apart (DDP) or gradients leak (ZeRO).
+    Raises: TrainingError for stages the trainers do not support, or without the deepspeed package.
     """
-    wanted = [(p, p.requires_grad) for p in module.parameters()]
-    module.requires_grad_(False)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("true", "1"):
+        return 0
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    if stage not in (1, 2):
+        raise TrainingError(
+            f"launched with ZeRO stage {stage}, expected 1 or 2: stage 3 splits the weights themselves, and the generator's "
+            "pass through the discriminator needs them whole. See configs/launch"
+        )
     try:
-        yield module
-    finally:
-        for p, flag in wanted:
-            p.requires_grad_(flag)
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(
+            f"launched with DeepSpeed, which is not installed ({error}); pip install -r requirements/deepspeed.txt"
+        ) from None
+    return stage
+
+
+def zero_config(stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of one network. Batch sizes only have to fit each other: the loss is scaled by us."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": stage, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 1.0,  # replaced by each network's own
+        "steps_per_print": 10**9,
+    }
 
 
 def mix(seed: int, number: int) -> int:

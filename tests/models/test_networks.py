@@ -229,8 +229,8 @@ def test_what_discriminators_believe():
     logits = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [0, 0, 5]]).T.reshape(1, 3, 2, 2)  # fake, label 0, 1, 1
     labels = torch.tensor([[[0, 0], [1, 0]]])
     assert label.believed(logits, labels).tolist() == [0.5]
-    assert label.told_apart(logits, logits).item() == (0.75 + 0.25) / 2
+    assert label.called_fake(logits).item() == 0.25
     patch = build(PatchDiscriminatorConfig(channels=(4, 4, 4, 4), context_channels=2), 0, 8)
     logits = torch.tensor([1.0, 2.0, 3.0, -1.0]).view(1, 1, 2, 2)
     assert patch.believed(logits, labels).tolist() == [0.75]
-    assert patch.told_apart(logits, -logits).item() == 0.75
+    assert patch.called_fake(logits).item() == 0.25

@@ -44,7 +44,7 @@ def test_pretraining_pays_for_distortion_and_for_bits_by_the_target(target):
     out = before(b.x, before.noise_like(b.x, runtime.generators(cfg.seed, b.positions)))
     bpp = out.bits / 64**2
     weight = 3.0 if target < 1 else 0.0625
-    metrics = task.train_step(b, step=5)
+    metrics = task.train_step([b], step=5)
     expected = 150 * (out.x_hat - b.x).square().mean() + weight * bpp.mean()
     assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert metrics["train/bpp"].item() == pytest.approx(out.rounded_bits.mean().item() / 64**2, rel=1e-5)
@@ -71,14 +71,14 @@ def test_the_labeler_pays_for_pixels_commitment_and_embedding(pixel_loss):
     out = before(b.x)
     pixel = (out.x_hat - b.x).abs().mean() if pixel_loss == "l1" else (out.x_hat - b.x).square().mean()
     codes = (out.z - out.codes).square().mean()
-    metrics = task.train_step(b, step=5)
+    metrics = task.train_step([b], step=5)
     assert metrics["train/loss"].item() == pytest.approx((pixel + 2.5 * codes).item(), rel=1e-5)
     assert metrics["train/codes_used"].item() == out.labels.unique().numel()
     assert not torch.equal(task.labeler.codebook, before.codebook)
     plain = before(b.x, quantise=False)
     task.labeler.load_state_dict(before.state_dict())
     pixel = (plain.x_hat - b.x).abs().mean() if pixel_loss == "l1" else (plain.x_hat - b.x).square().mean()
-    metrics = task.train_step(b, step=0)  # plain autoencoding: no commitment yet
+    metrics = task.train_step([b], step=0)  # plain autoencoding: no commitment yet
     assert metrics["train/loss"].item() == pytest.approx((pixel + 2 * codes).item(), rel=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
         bce = F.binary_cross_entropy_with_logits
         adversarial = bce(fooled, ones)
         judged = bce(logits[:2], ones) + bce(logits[2:], zeros)
-    metrics = task.train_step(b, step=0)
+    metrics = task.train_step([b], step=0)
     expected = 150 * (x_hat - b.x[0::2]).square().mean() + 0.7 * adversarial
     assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert metrics["train/discriminator"].item() == pytest.approx(judged.item(), rel=1e-4)
@@ -134,7 +134,7 @@ def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monke
     monkeypatch.chdir(smoke)
     cfg = GanConfig(**COMMON, codec=f"{RUNS}/pretrain", distortion=DISTORTION, gan_weight=0)
     task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), runs.inputs(codec=(cfg.codec, "codec")))
-    task.train_step(batch(), step=0)
+    task.train_step([batch()], step=0)
     codec = task.codec
     assert not any(m.training for m in (codec.analysis, codec.hyper_analysis, codec.hyper_entropy, codec.entropy))
     trainable = [name for name, p in codec.named_parameters() if p.requires_grad]

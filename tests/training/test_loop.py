@@ -22,11 +22,12 @@ class Line:
         self.trainable = runtime.trainable("line", self.network, AdamConfig(lr=0.1), steps)
         self.bad, self.weights = bad, []
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+    def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
         self.weights.append(self.network.weight.item())
         x = torch.full((1, 1), float("inf") if step in self.bad else 1.0)
         loss = (self.trainable.model(x) - 1).square().mean()
-        norm = self.trainable.update(loss, step)
+        self.trainable.backward(loss)
+        norm = self.trainable.update(step)
         return {"train/loss": loss.detach(), "train/line_norm": norm}
 
     def validate(self) -> dict[str, float]:
@@ -88,10 +89,10 @@ def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk
             self.filler = small_disk / "filler"
             self.filler.write_bytes(bytes(100_000 - 4096))
 
-        def train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
             if step == 12:
                 self.filler.unlink()
-            return super().train_step(batch, step)
+            return super().train_step(parts, step)
 
     runtime = Runtime()
     task = Freeing(runtime, 20)
