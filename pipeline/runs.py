@@ -1,5 +1,6 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,12 @@ from pipeline.artifacts import Artifact, Kind, Manifest, Parent
 from pipeline.errors import ArtifactError
 
 RUN_FILE = "run.yaml"
+# Keys that say how something is computed and not what: a run may go on with other values
+CHANGEABLE = {f"data.{name}" for name in ("workers", "cache_mb")}
+CHANGEABLE |= {f"engine.{name}" for name in ("passes", "recompute", "compile")}
+CHANGEABLE |= {f"fit.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "keep_every")}
+CHANGEABLE |= {f"fit.{name}" for name in ("max_bad_steps", "profile", "accept_new_batch_size")}
+BATCH_SIZE = "data.batch_size"
 
 
 @dataclass(frozen=True)
@@ -42,21 +49,26 @@ def finished(folder: Path, cfg: config.Config) -> Path | None:
     record = folder / RUN_FILE
     if not record.is_file():
         return None
-    theirs = {k: v for k, v in _read(record).items() if not k.startswith("(")}
-    _refuse(folder, config.differences(config.flatten(cfg), theirs))
     artifact = folder / "artifact"
-    return artifact if (artifact / artifacts.MANIFEST).is_file() else None
+    done = (artifact / artifacts.MANIFEST).is_file()
+    theirs = {k: v for k, v in _read(record).items() if not k.startswith("(")}
+    _refuse_other(folder, config.flatten(cfg), theirs, done)
+    return artifact if done else None
 
 
 def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
-    """Records config and inputs in `folder`, or checks that they are the recorded ones.
+    """Records config and inputs in `folder`, or checks that they are the recorded ones but for what may change.
 
     Raises: ArtifactError naming every differing key or input.
     """
     ours = config.flatten(cfg) | given.flat()
     record = folder / RUN_FILE
     if record.is_file():
-        _refuse(folder, config.differences(ours, _read(record)))
+        theirs = _read(record)
+        _refuse_other(folder, ours, theirs, done=False)
+        if changed := config.differences(ours, theirs):
+            print(f"{folder}: goes on with {'; '.join(changed)}", file=sys.stderr)
+            artifacts.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
         return
     if (folder / "artifact").exists():
         raise ArtifactError(f"{folder}: holds an artifact but no {RUN_FILE}; choose another run= folder")
@@ -90,9 +102,21 @@ def _read(record: Path) -> dict[str, Any]:
     return flat
 
 
-def _refuse(folder: Path, lines: list[str]) -> None:
+def _refuse_other(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], done: bool) -> None:
+    """Raises ArtifactError for differences in keys that decide what a run computes."""
+    changeable = CHANGEABLE | ({BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set())
+    lines = config.differences(
+        {key: value for key, value in ours.items() if key not in changeable},
+        {key: value for key, value in theirs.items() if key not in changeable},
+    )
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
+        hint = ""
+        if not done and BATCH_SIZE in ours and ours[BATCH_SIZE] != theirs.get(BATCH_SIZE):
+            hint = (
+                f"\n  with fit.accept_new_batch_size=true the run goes on with the next sample, but its steps, schedules and "
+                f"learning rates then count batches of {theirs.get(BATCH_SIZE)} before and {ours[BATCH_SIZE]} after"
+            )
         raise ArtifactError(
-            f"{folder}: belongs to another config; choose another run= or remove it. {len(lines)} difference(s):\n{listed}"
+            f"{folder}: belongs to another config; choose another run= or remove it. {len(lines)} difference(s):\n{listed}{hint}"
         )

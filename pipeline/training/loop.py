@@ -33,6 +33,7 @@ class FitConfig(Config):
     keep_checkpoints: PositiveInt = 2  # the newest ones
     keep_every: PositiveInt | None = None  # and those at multiples of so many steps
     max_bad_steps: NonNegativeInt = 10  # steps in a row that had to be skipped; more stop the stage
+    accept_new_batch_size: bool = False  # go on with another data.batch_size than the run began with
     profile: NonNegativeInt = 0  # write a trace of so many steps, a few after the start
 
 
