@@ -37,12 +37,13 @@ class Names(StrEnum):
 def _stage(name: str, summary: str) -> None:
     def command(config: ConfigArgument, words: WordsArgument = None) -> None:
         from pipeline import config as configs
-        from pipeline import runs, stages
+        from pipeline import runs, stages, tracking
 
         folder, overrides = _split(words or [])
         stage = stages.get(name)
         cfg = configs.load(stage.StageConfig, config, overrides)
         if done := runs.finished(folder, cfg):
+            tracking.deliver_rest(folder)
             print(f"{name}: already done: {done}")
             return
         print(f"{name}: done: {stage.run(cfg, folder)}")

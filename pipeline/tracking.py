@@ -2,20 +2,35 @@
 
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import artifacts, config
 from pipeline.artifacts import Artifact
 from pipeline.errors import Preempted, TrackingError
+from pipeline.journal import RECORDS, Away, Journal, Record, undelivered
 from pipeline.runs import Inputs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_ID_FILE = "mlflow-run-id"
+# Seconds to wait at the end of a run for a store that is away or slow; a stopped one has to leave
+PATIENCE = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
+MOST_METRICS = 1000  # in one call, by MLflow's rules
+REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+)
 HOME = Path("runs")  # of the default store: runs/mlflow.db and runs/mlflow-artifacts
 
 
@@ -29,6 +44,8 @@ def client() -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the journal tries again for as long as it takes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -49,34 +66,28 @@ def page_command() -> str:
 
 
 class Tracker:
-    """One stage's MLflow run; without a client (ranks other than the main one) it does nothing."""
+    """One stage's MLflow run; without a journal (ranks other than the main one) it does nothing.
 
-    def __init__(self, client: "MlflowClient | None", run_id: str | None):
-        self._client, self.run_id = client, run_id or ""
+    It never waits for the store: the journal delivers.
+    """
+
+    def __init__(self, journal: Journal | None):
+        self._journal = journal
+        self.run_id = journal.run_id if journal else ""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records metrics at `step`."""
-        if self._client is not None and metrics:
-            from mlflow.entities import Metric
-            from mlflow.utils.time import get_current_time_millis
-
-            now = get_current_time_millis()
-            points = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-            with _told():
-                self._client.log_batch(self.run_id, metrics=points)
+        """Records metrics at `step`; values that this run recorded before, up to that step, stay as they are."""
+        if self._journal is not None:
+            self._journal.metrics(step, {k: float(v) for k, v in metrics.items()}, time_ms=int(time.time() * 1000))
 
     def tag(self, name: str, value: str) -> None:
-        if self._client is not None:
-            with _told():
-                self._client.set_tag(self.run_id, name, value)
+        if self._journal is not None:
+            self._journal.add({"kind": "tag", "name": name, "value": value})
 
     def artifact(self, artifact: Artifact) -> None:
         """Records an artifact: its files (of shards, tables and index only) and its digest as a tag."""
-        if self._client is not None:
-            for path in sorted(artifact.path.rglob("*")):
-                if path.is_file() and path.suffix != ".tar":
-                    below = path.parent.relative_to(artifact.path)
-                    self._client.log_artifact(self.run_id, str(path), (Path("artifact") / below).as_posix())
+        if self._journal is not None:
+            self._journal.add({"kind": "artifact", "path": str(artifact.path.resolve())})
             self.tag("artifact.digest", artifact.digest)
 
 
@@ -84,20 +95,86 @@ class Tracker:
 def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bool = True) -> Iterator[Tracker]:
     """The stage's MLflow run, opened again if the stage was interrupted; its end says how the stage ended."""
     if not enabled:
-        yield Tracker(None, None)
+        yield Tracker(None)
         return
     with _told():
         store = client()
         run_id = _open(store, stage, folder, cfg, given)
+    journal = Journal(folder, run_id, uri(), partial(_send, store, run_id))
+    journal.add({"kind": "status", "status": "RUNNING"})
     status = "FAILED"
     try:
-        yield Tracker(store, run_id)
+        yield Tracker(journal)
         status = "FINISHED"
     except (KeyboardInterrupt, Preempted):
         status = "KILLED"
         raise
     finally:
-        store.set_terminated(run_id, status)
+        journal.add({"kind": "status", "status": status})
+        _close(journal, folder, status)
+
+
+def deliver_rest(folder: Path) -> None:
+    """Delivers what a finished run still holds for its store."""
+    record = folder / RUN_ID_FILE
+    if record.is_file() and undelivered(folder):
+        run_id = record.read_text().strip()
+        _close(Journal(folder, run_id, uri(), partial(_send, client(), run_id)), folder, "FINISHED")
+
+
+def _close(journal: Journal, folder: Path, status: str) -> None:
+    if left := journal.close(PATIENCE[status]):
+        print(
+            f"{left} records for {uri()} are not delivered yet; they are kept in {folder}, and the same command delivers them",
+            file=sys.stderr,
+        )
+
+
+def _send(store: "MlflowClient", run_id: str, records: list[Record]) -> None:
+    """Delivers records to MLflow, whose store ignores a metric that it has already, time and all.
+
+    Raises: Away if it is to be tried again.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for kind, group in groupby(records, key=lambda record: record["kind"]):
+        for part in [list(group)] if kind == "metrics" else ([record] for record in group):
+            try:
+                _send_alike(store, run_id, kind, part)
+            except MlflowException as error:
+                reason = str(error).strip().splitlines()[0][:200]
+                if error.error_code not in REFUSALS:
+                    raise Away(reason) from error
+                print(f"{uri()} refused a record of run {run_id} ({reason}); it stays in {RECORDS}", file=sys.stderr)
+            except OSError as error:  # an artifact store that is away
+                raise Away(str(error)) from error
+
+
+def _send_alike(store: "MlflowClient", run_id: str, kind: str, records: list[Record]) -> None:
+    """Delivers several records of metrics, or one of another kind."""
+    from mlflow.entities import Metric
+
+    if kind == "metrics":
+        points = [Metric(n, v, r["time_ms"], r["step"]) for r in records for n, v in r["metrics"].items()]
+        for start in range(0, len(points), MOST_METRICS):
+            store.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+        return
+    (record,) = records
+    if kind == "tag":
+        store.set_tag(run_id, record["name"], record["value"])
+    elif kind == "artifact":
+        _upload(store, run_id, Path(record["path"]))
+    elif record["status"] == "RUNNING":
+        store.update_run(run_id, status="RUNNING")
+    else:
+        store.set_terminated(run_id, record["status"])
+
+
+def _upload(store: "MlflowClient", run_id: str, path: Path) -> None:
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.suffix != ".tar":
+            below = file.parent.relative_to(path)
+            store.log_artifact(run_id, str(file), (Path("artifact") / below).as_posix())
 
 
 @contextmanager
@@ -120,10 +197,12 @@ def _open(store: "MlflowClient", stage: str, folder: Path, cfg: config.Config, g
     if record.is_file():
         run_id = record.read_text().strip()
         try:
-            store.update_run(run_id, status="RUNNING")
+            store.get_run(run_id)
             return run_id
-        except MlflowException:  # the store was removed or changed: begin a new run
-            pass
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                return run_id  # the store is away: it hears of this later
+        # the store was removed or changed: begin a new run
     run_id = store.create_run(_experiment(store), run_name=f"{stage} {folder.name}").info.run_id
     artifacts.write_durably(record, run_id.encode())
     parents = given.parents().items()

@@ -5,6 +5,8 @@ Reads one JSON object per line: {"argv", "cwd", "env", "log"} to start, answered
 exit status as in os.waitpid, -9 for SIGKILL.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -13,12 +15,18 @@ import sys
 ANSWERS = os.fdopen(os.dup(1), "w")  # libraries print while they are imported
 os.dup2(2, 1)
 
-import deepspeed  # noqa: F401
-import mlflow  # noqa: F401
-import torch
+import torch  # noqa: E402
 
-from pipeline import cli, tracking
-from pipeline.stages import gan, pretrain, vqvae  # noqa: F401
+from pipeline import cli, tracking  # noqa: E402
+
+WANTED = (
+    "deepspeed",
+    "transformers",
+    "mlflow",
+    "pipeline.stages.vqvae",
+    "pipeline.stages.pretrain",
+    "pipeline.stages.gan",
+)
 
 
 def run(command: dict) -> None:
@@ -47,6 +55,9 @@ def dump_when_done(path: str) -> None:
 
 
 def serve() -> None:
+    for name in WANTED:
+        with contextlib.suppress(ImportError):  # DeepSpeed is not everywhere
+            importlib.import_module(name)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     tracking.client()  # imports what it imports, and leaves the address of its store
     if before is None:

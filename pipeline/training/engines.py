@@ -139,7 +139,7 @@ class ZeroTrainable(Trainable):
         self._plain_step = self.optimizer.step
         self.optimizer.step = self._guarded_step  # type: ignore[method-assign]
         self._refused = torch.zeros((), device=accelerator.device)
-        self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # ZeRO flattens weights
+        self.module.to(memory_format=torch.contiguous_format)  # ZeRO flattens weights
         self._engine, _ = accelerator.prepare(self.module, self.optimizer)
         self._zero = self._engine.optimizer
         # Gradients are collected by hooks on the weights, so passes need not go through the engine; its own forward
