@@ -55,6 +55,11 @@ def psnr_db(mean_squared_error: Tensor) -> Tensor:
     return -10 * torch.log10(mean_squared_error.clamp_min(1e-10))
 
 
+def mean_psnr_db(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Mean over images of their PSNR in dB. Shapes: both (B, 3, H, W) in [0, 1]; returns a scalar."""
+    return psnr_db((x_hat - x).square().mean((1, 2, 3))).mean()
+
+
 def generator_loss(fake_logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy that rewards reconstructions whose patches are named like the original's.
 

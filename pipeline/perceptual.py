@@ -46,9 +46,8 @@ class Distortion(nn.Module):
 
     def forward(self, x_hat: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and its unweighted parts as metrics. Shapes: both (B, 3, H, W) in [0, 1]; scalars."""
-        squared = losses.mse(x_hat, x)
-        total = self.cfg.mse * squared
-        parts = {"psnr_db": losses.psnr_db(squared.detach())}
+        total = self.cfg.mse * losses.mse(x_hat, x)
+        parts = {"psnr_db": losses.mean_psnr_db(x_hat.detach(), x)}
         if self.lpips is not None:
             distance = self.lpips(x_hat, x).mean()
             total = total + self.cfg.lpips * distance

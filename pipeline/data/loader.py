@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class LoaderConfig(Config):
     crop: Annotated[int, Field(gt=0, multiple_of=64)] = 256  # pixels
     resized_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of crops that are scaled from a random window
     flip: bool = True  # mirror left-right with probability 1/2
+    fixed_crops: bool = False  # one crop per image, the same in every epoch, so that what follows from it can be kept
     workers: NonNegativeInt = 4  # loader processes per training process; 0 loads in the training process
     cache_mb: NonNegativeInt = 0  # decoded images each of them keeps; for data sets that fit in memory
     validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
@@ -41,18 +42,22 @@ class LoaderConfig(Config):
 
 @dataclass(frozen=True)
 class Batch:
-    """x (B, 3, crop, crop) in [0, 1]; positions: the place in the endless sample stream of each of the B crops."""
+    """x (B, 3, crop, crop) in [0, 1]; positions: the place in the endless sample stream of each of the B crops;
+    images: the number of the image that each was meant to come from."""
 
     x: Tensor
     positions: list[int]
+    images: list[int]
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
-        return Batch(self.x.to(device, non_blocking=True).contiguous(memory_format=memory_format), self.positions)
+        x = self.x.to(device, non_blocking=True).contiguous(memory_format=memory_format)
+        return Batch(x, self.positions, self.images)
 
     def split(self, parts: int) -> "list[Batch]":
         """Equal parts, in order."""
         size = len(self.positions) // parts
-        return [Batch(x, self.positions[i * size : (i + 1) * size]) for i, x in enumerate(self.x.split(size))]
+        spans = [slice(start, start + size) for start in range(0, size * parts, size)]
+        return [Batch(self.x[span], self.positions[span], self.images[span]) for span in spans]
 
 
 @dataclass(frozen=True)
@@ -74,25 +79,34 @@ class Share:
         return cls(rank, batch_size // ranks, ranks)
 
 
-class Crops(Dataset[tuple[Pixels | None, int, list[str]]]):
-    """Position -> (crop (crop, crop, 3) or None if nothing was readable, position, names of unreadable samples)."""
+class Sample(NamedTuple):
+    """crop (crop, crop, 3), or None if nothing was readable; names of unreadable samples."""
+
+    crop: Pixels | None
+    position: int
+    image: int
+    bad: list[str]
+
+
+class Crops(Dataset[Sample]):
+    """Position of the stream -> sample."""
 
     def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
         self.cfg, self.reader, self.seed = cfg, reader, seed
         self.cache = DecodedCache(cfg.cache_mb * 2**20)
 
-    def __getitem__(self, position: int) -> tuple[Pixels | None, int, list[str]]:
-        rng = np.random.default_rng([self.seed, position])
+    def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.reader))
-        index = int(permutation(self.seed, epoch, len(self.reader))[place])
+        index = image = int(permutation(self.seed, epoch, len(self.reader))[place])
+        rng = np.random.default_rng([self.seed, image, 0] if self.cfg.fixed_crops else [self.seed, position])
         bad: list[str] = []
         while len(bad) < 10:  # an unreadable sample is replaced by a random other one, the same in every run
             try:
-                return self._crop(self._pixels(index), rng), position, bad
+                return Sample(self._crop(self._pixels(index), rng), position, image, bad)
             except DataError:
                 bad.append(self.reader.name(index))
                 index = int(rng.integers(len(self.reader)))
-        return None, position, bad
+        return Sample(None, position, image, bad)
 
     def _pixels(self, index: int) -> Pixels:
         pixels = self.cache.get(index)
@@ -156,7 +170,7 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
     )
     all_bad: set[str] = set()
     for items in loader:
-        for crop, _, bad in items:
+        for crop, _, _, bad in items:
             for name in bad:
                 if name not in all_bad:
                     print(f"skipping unreadable sample {name}", file=sys.stderr)
@@ -166,7 +180,8 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
                 raise DataError(
                     f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}"
                 )
-        yield Batch(to_float(np.stack([crop for crop, _, _ in items])), [position for _, position, _ in items])
+        x = to_float(np.stack([sample.crop for sample in items]))
+        yield Batch(x, [sample.position for sample in items], [sample.image for sample in items])
 
 
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:

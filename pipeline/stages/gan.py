@@ -12,10 +12,10 @@ from pipeline.artifacts import Kind
 from pipeline.data.loader import Batch
 from pipeline.models import discriminator as discriminators
 from pipeline.models import saved
+from pipeline.models.codec import Codec
 from pipeline.models.discriminator import Discriminator, LabelDiscriminatorConfig, PatchDiscriminatorConfig
-from pipeline.models.labeler import PATCH
+from pipeline.models.labeler import PATCH, Labeler
 from pipeline.perceptual import Distortion, DistortionConfig
-from pipeline.runs import Inputs
 from pipeline.stages.pretrain import rate_and_quality
 from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
@@ -36,6 +36,7 @@ class StageConfig(TrainingConfig):
         LabelDiscriminatorConfig()
     )
     gan_weight: NonNegativeFloat | None = None  # of the adversarial loss; None: the published one; 0: no discriminator
+    frozen_cache_mb: NonNegativeInt = 0  # per process, of labels and latents of fixed crops: 230 kB per crop of 256x256
     discriminator_alone: NonNegativeInt = 0  # steps at the start in which only the discriminator learns
     distortion: DistortionConfig = DistortionConfig()
     generator_optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.5, 0.9))
@@ -53,6 +54,8 @@ class StageConfig(TrainingConfig):
     def has_what_its_discriminator_needs(self) -> "StageConfig":
         if self.needs_labels and self.labeler is None:
             raise ValueError("the label discriminator needs labeler=, a 'labeler' artifact")
+        if self.frozen_cache_mb and not self.data.fixed_crops:
+            raise ValueError("frozen_cache_mb needs data.fixed_crops=true: other crops never come again")
         return self
 
 
@@ -65,9 +68,16 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if cfg.needs_labels and cfg.labeler is not None:
         named["labeler"] = (cfg.labeler, "labeler")
     given = runs.inputs(facts, **named)
+    codec = saved.load_codec(given.artifacts["codec"][1])
+    labeler = saved.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.
     return train(
-        cfg, folder, "codec", given, lambda runtime, crops: GanTask(cfg, runtime, crops, given), batch_multiple=2
+        cfg,
+        folder,
+        "codec",
+        given,
+        lambda runtime, crops: GanTask(cfg, runtime, crops, codec, labeler),
+        batch_multiple=2,
     )
 
 
@@ -79,21 +89,49 @@ class Seen(NamedTuple):
     bits: Tensor
 
 
+class SeenCache:
+    """What the frozen networks made of crops that come again, in the host's memory, until that is full.
+
+    A batch is found or computed whole: results of a batch of another size could differ in their last bits.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes = max_bytes, 0
+        self.rows: dict[int, Seen] = {}
+
+    def get(self, images: list[int], device: torch.device) -> Seen | None:
+        """What was kept of these crops, or None if it is not all there."""
+        if not self.max_bytes or not all(image in self.rows for image in images):
+            return None
+        columns = zip(*(self.rows[image] for image in images), strict=True)
+        labels, y_hat, bits = (torch.stack(column).to(device, non_blocking=True) for column in columns)
+        return Seen(labels.long(), y_hat.contiguous(memory_format=torch.channels_last), bits)
+
+    def put(self, images: list[int], seen: Seen) -> None:
+        if self.bytes >= self.max_bytes:
+            return
+        kept = seen.labels.to(torch.int32).cpu(), seen.y_hat.cpu(), seen.bits.cpu()
+        for image, *row in zip(images, *kept, strict=True):
+            if image not in self.rows:
+                self.rows[image] = Seen(*(value.clone() for value in row))
+                self.bytes += sum(value.nbytes for value in row)
+
+
 class GanTask:
     """One update of the synthesis network, then one of the discriminator, per step."""
 
-    def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor, given: Inputs):
+    def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor, codec: Codec, labeler: Labeler | None):
+        """`codec` and `labeler` are frozen and in eval mode; the codec's synthesis is what is trained."""
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
-        self.codec = saved.load_codec(given.artifacts["codec"][1])
+        self.codec, self.labeler = codec, labeler
         runtime.place(self.codec)
+        if labeler is not None:
+            runtime.place(labeler)
         self.codec.synthesis.requires_grad_(True)
         self.codec.synthesis.recompute = cfg.engine.recompute
         self.generator = runtime.trainable("generator", self.codec.synthesis, cfg.generator_optimizer, cfg.fit.steps)
         self.distortion = runtime.place(Distortion(cfg.distortion))
-        self.labeler = None
-        if "labeler" in given.artifacts:
-            self.labeler = saved.load_labeler(given.artifacts["labeler"][1])
-            runtime.place(self.labeler)
+        self.cache = SeenCache(cfg.frozen_cache_mb * 10**6)
         self.adversary = None
         if cfg.weight:
             num_labels = self.labeler.cfg.num_codes if self.labeler else 0
@@ -115,9 +153,13 @@ class GanTask:
     def _pass(self, part: Batch, learns: bool, share: float, last: bool) -> dict[str, Tensor]:
         """Forward and backward of both networks over one part of the batch, which counts with its share."""
         # The real half needs its latent too, as the discriminator's context, but nobody needs it decoded.
-        crops = part.x if self.adversary else part.x[0::2]
-        seen = self.seen_by_frozen(part.positions if self.adversary else part.positions[0::2], crops)
         stride = 2 if self.adversary else 1
+        crops, images = (part.x, part.images) if self.adversary else (part.x[0::2], part.images[0::2])
+        seen = self.cache.get(images, self.runtime.device)
+        if seen is None:
+            y_hat, bits = self.codec.encode(crops)
+            seen = Seen(self.labels(crops), y_hat, bits)
+            self.cache.put(images, seen)
         x, y_hat, bits = crops[0::stride], seen.y_hat[0::stride], seen.bits[0::stride]
         with self.generator.passing(last), torch.set_grad_enabled(learns):
             x_hat = self.generator.model(y_hat)
@@ -137,11 +179,6 @@ class GanTask:
             loss = loss + self.cfg.weight * metrics["generator"]
         metrics |= {"loss": loss, "bpp": bits.mean() / (x.shape[-2] * x.shape[-1])}
         return {name: value.detach() for name, value in metrics.items()}
-
-    def seen_by_frozen(self, positions: list[int], x: Tensor) -> "Seen":  # noqa: ARG002
-        """What the frozen networks make of crops. Shapes: x (B, 3, H, W)."""
-        y_hat, bits = self.codec.encode(x)
-        return Seen(self.labels(x), y_hat, bits)
 
     def labels(self, x: Tensor) -> Tensor:
         """Labels of an image's patches, zeros where nobody asks for them. Shapes: x (B, 3, H, W); returns (B, H/8, W/8)."""

@@ -97,7 +97,7 @@ class VqvaeTask:
             "train/loss": loss.detach(),
             "train/pixel": pixel.detach(),
             "train/commitment": vq.commitment.detach(),
-            "train/psnr_db": losses.psnr_db(losses.mse(out.x_hat.detach(), x)),
+            "train/psnr_db": losses.mean_psnr_db(out.x_hat.detach(), x),
         }
 
     @torch.no_grad()

@@ -47,6 +47,25 @@ def test_the_stream_resumes_at_any_position(shards):
         assert torch.equal(a.x, b.x)
 
 
+def test_fixed_crops_are_the_same_in_every_epoch_and_belong_to_their_image(shards):
+    crops: dict[int, torch.Tensor] = {}
+    batches = stream(shards, config(fixed_crops=True, resized_share=1.0), 12)
+    for batch in batches:
+        for x, image in zip(batch.x, batch.images, strict=True):
+            assert torch.equal(x, crops.setdefault(image, x))
+    assert len(batches) * 4 > 2 * len(crops) > 4
+    moving = stream(shards, config(resized_share=1.0), 12)
+    assert any(not torch.equal(x, crops[i]) for batch in moving for x, i in zip(batch.x, batch.images, strict=True))
+
+
+def test_a_batch_splits_into_equal_parts_in_order(shards):
+    batch = stream(shards, config(), 1)[0]
+    first, second = batch.split(2)
+    assert first.positions + second.positions == batch.positions
+    assert first.images + second.images == batch.images
+    assert torch.equal(torch.cat([first.x, second.x]), batch.x)
+
+
 def test_every_sample_comes_once_per_epoch_in_a_new_order():
     first, second = (loader.permutation(3, epoch, 100).tolist() for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(100))

@@ -26,7 +26,7 @@ DISTORTION = {"mse": 150, "lpips": 1, "if_lpips_missing": "skip"}
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(7)
     small = torch.rand(4, 3, 8, 8, generator=generator)
-    return Batch(F.interpolate(small, size=(64, 64), mode="bilinear"), [40, 41, 42, 43])
+    return Batch(F.interpolate(small, size=(64, 64), mode="bilinear"), [40, 41, 42, 43], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("target", [0.001, 1000.0])
@@ -92,7 +92,8 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
         discriminator=discriminator | {"kind": kind, "context_channels": 2},
     )  # fmt: skip
     given = runs.inputs(codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler"))
-    task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), given)
+    networks = saved.load_codec(given.artifacts["codec"][1]), saved.load_labeler(given.artifacts["labeler"][1])
+    task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), *networks)
     b, judge = batch(), copy.deepcopy(task.adversary.network)
     codec, labeler = (copy.deepcopy(m) for m in (task.codec, task.labeler))
     y_hat, _ = codec.encode(b.x)
@@ -133,7 +134,8 @@ def test_lpips_counts_with_its_weight():
 def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
     cfg = GanConfig(**COMMON, codec=f"{RUNS}/pretrain", distortion=DISTORTION, gan_weight=0)
-    task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), runs.inputs(codec=(cfg.codec, "codec")))
+    loaded = saved.load_codec(runs.inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1])
+    task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), loaded, None)
     task.train_step([batch()], step=0)
     codec = task.codec
     assert not any(m.training for m in (codec.analysis, codec.hyper_analysis, codec.hyper_entropy, codec.entropy))

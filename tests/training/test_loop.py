@@ -1,6 +1,10 @@
 """The loop on a network of one weight: what it does with steps that are not finite."""
 
+import gzip
+import json
 import shutil
+import threading
+import time
 
 import pytest
 import torch
@@ -38,7 +42,7 @@ class Line:
 
 def batches(start: int):
     while True:
-        yield Batch(torch.zeros(1, 3, 1, 1), [start])
+        yield Batch(torch.zeros(1, 3, 1, 1), [start], [0])
         start += 1
 
 
@@ -123,3 +127,65 @@ def test_metrics_are_means_over_steps():
     assert window.take(3) == {"a": 3.0, "b": -3.0}
     window.add({"a": torch.tensor(5.0), "b": torch.tensor(0.0)})
     assert window.take(4) == {"a": 5.0, "b": 0.0}
+
+
+def test_a_spike_is_skipped_and_told_where_that_is_asked_for(tmp_path, capsys):
+    class Spiking(Line):
+        def __init__(self, runtime: Runtime, steps: int, spikes: set[int], skip: float | None):
+            super().__init__(runtime, steps, set())
+            self.trainable = runtime.trainable("spiking", self.network, AdamConfig(lr=1e-4, skip_spikes=skip), steps)
+            self.spikes = spikes
+
+        def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
+            self.weights.append(self.network.weight.item())
+            self.trainable.backward(self.trainable.model(torch.ones(1, 1)).sum() * (1e4 if step in self.spikes else 1))
+            return {"train/line_norm": self.trainable.update(step)}
+
+    for name, skip, told in (("on", 10.0, True), ("off", None, False)):
+        runtime = Runtime()
+        task = Spiking(runtime, 130, {120}, skip)
+        fit(task, batches, runtime, tmp_path / name, FitConfig(steps=130, log_every=10), lambda s, m: None)
+        assert (task.weights[120] == task.weights[121]) is told
+        assert ("skipped 1 of 10 steps before step 130: train/line_norm" in capsys.readouterr().err) is told
+
+
+def test_a_trace_of_some_steps_can_be_asked_for(tmp_path, capsys):
+    train(tmp_path, 10, bad=set(), profile=2)
+    (path,) = tmp_path.glob("trace-step-*.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert sum("AdamW.step" in event.get("name", "") for event in events) == 2
+    assert "ui.perfetto.dev" in capsys.readouterr().err
+
+
+def test_speed_and_memory_are_logged_without_validation_and_saving(tmp_path):
+    class Slow(Line):
+        def validate(self) -> dict[str, float]:
+            time.sleep(0.5)
+            return super().validate()
+
+    runtime = Runtime()
+    task, logged = Slow(runtime, 20, set()), {}
+    cfg = FitConfig(steps=20, log_every=5, validate_every=5, checkpoint_every=10)
+    fit(task, batches, runtime, tmp_path, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
+    assert all(logged[step]["time/images_per_s"] > 20 for step in (10, 15, 20))  # with validation it would be 10
+    assert logged[10]["time/checkpoint_stall_s"] < 0.5
+    assert 0 <= logged[10]["time/waiting_for_data_share"] < 1
+    assert logged[10]["memory/peak_gb"] > 0.1
+
+
+def test_a_save_goes_on_beside_training_and_keeps_what_was_then(tmp_path, monkeypatch):
+    going_on = threading.Event()
+    written = checkpoint.save
+
+    def slow_save(*args: object) -> None:
+        assert going_on.wait(10)
+        written(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slow_save)
+    saver = checkpoint.Saver(tmp_path, keep=2, keep_every=None)
+    weight = torch.ones(3)
+    saver.save(checkpoint.Progress(1, 1), {"w": weight}, needed=True)
+    weight.zero_()  # training goes on while the save has not even begun to write
+    going_on.set()
+    saver.wait()
+    assert torch.equal(checkpoint.restore(tmp_path)[1]["w"], torch.ones(3))

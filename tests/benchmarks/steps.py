@@ -1,0 +1,222 @@
+"""Training steps of the three stages at full size, and the published implementation's own steps beside them.
+
+REFERENCE names a folder that holds the `neuralcompression` package (a checkout, or where pip put it); without it, the
+installed package is used if there is one. Its GAN step is put together from its networks and losses in the order that
+its training script has: labels of all crops; the whole codec on all crops; the generator's update through the frozen
+discriminator; the discriminator's update on original and reconstructed crops, one after the other.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pipeline.data.loader import Batch, LoaderConfig
+from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.perceptual import DistortionConfig
+from pipeline.stages import gan, pretrain, vqvae
+from pipeline.training.loop import FitConfig
+from pipeline.training.runtime import EngineConfig, Runtime
+from tests.benchmarks.measure import DEVICE, Row, faster, flops, peak_flops, peak_memory_gb, seconds
+
+CROP = 256
+BATCH = {"gan": 4, "pretrain": 2, "vqvae": 2} if DEVICE.type == "cpu" else {"gan": 16, "pretrain": 8, "vqvae": 16}
+MSE_ONLY = DistortionConfig(
+    mse=150, lpips=0
+)  # LPIPS needs weights that cannot be had everywhere; both sides go without
+LAYOUT = torch.channels_last
+Step = Callable[[], object]
+
+
+def batch(stage: str) -> Batch:
+    torch.manual_seed(1)
+    size = BATCH[stage]
+    x = torch.rand(size, 3, CROP, CROP, device=DEVICE).to(memory_format=LAYOUT)
+    return Batch(x, list(range(size)), list(range(size)))
+
+
+def common(stage: str, engine: EngineConfig | None) -> dict[str, object]:
+    return {
+        "data": LoaderConfig(shards="", batch_size=BATCH[stage]),
+        "fit": FitConfig(steps=1000),
+        "engine": engine or EngineConfig(),
+    }
+
+
+def stepping(task: object, stage: str) -> Step:
+    data, step = batch(stage), iter(range(10**9))
+    return lambda: task.train_step(list(data.split(task.cfg.engine.passes)), next(step) + 1)  # type: ignore[attr-defined]
+
+
+def our_gan(engine: EngineConfig | None = None, frozen_cache_mb: int = 0) -> Step:
+    torch.manual_seed(0)
+    settings = common("gan", engine)
+    settings["data"] = LoaderConfig(shards="", batch_size=BATCH["gan"], fixed_crops=frozen_cache_mb > 0)
+    cfg = gan.StageConfig(**settings, codec="", labeler="", distortion=MSE_ONLY, frozen_cache_mb=frozen_cache_mb)
+    codec, labeler = (
+        network.requires_grad_(False).eval() for network in (Codec(CodecConfig()), Labeler(LabelerConfig()))
+    )
+    return stepping(gan.GanTask(cfg, Runtime(cfg.engine), torch.zeros(0, 3, CROP, CROP), codec, labeler), "gan")
+
+
+def our_pretrain(engine: EngineConfig | None = None) -> Step:
+    torch.manual_seed(0)
+    rate = pretrain.TargetRate(kind="target", bpp=0.14)
+    cfg = pretrain.StageConfig(**common("pretrain", engine), rate=rate, distortion=MSE_ONLY)
+    return stepping(pretrain.PretrainTask(cfg, Runtime(cfg.engine), torch.zeros(0, 3, CROP, CROP)), "pretrain")
+
+
+def our_vqvae(engine: EngineConfig | None = None) -> Step:
+    torch.manual_seed(0)
+    cfg = vqvae.StageConfig(**common("vqvae", engine))
+    return stepping(vqvae.VqvaeTask(cfg, Runtime(cfg.engine), torch.zeros(0, 3, CROP, CROP)), "vqvae")
+
+
+def reference() -> bool:
+    """Whether the published implementation can be imported."""
+    if place := os.environ.get("REFERENCE"):
+        sys.path.insert(0, place)
+    try:
+        import neuralcompression.models  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def precision(bf16: bool) -> Iterator[None]:
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+        yield
+
+
+def clipped_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def their_gan(bf16: bool = False) -> Step:
+    from neuralcompression import loss_fn, models
+    from neuralcompression.zoo import vqvae_xcit_p8_ch64_cb1024_h8
+
+    torch.manual_seed(0)
+    codec = models.HiFiCAutoencoder(freeze_encoder=True, freeze_bottleneck=True).to(DEVICE).train()
+    judge = models.ConditionalUnetDiscriminator(1025, 8, 220).to(DEVICE).train()
+    projector = models.VqVaeProjector(vqvae_xcit_p8_ch64_cb1024_h8()).to(DEVICE)
+    trained = [p for p in codec.parameters() if p.requires_grad]
+    generator = torch.optim.AdamW(trained, lr=1e-4, betas=(0.5, 0.9), weight_decay=0)
+    discriminator = torch.optim.AdamW(judge.parameters(), lr=4e-4, betas=(0.5, 0.9), weight_decay=0)
+    distortion, fool, tell = loss_fn.MSELoss(150.0), loss_fn.OASISGeneratorLoss(), loss_fn.OASISDiscriminatorLoss()
+    x = batch("gan").x.contiguous()
+    half = len(x) // 2
+
+    def step() -> None:
+        with precision(bf16):
+            with torch.no_grad():
+                labels = projector(x).reshape(len(x), -1)
+                real_latent = codec(x[half:]).latent
+            out = codec(x[:half])
+            judge.requires_grad_(False)
+            context = out.latent.detach()
+            loss = distortion(out.image, x[:half]) + 0.008 * fool(judge(out.image, context), labels[:half])
+        loss.backward()
+        clipped_step(codec, generator)
+        judge.requires_grad_(True)
+        with precision(bf16):
+            loss = tell(judge(x[half:], real_latent), judge(out.image.detach(), context), labels[half:])
+        loss.backward()
+        clipped_step(judge, discriminator)
+
+    return step
+
+
+def their_pretrain(bf16: bool = False) -> Step:
+    from neuralcompression import loss_fn, models
+
+    torch.manual_seed(0)
+    codec = models.HiFiCAutoencoder().to(DEVICE).train()
+    quantiles = [p for name, p in codec.named_parameters() if name.endswith("quantiles")]
+    others = [p for name, p in codec.named_parameters() if not name.endswith("quantiles")]
+    optimizer = torch.optim.AdamW(others, lr=3e-4, weight_decay=5e-5)
+    auxiliary = torch.optim.AdamW(quantiles, lr=1e-3)
+    distortion, x = loss_fn.MSELoss(150.0), batch("pretrain").x.contiguous()
+
+    def bits(likelihoods: torch.Tensor) -> torch.Tensor:
+        return -likelihoods.log2().flatten(1).sum(1) / (CROP * CROP)
+
+    def step() -> None:
+        with precision(bf16):
+            out = codec(x)
+            bpp = bits(out.latent_likelihoods) + bits(out.hyper_latent_likelihoods)
+            rounded = bits(out.quantized_latent_likelihoods) + bits(out.quantized_hyper_latent_likelihoods)
+            loss = distortion(out.image, x) + (torch.where(rounded > 0.14, 2.0, 1 / 16) * bpp).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        codec.hyper_bottleneck.loss().backward()
+        auxiliary.step()
+        auxiliary.zero_grad()
+
+    return step
+
+
+def their_vqvae(bf16: bool = False) -> Step:
+    from neuralcompression.zoo import vqvae_xcit_p8_ch64_cb1024_h8
+
+    torch.manual_seed(0)
+    labeler = vqvae_xcit_p8_ch64_cb1024_h8().to(DEVICE).train()
+    optimizer = torch.optim.AdamW(labeler.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    x = batch("vqvae").x.contiguous()
+
+    def step() -> None:
+        with precision(bf16):
+            out = labeler(x)
+            loss = (out.image - x).abs().mean() + 0.25 * out.commitment_loss + out.embedding_loss
+        loss.backward()
+        clipped_step(labeler, optimizer)
+
+    return step
+
+
+OURS = {"gan": our_gan, "pretrain": our_pretrain, "vqvae": our_vqvae}
+THEIRS = {"gan": their_gan, "pretrain": their_pretrain, "vqvae": their_vqvae}
+
+
+def rows(stage: str) -> Iterator[Row]:
+    """Speed, memory and share of the machine's peak of one stage's step."""
+    unit = f"crops of {CROP}x{CROP} /s"
+    count = 5 if DEVICE.type == "cpu" else 20
+    variants = [("fp32", EngineConfig(), False)]
+    if DEVICE.type == "cuda":
+        variants.append(("bf16", EngineConfig(precision="bf16"), True))
+    with_reference = reference()
+    for name, engine, bf16 in variants:
+        ours = OURS[stage](engine)
+        if with_reference:
+            theirs = THEIRS[stage](bf16)
+            row = faster(f"{stage} step, {name}", ours, theirs, BATCH[stage], unit, "published implementation", count)
+            del theirs
+        else:
+            mine = sorted(seconds_of(ours, count))[count // 2]
+            row = Row(f"{stage} step, {name}", BATCH[stage] / mine, unit)
+        yield row
+        if name == "fp32":
+            arithmetic = flops(ours) * row.ours / BATCH[stage]
+            for what, peak in peak_flops().items():
+                yield Row(f"{stage} step's arithmetic, fp32", arithmetic / 1e9, "GFLOP/s", peak / 1e9, what)
+        del ours
+        ours_gb = peak_memory_gb(lambda engine=engine: OURS[stage](engine))
+        theirs_gb = peak_memory_gb(lambda bf16=bf16: THEIRS[stage](bf16)) if with_reference else None
+        yield Row(
+            f"{stage} step's peak memory, {name} (less is better)", ours_gb, "GB", theirs_gb, "published implementation"
+        )
+
+
+def seconds_of(call: Step, count: int) -> list[float]:
+    seconds(call)
+    return [seconds(call) for _ in range(count)]

@@ -1,0 +1,117 @@
+"""What each trick gains on its own: our full-size GAN step with it, against the same step without it."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.layers import ChannelNorm
+from pipeline.stages.gan import Adversary, GanTask
+from pipeline.training.runtime import EngineConfig, Runtime
+from tests.benchmarks.measure import DEVICE, Row, faster, peak_memory_gb
+from tests.benchmarks.steps import BATCH, CROP, Step, our_gan
+
+UNIT = f"crops of {CROP}x{CROP} /s"
+COUNT = 2 if DEVICE.type == "cpu" else 20
+
+
+class TwoPasses(Adversary):
+    """Two passes over the reconstructions with the same weights: one for each network, as published."""
+
+    def judge_fakes(self, x_hat, y_hat, labels, share):  # type: ignore[no-untyped-def]
+        fake = x_hat.detach().requires_grad_()
+        self.network.requires_grad_(False)
+        (seen_through,) = torch.autograd.grad(self.network.generator_loss(self.network(fake, y_hat), labels), fake)
+        self.network.requires_grad_(True)
+        metrics, _ = super().judge_fakes(x_hat, y_hat, labels, share)
+        return metrics, seen_through
+
+
+class DecodesAll(GanTask):
+    """Decodes the discriminator's half too, and throws it away, as published."""
+
+    def _pass(self, part, learns, share, last):  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            self.codec.synthesis(self.codec.encode(part.x[1::2])[0])
+        return super()._pass(part, learns, share, last)
+
+
+def changed(owner: object, name: str, value: object, make: Callable[[], Step]) -> Step:
+    """What `make` builds while `owner.name` is another."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        return make()
+    finally:
+        setattr(owner, name, before)
+
+
+def channel_norm() -> Row:
+    norm = ChannelNorm(240).to(DEVICE)
+    x = torch.randn(4, 240, 64, 64, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+
+    def definition(x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, dim=1, keepdim=True, correction=1)
+        return norm.scale * (x - mean) * torch.rsqrt(var + norm.eps) + norm.shift
+
+    return faster(
+        "channel norm alone, forward and backward", lambda: norm(x).sum().backward(),
+        lambda: definition(x).sum().backward(), 4, "maps of 240x64x64 /s", "its definition", 7,
+    )  # fmt: skip
+
+
+def nearest_code() -> Row:
+    labeler = Labeler(LabelerConfig(channels=8)).to(DEVICE)
+    z = F.normalize(torch.randn(8, 8, 32, 32, device=DEVICE), dim=1)
+    codes = F.normalize(labeler.codebook.detach(), dim=1)
+
+    def difference() -> Tensor:
+        return (z.permute(0, 2, 3, 1)[..., None, :] - codes).square().sum(-1).argmin(-1)
+
+    assert torch.equal(labeler.nearest(z), difference())
+    return faster(
+        "nearest of 1024 codes alone", lambda: labeler.nearest(z), difference, 8, UNIT, "all differences", 7
+    )  # fmt: skip
+
+
+def rows() -> Iterator[Row]:
+    import pipeline.stages.gan as stage
+    import tests.benchmarks.steps as steps
+
+    yield channel_norm()
+    yield nearest_code()
+    plain = our_gan()
+    contiguous = lambda self, module: module.to(self.device)
+    peers: dict[str, Callable[[], Step]] = {
+        "two passes over the reconstructions": lambda: changed(stage, "Adversary", TwoPasses, our_gan),
+        "decoding the discriminator's half too": lambda: changed(steps.gan, "GanTask", DecodesAll, our_gan),
+        "weights and images in PyTorch's default layout": lambda: changed(Runtime, "place", contiguous, plain_images),
+    }
+    for name, make in peers.items():
+        yield faster("gan step", plain, make(), BATCH["gan"], UNIT, name, COUNT)
+    options = {
+        "labels and latents of fixed crops kept (frozen_cache_mb)": lambda: our_gan(frozen_cache_mb=1000),
+        "residual blocks computed again (engine.recompute)": lambda: our_gan(EngineConfig(recompute=True)),
+        "bf16 autocast (engine.precision=bf16)": lambda: our_gan(EngineConfig(precision="bf16")),
+        "compiled (engine.compile)": lambda: our_gan(EngineConfig(compile=True)),
+    }
+    for name, make in options.items():
+        yield faster(f"gan step, {name}", make(), plain, BATCH["gan"], UNIT, "without", COUNT)
+    del plain
+    less = peak_memory_gb(lambda: our_gan(EngineConfig(recompute=True)))
+    yield Row(
+        "gan step's peak memory, engine.recompute (less is better)", less, "GB", peak_memory_gb(our_gan), "without"
+    )
+
+
+def plain_images() -> Step:
+    import tests.benchmarks.steps as steps
+
+    before = steps.LAYOUT
+    steps.LAYOUT = torch.contiguous_format
+    try:
+        return our_gan()
+    finally:
+        steps.LAYOUT = before

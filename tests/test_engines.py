@@ -1,0 +1,303 @@
+"""One process, several processes and ZeRO train the same network; killed, stopped or moved, they go on as if nothing happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import artifacts
+from pipeline.training import checkpoint
+from tests.conftest import CONFIGS, ROOT
+from tests.ranks import ENGINES, Zygote, flat, free_port, wait_until
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+try:
+    import deepspeed  # noqa: F401
+
+    missing_deepspeed = False
+except ImportError:
+    missing_deepspeed = True
+
+STAGES = ["vqvae", "pretrain", "gan"]
+# A rate at which ten steps do not yet magnify rounding errors; training itself does, for instance where latents are rounded
+SMALL_RATE = {
+    "vqvae": ["optimizer.lr=1e-4"],
+    "pretrain": ["optimizer.lr=1e-4"],
+    "gan": ["generator_optimizer.lr=1e-4", "discriminator_optimizer.lr=1e-4"],
+}
+
+
+def needs(engine: str) -> None:
+    if ENGINES[engine][1] and missing_deepspeed:
+        pytest.skip("needs requirements/deepspeed.txt")
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    made = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def inputs(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with finished inputs and the store's database, for runs of one's own."""
+    folder = tmp_path_factory.mktemp("engines")
+    shutil.copytree(smoke / "runs", folder / "runs")
+    return folder
+
+
+def words(stage: str, run: str, *more: str) -> list[str]:
+    return [stage, str(CONFIGS / f"{stage}.yaml"), f"run=runs/{run}", *more]
+
+
+def weights(folder: Path, run: str, kind: str) -> str:
+    return artifacts.read(str(folder / "runs" / run), kind).manifest.files["weights.safetensors"].sha256
+
+
+def kind(stage: str) -> str:
+    return "labeler" if stage == "vqvae" else "codec"
+
+
+def logged(folder: Path, run: str) -> dict[tuple[str, int], float]:
+    """What the run told its tracking store, but for times and memory."""
+    lines = (folder / "runs" / run / "tracking.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["kind"] == "metrics"]
+    return {
+        (name, record["step"]): value
+        for record in records
+        for name, value in record["metrics"].items()
+        if name.startswith(("train/", "val/"))
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_process_two_processes_zero_and_two_passes_train_the_same(zygote, inputs, tmp_path, stage):
+    more = [
+        *SMALL_RATE[stage],
+        "fit.steps=10",
+        "engine.ema_decay=0.8",
+        "fit.checkpoint_every=1",
+        "fit.keep_checkpoints=99",
+    ]
+    variants = {name: (name, []) for name in ENGINES if not (ENGINES[name][1] and missing_deepspeed)}
+    variants["two-passes"] = ("alone", ["engine.passes=2"])
+    variants["ddp-two-passes"] = ("ddp", ["engine.passes=2", *(["data.batch_size=8"] if stage == "gan" else [])])
+    variants["recomputed"] = ("alone", ["engine.recompute=true"])
+    if stage == "gan":  # two processes, two passes and two halves need eight crops
+        del variants["ddp-two-passes"]
+    held, told = {}, {}
+    for name, (engine, options) in variants.items():
+        dumps = tmp_path / name
+        dumps.mkdir()
+        zygote.run(inputs, *words(stage, f"same-{stage}-{name}", *more, *options), engine=engine, dump=dumps)
+        ranks = [flat(torch.load(path, weights_only=True)) for path in sorted(dumps.iterdir())]
+        assert len(ranks) == ENGINES[engine][0]
+        assert all(torch.equal(value, rank[key]) for rank in ranks for key, value in ranks[0].items()), (
+            name
+        )  # every bit
+        held[name], told[name] = ranks[0], logged(inputs, f"same-{stage}-{name}")
+    first = next((inputs / f"runs/same-{stage}-alone/checkpoints").glob("step-000000001"))
+    start = flat(torch.load(first / "state.pt", weights_only=True))
+    expected = held.pop("alone")
+    assert sum("average" in key for key in expected) > 5
+    for name, state in held.items():
+        assert state.keys() == expected.keys(), name
+        for key, value in expected.items():
+            if (
+                not value.is_floating_point()
+            ):  # how often codes were chosen: a patch between two codes may fall either way
+                assert (state[key] - value).abs().sum() <= 2e-3 * value.sum(), (name, key)
+        for part in (".model.", ".ema."):  # within a ten-thousandth of the way they went
+            keys = [key for key, value in expected.items() if part in key and value.is_floating_point()]
+            moved, apart = (
+                torch.cat([(other[key] - expected[key]).flatten() for key in keys]).norm() for other in (start, state)
+            )
+            assert 0 < apart + 1e-30 <= 1e-4 * moved, (name, part)
+        for key in (key for key in expected if ".exp_avg" in key):  # tells a sum from a mean, which Adam would not mind
+            assert (state[key] - expected[key]).norm() <= 0.2 * expected[key].norm() + 1e-12, (name, key)
+        assert told[name].keys() == told["alone"].keys()
+        for key, value in told["alone"].items():
+            assert told[name][key] == pytest.approx(value, rel=2e-3, abs=2e-3), (name, key)
+
+
+KILLED = [(stage, engine, precision) for stage in STAGES for engine in ENGINES for precision in ("fp32", "bf16")]
+
+
+@pytest.mark.parametrize(("stage", "engine", "precision"), KILLED)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(zygote, inputs, stage, engine, precision):
+    """24 kills, every second one while a checkpoint is being written."""
+    needs(engine)
+    more = [f"engine.precision={precision}", "fit.checkpoint_every=3", "fit.steps=15", "engine.ema_decay=0.9"]
+    name = f"{stage}-{engine}-{precision}"
+    zygote.run(inputs, *words(stage, f"straight-{name}", *more), engine=engine)
+    moments = random.Random(name)
+    root = inputs / f"runs/killed-{name}/checkpoints"
+    job = zygote.start(inputs, *words(stage, f"killed-{name}", *more), engine=engine)
+    while_writing = KILLED.index((stage, engine, precision)) % 2
+    saves = moments.randint(1, 3)
+    wait_until(lambda: len(list(root.glob("step-*"))) >= saves or not job.running(), "no checkpoint")
+    if while_writing:
+        wait_until(lambda: list(root.glob(".step-*.tmp")) or not job.running(), "no checkpoint is written")
+    else:
+        time.sleep(moments.uniform(0, 0.3))
+    job.kill()
+    assert set(job.wait()) <= {-9, 0}
+    told = zygote.run(inputs, *words(stage, f"killed-{name}", *more), engine=engine)
+    assert "resumed at step" in told or "already done" in told
+    assert weights(inputs, f"killed-{name}", kind(stage)) == weights(inputs, f"straight-{name}", kind(stage))
+    assert not list(root.glob(".step-*"))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("ddp", "alone"), ("alone", "zero1"), ("zero2", "ddp"), ("zero1", "zero2")]
+)
+def test_another_number_of_processes_or_engine_goes_on_with_the_next_sample(zygote, inputs, first, then):
+    needs(first), needs(then)
+    more = [*SMALL_RATE["gan"], "fit.steps=12", "fit.checkpoint_every=6", "fit.keep_checkpoints=9"]
+    zygote.run(inputs, *words("gan", f"elastic-{first}-{then}", *more), engine=first)
+    folder = inputs / f"runs/elastic-{first}-{then}"
+    straight, start = (checkpoint.restore(folder), flat(torch.load(folder / "checkpoints/step-000000006/state.pt")))
+    shutil.rmtree(folder / "artifact")
+    shutil.rmtree(folder / "checkpoints/step-000000012")
+    told = zygote.run(inputs, *words("gan", f"elastic-{first}-{then}", *more), engine=then)
+    assert "resumed at step 6" in told
+    (progress, state), (expected_progress, expected) = checkpoint.restore(folder), straight
+    assert progress == expected_progress
+    state, expected = flat(state), flat(expected)
+    keys = [key for key, value in expected.items() if ".model." in key and value.is_floating_point()]
+    moved, apart = (torch.cat([(o[key] - expected[key]).flatten() for key in keys]).norm() for o in (start, state))
+    assert apart <= 1e-4 * moved
+
+
+def test_another_batch_size_is_refused_unless_asked_for(zygote, inputs):
+    run = words("pretrain", "batch", "fit.steps=12", "fit.checkpoint_every=6")
+    zygote.run(inputs, *run)
+    shutil.rmtree(inputs / "runs/batch/artifact")
+    shutil.rmtree(inputs / "runs/batch/checkpoints/step-000000012")
+    refused = zygote.start(inputs, *run, "data.batch_size=8")
+    assert refused.wait() == [2]
+    assert "data.batch_size: 4 there, 8 now" in refused.told()
+    assert "schedules and learning rates then count batches of 4 before and 8 after" in refused.told()
+    assert "Traceback" not in refused.told()
+    told = zygote.run(inputs, *run, "data.batch_size=8", "fit.accept_new_batch_size=true")
+    assert "resumed at step 6" in told
+    progress, _ = checkpoint.restore(inputs / "runs/batch")
+    assert (progress.step, progress.samples) == (12, 6 * 4 + 6 * 8)
+    assert zygote.start(inputs, *run).wait() == [2]  # it is a run of another batch size now
+
+
+def test_cadences_and_passes_may_change(zygote, inputs):
+    run = words("vqvae", "cadence", "fit.steps=10")
+    zygote.run(inputs, *run)
+    shutil.rmtree(inputs / "runs/cadence/artifact")
+    told = zygote.run(inputs, *run, "fit.checkpoint_every=2", "engine.passes=2", "fit.log_every=1")
+    assert "goes on with" in told
+    assert "engine.passes: 1 there, 2 now" in told
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"), [("alone", signal.SIGTERM), ("ddp", signal.SIGUSR2), ("zero2", signal.SIGTERM)]
+)
+def test_a_signal_to_one_rank_stops_all_at_the_next_step_with_a_checkpoint(zygote, inputs, engine, number):
+    needs(engine)
+    run = words("gan", f"signal-{engine}", "fit.steps=100000", "fit.checkpoint_every=100000", "fit.log_every=100000")
+    job = zygote.start(inputs, *run, engine=engine)
+    wait_until(lambda: "gan:" in job.told(), "no start")
+    time.sleep(1.5)
+    started = time.monotonic()
+    job.kill(number, ranks=[ENGINES[engine][0] - 1])
+    job.kill(number, ranks=[ENGINES[engine][0] - 1])  # a second one changes nothing
+    assert set(job.wait()) == {75}, job.told()[-3000:]
+    assert time.monotonic() - started < 10
+    assert job.told().count("preempted at step") == 1
+    step = int(job.told().rsplit("preempted at step ", 1)[1].split(";")[0])
+    progress, _ = checkpoint.restore(inputs / f"runs/signal-{engine}")
+    assert progress.step == step
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_takes_the_others_down_at_once(zygote, inputs, victim):
+    run = words("pretrain", f"dies-{victim}", "fit.steps=100000", "fit.checkpoint_every=20")
+    job = zygote.start(inputs, *run, engine="ddp")
+    root = inputs / f"runs/dies-{victim}/checkpoints"
+    wait_until(lambda: list(root.glob("step-*")) or not job.running(), "no checkpoint")
+    job.kill(ranks=[victim])
+    started = time.monotonic()
+    codes = job.wait()
+    assert codes[victim] == -9
+    assert codes[1 - victim] in (1, 2)
+    assert time.monotonic() - started < 10
+    assert checkpoint.restore(inputs / f"runs/dies-{victim}") is not None
+
+
+def test_the_launcher_restarts_a_job_whose_rank_died_and_it_resumes(inputs):
+    run = words("pretrain", "restarted", "fit.steps=400", "fit.checkpoint_every=20", "fit.log_every=20")
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--max-restarts=1",
+        "--monitor-interval=1",
+    ]
+    launcher += ["--master-port", str(free_port())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    log = (inputs / "restarted.log").open("wb")
+    process = subprocess.Popen([*launcher, "-m", "pipeline", *run], cwd=inputs, env=environment, stderr=log, stdout=log)
+    root = inputs / "runs/restarted/checkpoints"
+    wait_until(lambda: list(root.glob("step-*")) or process.poll() is not None, "no checkpoint")
+    ranks = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "pipeline"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(ranks.stdout.split()[1]), signal.SIGKILL)
+    assert process.wait(timeout=240) == 0, (inputs / "restarted.log").read_text()[-3000:]
+    told = (inputs / "restarted.log").read_text()
+    assert "resumed at step" in told
+    assert (inputs / "runs/restarted/artifact/manifest.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["cpu", "zero1", "zero2"])
+def test_the_launch_files_start_what_they_say(inputs, name):
+    if name.startswith("zero") and missing_deepspeed:
+        pytest.skip("needs requirements/deepspeed.txt")
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / f"configs/launch/{name}.yaml"),
+    ]
+    launcher += ["--main_process_port", str(free_port()), "--num_processes", "2", "-m", "pipeline"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(
+        [*launcher, *words("gan", f"launched-{name}", "fit.steps=5")],
+        cwd=inputs, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    engine = {"cpu": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2"}[name]
+    assert f"2 x cpu, {engine}, fp32" in ended.stderr
+
+
+def test_zero_3_and_odd_batches_are_refused_in_one_line(zygote, inputs):
+    wish = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    job = zygote.start(inputs, *words("gan", "zero3"), engine="ddp", **wish)
+    assert job.wait() == [2, 2]
+    assert "launched with ZeRO stage 3, expected 1 or 2" in job.told()
+    assert "Traceback" not in job.told()
+    job = zygote.start(inputs, *words("gan", "odd", "data.batch_size=6"), engine="ddp")
+    assert job.wait() == [2, 2]
+    assert "data.batch_size is 6, expected a multiple of 4" in job.told()
+    job = zygote.start(inputs, *words("gan", "odd", "data.batch_size=6", "engine.passes=2"))
+    assert job.wait() == [2]
+    assert "data.batch_size is 6, expected a multiple of 4" in job.told()
