@@ -30,6 +30,7 @@ class Job:
     zygote: "Zygote"
     pids: list[int]
     logs: list[Path]
+    ended: bool = False
 
     def kill(self, number: int = signal.SIGKILL, ranks: list[int] | None = None) -> None:
         for rank in range(len(self.pids)) if ranks is None else ranks:
@@ -37,19 +38,21 @@ class Job:
 
     def wait(self) -> list[int]:
         """Exit codes of all ranks."""
+        self.ended = True
         return [self.zygote.ask({"wait": pid}) for pid in self.pids]
 
     def running(self) -> bool:
         return any(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z" for pid in self.pids)
 
     def told(self) -> str:
-        return "".join(log.read_text() for log in self.logs)
+        return "".join(log.read_text() for log in self.logs if log.exists())
 
 
 class Zygote:
     def __init__(self, folder: Path):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
         self.folder, self.count = folder, 0
+        self.jobs: list[Job] = []
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "tests/zygote.py"],
             cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -79,7 +82,16 @@ class Zygote:
             if dump is not None:
                 command["dump"] = str(dump / f"rank{rank}.pt")
             pids.append(self.ask(command))
-        return Job(self, pids, logs)
+        self.jobs.append(Job(self, pids, logs))
+        return self.jobs[-1]
+
+    def end_jobs(self) -> None:
+        """Kills what still runs."""
+        for job in self.jobs:
+            if not job.ended:
+                job.kill()
+                job.wait()
+        self.jobs.clear()
 
     def run(self, cwd: Path, *words: object, engine: str = "alone", dump: Path | None = None, **env: str) -> str:
         """Runs to the end; returns what all ranks printed."""
@@ -89,6 +101,7 @@ class Zygote:
         return job.told()
 
     def close(self) -> None:
+        self.end_jobs()
         self.process.kill()
         self.process.wait()
 

@@ -43,10 +43,16 @@ def needs(engine: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+def one_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     made = Zygote(tmp_path_factory.mktemp("zygote"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def zygote(one_zygote: Zygote) -> Iterator[Zygote]:
+    yield one_zygote
+    one_zygote.end_jobs()
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +130,10 @@ def test_one_process_two_processes_zero_and_two_passes_train_the_same(zygote, in
                 torch.cat([(other[key] - expected[key]).flatten() for key in keys]).norm() for other in (start, state)
             )
             assert 0 < apart + 1e-30 <= 1e-4 * moved, (name, part)
-        for key in (key for key in expected if ".exp_avg" in key):  # tells a sum from a mean, which Adam would not mind
-            assert (state[key] - expected[key]).norm() <= 0.2 * expected[key].norm() + 1e-12, (name, key)
+        for moment in (".exp_avg", ".exp_avg_sq"):  # tells a sum from a mean, which Adam would not mind
+            keys = [key for key in expected if key.endswith(moment)]
+            whole, other = (torch.cat([of[key].flatten() for key in keys]) for of in (expected, state))
+            assert (other - whole).norm() <= 0.05 * whole.norm(), (name, moment)
         assert told[name].keys() == told["alone"].keys()
         for key, value in told["alone"].items():
             assert told[name][key] == pytest.approx(value, rel=2e-3, abs=2e-3), (name, key)
@@ -213,7 +221,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_next_step_with_a_checkpoint(zygot
     needs(engine)
     run = words("gan", f"signal-{engine}", "fit.steps=100000", "fit.checkpoint_every=100000", "fit.log_every=100000")
     job = zygote.start(inputs, *run, engine=engine)
-    wait_until(lambda: "gan:" in job.told(), "no start")
+    wait_until(lambda: "gan:" in job.told() or not job.running(), "no start")
     time.sleep(1.5)
     started = time.monotonic()
     job.kill(number, ranks=[ENGINES[engine][0] - 1])

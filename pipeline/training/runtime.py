@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
 from pipeline.training.engines import Trainable, ZeroTrainable
 from pipeline.training.optim import AdamConfig
+from pipeline.training.talk import PATIENCE, Talk, meet
 
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
@@ -52,27 +52,30 @@ class Runtime:
         self.zero_stage = launched_zero_stage()
         has_gpu = torch.cuda.is_available()
         handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or self.zero_stage:
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched > 1 or self.zero_stage:
             backend = "nccl" if has_gpu else "gloo"
-            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=30)))
+            meet(backend)
+            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=PATIENCE))
         # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision does not count.
         if self.zero_stage:
             os.environ.pop("ACCELERATE_USE_CPU", None)  # with it Accelerate would drop DeepSpeed without a word
-            os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+            os.environ.pop(
+                "ACCELERATE_CONFIG_DS_FIELDS", None
+            )  # the launch file says the stage; zero_config says the rest
             plugins = {
                 f"network {i}": DeepSpeedPlugin(hf_ds_config=zero_config(self.zero_stage)) for i in range(MAX_NETWORKS)
             }
             self.accelerator = Accelerator(mixed_precision="no", deepspeed_plugins=plugins, kwargs_handlers=handlers)
         else:
             self.accelerator = Accelerator(mixed_precision="no", cpu=not has_gpu, kwargs_handlers=handlers)
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
         if self.accelerator.num_processes != launched:
             raise TrainingError(
                 f"the launcher started {launched} processes, but this one sees {self.accelerator.num_processes}; "
                 "see configs/launch and the README's section on several processes"
             )
         self.talk = Talk(self.num_processes)
-        self._stateful: dict[str, Stateful] = {}
+        self._stateful: dict[str, Stateful] = {"generators": Generators(self.device)}
         self._networks = 0
 
     @property
@@ -196,41 +199,20 @@ class Runtime:
             dist.destroy_process_group()
 
 
-class Talk:
-    """What processes tell each other beside the training, over the CPU, so that no device is waited for."""
+class Generators:
+    """torch's own random generators. Our randomness follows from seed and position; this is for code that does not know."""
 
-    def __init__(self, num_processes: int):
-        self.group: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
-        self._pending: tuple[Any, Tensor] | None = None
+    def __init__(self, device: torch.device):
+        self.device = device
 
-    def any_said(self, flag: bool) -> bool:
-        """Whether any process said yes one call ago, the same on all; alone, what was just said.
+    def state_dict(self) -> dict[str, Any]:
+        on_gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **on_gpu}
 
-        Every call hands in a flag and takes the sum of the one before, which had a whole step to arrive. A process that
-        died is noticed here too, however long the device's own collectives would wait for it.
-        Raises: TrainingError if another process is gone.
-        """
-        if self.group is None:
-            return flag
-        answer = 0
-        try:
-            if self._pending is not None:
-                work, total = self._pending
-                work.wait()
-                answer = int(total)
-            mine = torch.tensor([int(flag)])
-            self._pending = (dist.all_reduce(mine, group=self.group, async_op=True), mine)
-        except RuntimeError as error:
-            raise TrainingError(
-                f"another process of this run is gone ({str(error).splitlines()[0]}); "
-                "the same command continues from the last checkpoint"
-            ) from None
-        return answer > 0
-
-    def broadcast(self, box: list[Any]) -> None:
-        """Makes the main process's list everybody's."""
-        if self.group is not None:
-            dist.broadcast_object_list(box, src=0, group=self.group)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
 def launched_zero_stage() -> int:
