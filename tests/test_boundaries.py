@@ -27,7 +27,8 @@ def imports(path) -> set[str]:
     [
         ("mlflow", {"tracking.py", "registry.py"}),
         ("ray", {"sweep.py"}),
-        ("accelerate", {"runtime.py"}),
+        ("accelerate", {"runtime.py", "engines.py"}),
+        ("deepspeed", {"runtime.py", "engines.py"}),
         ("compressai", {"codec.py"}),
         ("webdataset", {"shards.py"}),
     ],
