@@ -177,7 +177,7 @@ def test_two_nodes_train_one_stage_and_a_signal_requeues_it(slurm, project):
         assert time.monotonic() < deadline, log_of(project, job)
         time.sleep(0.5)
     assert "preempted at step" in log_of(project, job)
-    assert "on 2 x cpu" in log_of(project, job)
+    assert "2 x cpu, DDP" in log_of(project, job)
     deadline = time.monotonic() + 120
     while "resumed at step" not in log_of(project, job):
         assert time.monotonic() < deadline, log_of(project, job)

@@ -142,25 +142,42 @@ class GanTask:
 
         Every second crop of the stream is reconstructed for the generator; the others are the discriminator's real ones.
         """
-        learns = step >= self.cfg.discriminator_alone
-        metrics = mean_over_parts([self._pass(part, learns, 1 / len(parts), part is parts[-1]) for part in parts])
-        norm = self.generator.update(step) if learns else torch.zeros_like(metrics["loss"])
-        metrics["generator_norm"] = norm
+        learns, share = step >= self.cfg.discriminator_alone, 1 / len(parts)
+        seen = [self._see(part) for part in parts]
+        metrics = mean_over_parts(
+            [self._reconstruct(*pair, learns, share, pair[0] is parts[-1]) for pair in zip(parts, seen, strict=True)]
+        )
+        metrics["generator_norm"] = self.generator.update(step) if learns else torch.zeros_like(metrics["loss"])
         if self.adversary is not None:
+            real = mean_over_parts(
+                [
+                    self.adversary.judge_reals(*pair, share, pair[0] is parts[-1])
+                    for pair in zip(parts, seen, strict=True)
+                ]
+            )
+            metrics["told_apart"] = (metrics.pop("fakes_told") + real["reals_told"]) / 2
+            metrics["discriminator"] = metrics.pop("discriminator_of_fakes") + real["discriminator_of_reals"]
             metrics["discriminator_norm"] = self.adversary.trainable.update(step)
         return {f"train/{name}": value for name, value in metrics.items()}
 
-    def _pass(self, part: Batch, learns: bool, share: float, last: bool) -> dict[str, Tensor]:
-        """Forward and backward of both networks over one part of the batch, which counts with its share."""
-        # The real half needs its latent too, as the discriminator's context, but nobody needs it decoded.
-        stride = 2 if self.adversary else 1
-        crops, images = (part.x, part.images) if self.adversary else (part.x[0::2], part.images[0::2])
+    def _see(self, part: Batch) -> Seen:
+        """What the frozen networks make of a part of the batch: of all crops, or of those that are reconstructed.
+
+        The real half needs its latent too, as the discriminator's context, but nobody needs it decoded.
+        """
+        stride = 1 if self.adversary else 2
+        x, images = part.x[::stride], part.images[::stride]
         seen = self.cache.get(images, self.runtime.device)
         if seen is None:
-            y_hat, bits = self.codec.encode(crops)
-            seen = Seen(self.labels(crops), y_hat, bits)
+            y_hat, bits = self.codec.encode(x)
+            seen = Seen(self.labels(x), y_hat, bits)
             self.cache.put(images, seen)
-        x, y_hat, bits = crops[0::stride], seen.y_hat[0::stride], seen.bits[0::stride]
+        return seen
+
+    def _reconstruct(self, part: Batch, seen: Seen, learns: bool, share: float, last: bool) -> dict[str, Tensor]:
+        """Reconstructions and what both networks pay for them, over one part of the batch, which counts with its share."""
+        stride = 2 if self.adversary else 1
+        x, y_hat, bits = part.x[0::2], seen.y_hat[0::stride], seen.bits[0::stride]
         with self.generator.passing(last), torch.set_grad_enabled(learns):
             x_hat = self.generator.model(y_hat)
             loss, metrics = self.distortion(x_hat, x)
@@ -170,13 +187,9 @@ class GanTask:
                 metrics |= judged
                 # The adversarial loss enters by its gradient at the reconstructions.
                 paid = loss + self.cfg.weight * (x_hat * seen_through).sum()
+                loss = loss + self.cfg.weight * metrics["generator"]
             if learns:
                 self.generator.backward(paid * share)
-        if self.adversary is not None:
-            real = self.adversary.judge_reals(crops[1::2], seen.y_hat[1::2], seen.labels[1::2], share, last)
-            metrics["told_apart"] = (metrics.pop("fakes_told") + real.pop("reals_told")) / 2
-            metrics["discriminator"] = metrics.pop("discriminator_of_fakes") + real.pop("discriminator_of_reals")
-            loss = loss + self.cfg.weight * metrics["generator"]
         metrics |= {"loss": loss, "bpp": bits.mean() / (x.shape[-2] * x.shape[-1])}
         return {name: value.detach() for name, value in metrics.items()}
 
@@ -235,11 +248,11 @@ class Adversary:
         }
         return {name: value.detach() for name, value in metrics.items()}, seen_through
 
-    def judge_reals(self, x: Tensor, y_hat: Tensor, labels: Tensor, share: float, last: bool) -> dict[str, Tensor]:
+    def judge_reals(self, part: Batch, seen: Seen, share: float, last: bool) -> dict[str, Tensor]:
         """The discriminator's other half: original crops."""
         with self.trainable.passing(last):
-            logits = self.trainable.model(x, y_hat)
-            mistaken = self.network.real_loss(logits, labels)
+            logits = self.trainable.model(part.x[1::2], seen.y_hat[1::2])
+            mistaken = self.network.real_loss(logits, seen.labels[1::2])
             self.trainable.backward(mistaken * share)
         metrics = {"discriminator_of_reals": mistaken, "reals_told": 1 - self.network.called_fake(logits)}
         return {name: value.detach() for name, value in metrics.items()}

@@ -62,7 +62,7 @@ class ProgressDisplay:
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Shows training metrics."""
         per_step = (time.perf_counter() - self.started) / (step - self.first)
-        speed = f"{1 / per_step:.2f}/s"
+        speed = f"{1 / per_step:.2f} steps/s"
         self.bar.update(self.task, completed=step, metrics=shown(metrics), speed=speed)
         if self.bar.disable:
             left = int(per_step * (self.steps - step))

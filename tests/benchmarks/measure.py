@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -64,7 +65,10 @@ def faster(
 
 
 def peak_memory_gb(make: Callable[[], Callable[[], object]]) -> float:
-    """Most memory that what `make` builds holds while it is called twice: of the GPU, or of a process of its own."""
+    """Most memory that what `make` builds holds while it is called twice: of the GPU, or of a process of its own.
+
+    `make` is a function of a module, or a partial of one.
+    """
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -72,22 +76,21 @@ def peak_memory_gb(make: Callable[[], Callable[[], object]]) -> float:
         for _ in range(2):
             call()
         return (torch.cuda.max_memory_allocated() - before) / 1e9
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork of a process whose threads have worked would hang
     receiver, sender = context.Pipe(duplex=False)
-
-    def work() -> None:
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak that was inherited
-        call = make()
-        for _ in range(2):
-            call()
-        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-        sender.send(int(status["VmHWM"].split()[0]) * 1024 - before)
-
-    process = context.Process(target=work)
+    process = context.Process(target=_report_peak, args=(make, sender))
     process.start()
     process.join()
-    return receiver.recv() / 1e9 if process.exitcode == 0 else float("nan")
+    return receiver.recv() / 1e9 if receiver.poll() else float("nan")
+
+
+def _report_peak(make: Callable[[], Callable[[], object]], sender: Connection) -> None:
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    call = make()
+    for _ in range(2):
+        call()
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    sender.send(int(status["VmHWM"].split()[0]) * 1024 - before)
 
 
 class _Flops(TorchDispatchMode):
