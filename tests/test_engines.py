@@ -207,6 +207,18 @@ def test_another_batch_size_is_refused_unless_asked_for(zygote, inputs):
     assert zygote.start(inputs, *run).wait() == [2]  # it is a run of another batch size now
 
 
+def test_kept_labels_and_latents_change_no_bit_also_after_a_kill(zygote, inputs):
+    more = ["fit.steps=12", "fit.checkpoint_every=4", "fit.keep_checkpoints=9", "data.fixed_crops=true"]
+    zygote.run(inputs, *words("gan", "computed", *more))
+    zygote.run(inputs, *words("gan", "kept", *more, "frozen_cache_mb=10"))
+    assert weights(inputs, "kept", "codec") == weights(inputs, "computed", "codec")
+    shutil.rmtree(inputs / "runs/kept/artifact")
+    for step in (8, 12):
+        shutil.rmtree(inputs / f"runs/kept/checkpoints/step-{step:09d}")
+    assert "resumed at step 4" in zygote.run(inputs, *words("gan", "kept", *more, "frozen_cache_mb=10"))
+    assert weights(inputs, "kept", "codec") == weights(inputs, "computed", "codec")
+
+
 def test_cadences_and_passes_may_change(zygote, inputs):
     run = words("vqvae", "cadence", "fit.steps=10")
     zygote.run(inputs, *run)

@@ -15,6 +15,7 @@ from pipeline.stages.pretrain import PretrainTask
 from pipeline.stages.pretrain import StageConfig as PretrainConfig
 from pipeline.stages.vqvae import StageConfig as VqvaeConfig
 from pipeline.stages.vqvae import VqvaeTask
+from pipeline.training.engines import Trainable
 from pipeline.training.runtime import Runtime
 from tests.models.test_networks import SMALL, SMALL_LABELER
 from tests.test_pipeline import RUNS
@@ -82,6 +83,18 @@ def test_the_labeler_pays_for_pixels_commitment_and_embedding(pixel_loss):
     assert metrics["train/loss"].item() == pytest.approx((pixel + 2 * codes).item(), rel=1e-5)
 
 
+def spied_gradients(monkeypatch) -> dict[Trainable, list[torch.Tensor]]:
+    """Filled with the gradients that each network has when it is updated."""
+    gradients, update = {}, Trainable.update
+
+    def spy(self: Trainable, step: int) -> torch.Tensor:
+        gradients[self] = [p.grad.clone() for p in self.trained.values()]
+        return update(self, step)
+
+    monkeypatch.setattr(Trainable, "update", spy)
+    return gradients
+
+
 @pytest.mark.parametrize("kind", ["label", "patch"])
 def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monkeypatch, kind):
     monkeypatch.chdir(smoke)
@@ -94,7 +107,9 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
     given = runs.inputs(codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler"))
     networks = saved.load_codec(given.artifacts["codec"][1]), saved.load_labeler(given.artifacts["labeler"][1])
     task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), *networks)
+    task.adversary.network.eval()  # spectral norm estimates nothing anew between the passes that are compared
     b, judge = batch(), copy.deepcopy(task.adversary.network)
+    gradients = spied_gradients(monkeypatch)
     codec, labeler = (copy.deepcopy(m) for m in (task.codec, task.labeler))
     y_hat, _ = codec.encode(b.x)
     labels = labeler.label(b.x)
@@ -114,6 +129,13 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
     expected = 150 * (x_hat - b.x[0::2]).square().mean() + 0.7 * adversarial
     assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert metrics["train/discriminator"].item() == pytest.approx(judged.item(), rel=1e-4)
+    for trainable, loss, network in (
+        (task.generator, expected, codec.synthesis),
+        (task.adversary.trainable, judged, judge),
+    ):  # what the networks learn from is the gradient of these losses, and of nothing else
+        wanted = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        for got, want in zip(gradients[trainable], wanted, strict=True):
+            assert (got - want).norm() <= 1e-4 * want.norm() + 1e-9
     assert not torch.equal(task.codec.synthesis.head[1].weight, codec.synthesis.head[1].weight)
     moved = [n for n, p in task.adversary.network.named_parameters() if not torch.equal(p, judge.get_parameter(n))]
     assert len(moved) == len(list(judge.parameters()))
