@@ -77,7 +77,7 @@ def test_describe_counts_the_published_networks(tmp_path):
     assert adds["discriminator"] == pytest.approx(356_000, rel=0.01)
     assert told["steps"] == 100_000
     assert told["inputs"] == {"data.shards": "runs/shard", "codec": "runs/pretrain", "labeler": "runs/vqvae"}
-    assert told["defaults"]["engine"]["precision"] == "fp32"
+    assert told["defaults"]["engine.precision"] == "fp32"
     assert "gan_weight" not in told["defaults"]
 
 

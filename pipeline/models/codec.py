@@ -40,9 +40,7 @@ class Noise(NamedTuple):
 
 
 class CodecOutput(NamedTuple):
-    """What a forward pass gives.
-
-    x_hat (B, 3, H, W), not clamped; y_hat (B, latent_channels, H/16, W/16) rounded around its means; bits and
+    """x_hat (B, 3, H, W), not clamped; y_hat (B, latent_channels, H/16, W/16) rounded around its means; bits and
     rounded_bits (B,): ideal code length of each image with noisy and with rounded latents (the latter without gradient).
     """
 
@@ -104,12 +102,10 @@ class Synthesis(nn.Module):
         self.up = nn.Sequential(*layers)
 
     def forward(self, y_hat: Tensor) -> Tensor:
-        h = self.head(y_hat)
-        if not (self.recompute and torch.is_grad_enabled()):
-            return self.up(h + self.residual(h))
-        r = h
+        h = r = self.head(y_hat)
+        forgets = self.recompute and torch.is_grad_enabled()
         for block in self.residual:
-            r = checkpoint(block, r, use_reentrant=False, preserve_rng_state=False)
+            r = checkpoint(block, r, use_reentrant=False, preserve_rng_state=False) if forgets else block(r)
         return self.up(h + r)
 
 
