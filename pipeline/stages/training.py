@@ -40,7 +40,8 @@ def train(
     runtime.on_main(lambda: runs.claim(folder, cfg, given))
     shards = given.artifacts["shards"][1]
     share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
-    crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid"))[runtime.rank :: runtime.num_processes]
+    all_crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid"))
+    crops = all_crops[runtime.rank :: runtime.num_processes]
     reader = ShardReader(shards, "train")
 
     def batches(start: int) -> Iterator[Batch]:
@@ -50,7 +51,7 @@ def train(
     task = make_task(runtime, crops)
     stage = runs.stage_of(cfg)
     if runtime.is_main:
-        print(announcement(cfg, stage, folder, given, runtime, len(reader), len(crops)), file=sys.stderr)
+        print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
     with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker:
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log)
         manifest = runs.manifest(kind, cfg, given, metrics, tracker.run_id)
