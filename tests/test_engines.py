@@ -325,6 +325,10 @@ def test_zero_3_and_odd_batches_are_refused_in_one_line(zygote, inputs):
     assert "data.batch_size is 6, expected a multiple of 4" in job.told()
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+
+
+@needs_compiler
 def test_compiled_networks_train_the_same_with_ddp_and_after_a_kill(zygote, inputs, tmp_path):
     more = [
         *SMALL_RATE["vqvae"],
@@ -349,6 +353,7 @@ def test_compiled_networks_train_the_same_with_ddp_and_after_a_kill(zygote, inpu
     assert weights(inputs, "compiled", "labeler") == before
 
 
+@needs_compiler
 def test_compiling_happens_a_bounded_number_of_times(inputs):
     """Once for each kind of pass: plain autoencoding and with codes, training and not."""
     more = ["fit.steps=30", "fit.validate_every=5", "engine.compile=true", "engine.passes=2"]
