@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,7 @@ class Journal:
             return [], self._sent
         with self._path.open("rb") as stream:
             stream.seek(self._sent)
-            lines = stream.readlines(64 * AT_ONCE)[:AT_ONCE]
-        lines = [line for line in lines if line.endswith(b"\n")]
+            lines = [line for line in islice(stream, AT_ONCE) if line.endswith(b"\n")]
         return [json.loads(line) for line in lines], self._sent + sum(map(len, lines))
 
     def _known_steps(self) -> dict[str, int]:

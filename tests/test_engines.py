@@ -130,7 +130,7 @@ def test_one_process_two_processes_zero_and_two_passes_train_the_same(zygote, in
             moved, apart = (
                 torch.cat([(other[key] - expected[key]).flatten() for key in keys]).norm() for other in (start, state)
             )
-            assert 0 < apart + 1e-30 <= 1e-4 * moved, (name, part)
+            assert apart <= 1e-4 * moved, (name, part)
         for moment in (".exp_avg", ".exp_avg_sq"):  # tells a sum from a mean, which Adam would not mind
             keys = [key for key in expected if key.endswith(moment)]
             whole, other = (torch.cat([of[key].flatten() for key in keys]) for of in (expected, state))
@@ -355,11 +355,30 @@ def test_compiled_networks_train_the_same_with_ddp_and_after_a_kill(zygote, inpu
 
 @needs_compiler
 def test_compiling_happens_a_bounded_number_of_times(inputs):
-    """Once for each kind of pass: plain autoencoding and with codes, training and not."""
+    """Once for each kind of pass: plain autoencoding and with codes; validation runs the plain network."""
     more = ["fit.steps=30", "fit.validate_every=5", "engine.compile=true", "engine.passes=2"]
     log = inputs / "compiles.log"
-    env = {"TORCH_LOGS": "recompiles", "TORCH_LOGS_OUT": str(log)}
+    env = {"TORCH_LOGS": "dynamo", "TORCH_LOGS_OUT": str(log)}
     ended = illm(*words("vqvae", "compiles", *more), cwd=inputs, env=env)
     assert ended.code == 0, ended.err[-2000:]
-    text = log.read_text() if log.exists() else ""
-    assert text.count("Recompiling function") <= 6, text
+    assert 1 <= log.read_text().count("torchdynamo start tracing forward") <= 3
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_all_ranks_skip_the_same_steps_and_give_up_together(zygote, inputs, tmp_path, engine):
+    needs(engine)
+    spikes = ["optimizer.skip_spikes=1.5", "fit.max_bad_steps=100", "fit.steps=130", "fit.log_every=10"]
+    more = [*spikes, "fit.validate_every=100", "fit.checkpoint_every=100"]
+    told = zygote.run(inputs, *words("pretrain", f"spikes-{engine}", *more), engine=engine, dump=tmp_path)
+    assert "steps before step 110: train/codec_norm not finite, or a spike" in told
+    ranks = [flat(torch.load(path, weights_only=True)) for path in sorted(tmp_path.iterdir())]
+    for rank in ranks:
+        assert all(torch.equal(rank[k], v) for k, v in ranks[0].items() if not k.startswith(".generators"))
+    taken = ranks[0][".codec.optimizer.analysis.0.weight.step"].item()
+    assert 100 < taken < 130 == ranks[0][".codec.guard.seen"].item()  # refused steps do not age the moments
+    # weights that explode: from then on nothing is finite
+    more = ["generator_optimizer.lr=1e25", "fit.steps=40", "fit.max_bad_steps=4", "fit.validate_every=100"]
+    job = zygote.start(inputs, *words("gan", f"explodes-{engine}", *more), engine=engine)
+    assert set(job.wait()) == {2}, job.told()[-3000:]
+    assert "9 steps in a row before step 10 had to be skipped" in job.told()
+    assert "Traceback" not in job.told()

@@ -77,14 +77,16 @@ class VqvaeTask:
         since = step - self.cfg.quantise_after
         if since >= 0 and since % self.cfg.reseed_every == 0 and step < self.cfg.fit.steps * self.cfg.reseed_until:
             self.reseed(parts, step, everything=since == 0 and self.cfg.codes_from == "data")
+        chosen = torch.zeros_like(self.usage.counts)
         metrics = mean_over_parts(
-            [self._pass(part.x, quantise=since >= 0, share=1 / len(parts), last=part is parts[-1]) for part in parts]
+            [self._pass(part.x, since >= 0, 1 / len(parts), part is parts[-1], chosen) for part in parts]
         )
+        self.usage.counts += self.runtime.sum(chosen)
         metrics["train/labeler_norm"] = self.trainable.update(step)
         return metrics | {"train/codes_used": (self.usage.counts > 0).sum().float()}
 
-    def _pass(self, x: Tensor, quantise: bool, share: float, last: bool) -> dict[str, Tensor]:
-        """Forward and backward over one part of the batch, which counts with its share."""
+    def _pass(self, x: Tensor, quantise: bool, share: float, last: bool, chosen: Tensor) -> dict[str, Tensor]:
+        """Forward and backward over one part of the batch, which counts with its share; adds its codes to `chosen`."""
         with self.trainable.passing(last):
             out = self.trainable.model(x, quantise=quantise)
             pixel = (F.l1_loss if self.cfg.pixel_loss == "l1" else F.mse_loss)(out.x_hat, x)
@@ -92,7 +94,7 @@ class VqvaeTask:
             commitment = self.cfg.commitment if quantise else 0.0
             loss = pixel + commitment * vq.commitment + self.cfg.embedding * vq.embedding
             self.trainable.backward(loss * share)
-        self.usage.counts += self.runtime.sum(self._count(out.labels))
+        chosen += self._count(out.labels)
         return {
             "train/loss": loss.detach(),
             "train/pixel": pixel.detach(),

@@ -20,6 +20,7 @@ from pipeline.training.checkpoint import Progress
 from pipeline.training.progress import Clock, ProgressDisplay, Tracer
 from pipeline.training.runtime import Runtime
 
+OR_SPIKES = ", or a spike where skip_spikes is set"
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -140,12 +141,15 @@ class Window:
         blamed = ", ".join(name for name, count in zip(self.names, finite, strict=True) if count < expected)
         if longest > self.max_bad_steps:
             raise TrainingError(
-                f"{blamed}: not finite for {longest} steps in a row before step {step}. Those steps changed no weight, and "
-                "the last good checkpoint is kept. A lower optimizer.lr in a new run= usually mends this"
+                f"{longest} steps in a row before step {step} had to be skipped: {blamed} not finite{OR_SPIKES}. They changed no "
+                "weight, and the last good checkpoint is kept. A lower optimizer.lr in a new run= usually mends this"
             )
         means = {name: s / n for name, s, n in zip(self.names, sums, finite, strict=True) if n}
         if bad_steps and self.runtime.is_main:
-            print(f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite", file=sys.stderr)
+            print(
+                f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite{OR_SPIKES}",
+                file=sys.stderr,
+            )
         self.count = 0
         return means | ({"train/skipped_steps": float(bad_steps)} if bad_steps else {})
 

@@ -70,7 +70,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path, capsys)
 
 def test_too_many_in_a_row_stop_the_stage_and_the_last_checkpoint_is_good(tmp_path):
     with pytest.raises(
-        TrainingError, match=r"train/loss, train/line_norm: not finite for 4 steps in a row before step 10"
+        TrainingError,
+        match=r"4 steps in a row before step 10 had to be skipped: train/loss, train/line_norm not finite",
     ):
         train(tmp_path, 20, bad={5, 6, 7, 8}, max_bad_steps=3)
     progress, state = checkpoint.restore(tmp_path)
