@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,16 +53,22 @@ class Finished:
 
 def illm(*words: object, cwd: Path, env: dict[str, str] | None = None, limit: int = 300) -> Finished:
     """Runs the command line in its own process, as a user would."""
-    ended = subprocess.run(
+    command = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *map(str, words)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"} | (env or {}),
-        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PYTHONFAULTHANDLER": "1"} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=limit,
-        check=False,
+        start_new_session=True,
     )
-    return Finished(ended.returncode, ended.stdout, ended.stderr)
+    try:
+        out, err = command.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(command.pid, signal.SIGABRT)  # each process says where its threads are
+        out, err = command.communicate()
+        pytest.fail(f"{words} took more than {limit} s\n{out}\n{err}")
+    return Finished(command.returncode, out, err)
 
 
 def illm_here(*words: object, cwd: Path) -> Finished:

@@ -5,8 +5,10 @@ neither, which is why training reads samples by index and not through its pipeli
 """
 
 import sys
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -15,7 +17,6 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import Config
 from pipeline.data import transforms
@@ -33,11 +34,14 @@ class LoaderConfig(Config):
     resized_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of crops that are scaled from a random window
     flip: bool = True  # mirror left-right with probability 1/2
     fixed_crops: bool = False  # one crop per image, the same in every epoch, so that what follows from it can be kept
-    workers: NonNegativeInt = 4  # loader processes per training process; 0 loads in the training process
-    cache_mb: NonNegativeInt = 0  # decoded images each of them keeps; for data sets that fit in memory
+    workers: NonNegativeInt = 4  # threads that read and decode ahead; 0 loads when the step asks
+    cache_mb: NonNegativeInt = 0  # decoded images a training process keeps; for data sets that fit in memory
     validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
     validation_crop: Annotated[int, Field(gt=0, multiple_of=64)] | None = None  # pixels; None: as in training
     max_bad_samples: NonNegativeInt = 100  # unreadable samples per training process before the stage stops
+
+
+BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Sample(NamedTuple):
     bad: list[str]
 
 
-class Crops(Dataset[Sample]):
-    """Position of the stream -> sample."""
+class Crops:
+    """Position of the stream -> sample. Safe to use from several threads."""
 
     def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
         self.cfg, self.reader, self.seed = cfg, reader, seed
@@ -127,17 +131,21 @@ class DecodedCache:
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0
         self.images: OrderedDict[int, Pixels] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, index: int) -> Pixels | None:
-        if index in self.images:
-            self.images.move_to_end(index)
-        return self.images.get(index)
+        with self._lock:
+            if index in self.images:
+                self.images.move_to_end(index)
+            return self.images.get(index)
 
     def put(self, index: int, pixels: Pixels) -> None:
-        self.images[index] = pixels
-        self.bytes += pixels.nbytes
-        while self.bytes > self.max_bytes:
-            self.bytes -= self.images.popitem(last=False)[1].nbytes
+        with self._lock:
+            if index not in self.images:  # another thread may have decoded it meanwhile
+                self.images[index] = pixels
+                self.bytes += pixels.nbytes
+            while self.bytes > self.max_bytes:
+                self.bytes -= self.images.popitem(last=False)[1].nbytes
 
 
 @lru_cache(maxsize=2)
@@ -161,15 +169,9 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
     """
     if not len(reader):
         raise DataError(f"{cfg.shards}: no training images in these shards")
-    loader: DataLoader[Any] = DataLoader(
-        Crops(cfg, reader, seed),
-        batch_sampler=positions(share, start),  # any iterable of lists does
-        num_workers=cfg.workers,
-        collate_fn=list,
-        prefetch_factor=4 if cfg.workers else None,
-    )
+    crops = Crops(cfg, reader, seed)
     all_bad: set[str] = set()
-    for items in loader:
+    for items in _ahead(crops, positions(share, start), cfg.workers):
         for crop, _, _, bad in items:
             for name in bad:
                 if name not in all_bad:
@@ -180,8 +182,28 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
                 raise DataError(
                     f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}"
                 )
-        x = to_float(np.stack([sample.crop for sample in items]))
+        x = to_float(np.stack([sample.crop for sample in items if sample.crop is not None]))
         yield Batch(x, [sample.position for sample in items], [sample.image for sample in items])
+
+
+def _ahead(crops: Crops, batches: Iterator[list[int]], workers: int) -> Iterator[list[Sample]]:
+    """The samples of each batch, in order; threads work on those of the next BATCHES_AHEAD.
+
+    Threads and not processes: decoding and scaling release the interpreter's lock; nothing is copied between processes,
+    a signal to the job reaches no helper, and no process is forked while other threads hold locks.
+    """
+    if not workers:
+        yield from ([crops[position] for position in batch] for batch in batches)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    try:
+        waiting: deque[list[Future[Sample]]] = deque()
+        for batch in batches:
+            waiting.append([pool.submit(crops.__getitem__, position) for position in batch])
+            if len(waiting) > BATCHES_AHEAD:
+                yield [sample.result() for sample in waiting.popleft()]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:

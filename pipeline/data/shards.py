@@ -11,8 +11,9 @@ import json
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -135,7 +136,7 @@ def write(
         for split, photos in splits.items()
         for number, group in enumerate(_groups(photos, shard_bytes))
     ]
-    with ProcessPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         shards = list(pool.map(_write_tar, *zip(*jobs, strict=True))) if jobs else []
     index = {
         "splits": {split: [asdict(shard) for shard in shards if shard.file.startswith(split)] for split in SPLITS},
@@ -158,7 +159,8 @@ class ShardReader:
             self._check(shard)
             table = artifact.json(_table_name(shard.file))
             self.samples += [(shard.file, Sample(**row)) for row in table]
-        self._open: dict[tuple[str, int], int] = {}
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -199,10 +201,10 @@ class ShardReader:
             )
 
     def _descriptor(self, file: str) -> int:
-        key = (file, os.getpid())  # a forked loader worker opens its own
-        if key not in self._open:
-            self._open[key] = os.open(self.folder / file, os.O_RDONLY)
-        return self._open[key]
+        with self._lock:
+            if file not in self._open:
+                self._open[file] = os.open(self.folder / file, os.O_RDONLY)
+            return self._open[file]
 
 
 def _split_hash(photo: Photo) -> int:

@@ -1,7 +1,7 @@
 """Turns a folder of images into WebDataset tars with an index."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ class StageConfig(Config):
         0.02  # share of images, chosen by content, kept from training
     )
     shard_mb: PositiveFloat = 256.0  # a tar is closed when it holds this much
-    workers: NonNegativeInt = 0  # processes; 0: one per core
+    workers: NonNegativeInt = 0  # threads; 0: one per core
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
@@ -38,8 +38,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
         workers = cfg.workers or os.cpu_count() or 1
         console = Console(stderr=True)
-        with ProcessPoolExecutor(workers) as pool:
-            found = pool.map(partial(shards.examine, min_side=cfg.min_side), files, chunksize=8)
+        with ThreadPoolExecutor(workers) as pool:  # decoding releases the lock
+            found = pool.map(partial(shards.examine, min_side=cfg.min_side), files)
             results = list(
                 track(found, "examining", total=len(files), console=console, disable=not console.is_terminal)
             )

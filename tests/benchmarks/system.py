@@ -28,7 +28,7 @@ from tests.ranks import free_port
 
 
 def loading(folder: Path) -> Iterator[Row]:
-    """Decoding and cropping 256x256 from 500x375 JPEG files in shards, in this process alone and in two loader processes."""
+    """Decoding and cropping 256x256 from 500x375 JPEG files in shards, in this process alone and in two threads."""
     source = folder / "photos"
     source.mkdir()
     for i in range(24):
@@ -40,9 +40,7 @@ def loading(folder: Path) -> Iterator[Row]:
         batches = loader.batches(LoaderConfig(shards="", batch_size=8, workers=workers), reader, 0, Share(0, 8, 1), 0)
         next(batches)
         taken = [seconds(lambda batches=batches: next(batches)) for _ in range(40)]
-        yield Row(
-            f"loading crops, {workers or 'no'} loader processes", 8 / statistics.mean(taken), "crops of 256x256 /s"
-        )
+        yield Row(f"loading crops, {workers or 'no'} loader threads", 8 / statistics.mean(taken), "crops of 256x256 /s")
 
 
 def saving(folder: Path) -> Iterator[Row]:
