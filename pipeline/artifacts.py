@@ -22,6 +22,7 @@ from pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+INDEXED = (".tar", ".jsonl")  # files of shards, which index.json covers by digest
 Kind = Literal["shards", "labeler", "codec", "evaluation", "promotion", "sweep"]
 
 
@@ -70,10 +71,11 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artifact on disk."""
+    """A verified artifact on disk. Of one elsewhere: `path` has what the manifest lists, and `origin` is its URL."""
 
     path: Path
     manifest: Manifest
+    origin: str = ""
 
     @property
     def digest(self) -> str:
@@ -99,8 +101,8 @@ def publish(target: Path, manifest: Manifest, write: Callable[[Path], object]) -
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         write(scratch)
-        # Tars are left to the index of the shards: hashing them at every read would take hours for a large data set.
-        written = [p for p in sorted(scratch.rglob("*")) if p.is_file() and p.suffix != ".tar"]
+        # Tars and their tables are left to the index of the shards: hashing them at every read would take hours.
+        written = [p for p in sorted(scratch.rglob("*")) if p.is_file() and p.suffix not in INDEXED]
         files = {p.relative_to(scratch).as_posix(): _entry(p) for p in written}
         created = datetime.now(UTC).isoformat(timespec="seconds")
         done = manifest.model_copy(update={"files": files, "created": created})
@@ -115,13 +117,22 @@ def publish(target: Path, manifest: Manifest, write: Callable[[Path], object]) -
 
 
 def resolve(name: str) -> Path:
-    """The artifact folder that `runs/x`, `runs/x/artifact` or `models:/name@alias` stands for."""
+    """The artifact folder that `runs/x`, `runs/x/artifact`, `models:/name@alias` or a URL stands for."""
+    return _located(name)[0]
+
+
+def _located(name: str) -> tuple[Path, str]:
+    """The folder and, if it is a copy of what is elsewhere, the URL."""
     if name.startswith("models:/"):
         from pipeline import registry  # imports mlflow
 
-        return registry.fetch(name)
+        return registry.fetch(name), ""
+    if "://" in name:
+        from pipeline.data import cache
+
+        return cache.mirror(name)
     path = Path(name)
-    return path / "artifact" if (path / "artifact").is_dir() else path
+    return path / "artifact" if (path / "artifact").is_dir() else path, ""
 
 
 def read(name: str, kind: Kind) -> Artifact:
@@ -129,7 +140,7 @@ def read(name: str, kind: Kind) -> Artifact:
 
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
-    path = resolve(name)
+    path, origin = _located(name)
     manifest = _manifest(path, name)
     if manifest.kind != kind:
         raise ArtifactError(f"{name}: expected a {kind!r} artifact, found {manifest.kind!r}; name another input")
@@ -137,7 +148,7 @@ def read(name: str, kind: Kind) -> Artifact:
         raise ArtifactError(f"{name}: artifact format {manifest.format}, this version reads {FORMAT}")
     for file, entry in manifest.files.items():
         _verify(path, file, entry)
-    return Artifact(path, manifest)
+    return Artifact(path, manifest, origin)
 
 
 def kind_of(name: str) -> Kind:

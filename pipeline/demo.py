@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pipeline import artifacts, config, runs, stages, tracking
-from pipeline.data.shards import ShardReader
+from pipeline.data.reader import ShardReader
 from pipeline.errors import UserError
 
 

@@ -85,7 +85,7 @@ class Tracker:
             self._journal.add({"kind": "tag", "name": name, "value": value})
 
     def artifact(self, artifact: Artifact) -> None:
-        """Records an artifact: its files (of shards, tables and index only) and its digest as a tag."""
+        """Records an artifact: its files (of shards, the index only) and its digest as a tag."""
         if self._journal is not None:
             self._journal.add({"kind": "artifact", "path": str(artifact.path.resolve())})
             self.tag("artifact.digest", artifact.digest)
@@ -172,7 +172,7 @@ def _send_alike(store: "MlflowClient", run_id: str, kind: str, records: list[Rec
 
 def _upload(store: "MlflowClient", run_id: str, path: Path) -> None:
     for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix != ".tar":
+        if file.is_file() and file.suffix not in artifacts.INDEXED:
             below = file.parent.relative_to(path)
             store.log_artifact(run_id, str(file), (Path("artifact") / below).as_posix())
 

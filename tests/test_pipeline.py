@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import artifacts
 from pipeline.bitstream.codec import ImageCodec
-from pipeline.data.shards import ShardReader
+from pipeline.data.reader import ShardReader
 from pipeline.models import saved
 from tests.conftest import CONFIGS, illm, picture
 
@@ -97,7 +97,7 @@ def test_the_report_is_one_file_that_needs_no_other(smoke):
 def test_validation_images_were_not_trained_on(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
     shards = artifacts.read(f"{RUNS}/shard", "shards")
-    train, valid = ({s.sha256 for _, s in ShardReader(shards, split).samples} for split in ("train", "valid"))
+    train, valid = ({s.sha256 for s, _ in ShardReader(shards, split).first(100)} for split in ("train", "valid"))
     assert train
     assert valid
     assert not train & valid

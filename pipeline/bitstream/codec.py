@@ -7,8 +7,8 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.bitstream import container
 from pipeline.bitstream.container import Packet
+from pipeline.data.images import Pixels
 from pipeline.data.loader import to_float
-from pipeline.data.transforms import Pixels
 from pipeline.errors import BitstreamError
 from pipeline.models import saved
 from pipeline.models.codec import HYPER_STRIDE, Codec

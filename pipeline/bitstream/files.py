@@ -7,13 +7,13 @@ from PIL import Image
 
 from pipeline import artifacts
 from pipeline.bitstream import container
-from pipeline.data import transforms
+from pipeline.data import images
 from pipeline.errors import BitstreamError
 
 
 def compress(image: Path, output: Path, codec: str) -> str:
     """Compresses `image` to `output` with the codec of that name; returns a line for the user."""
-    decoded = transforms.decode(image)
+    decoded = images.decode(image)
     if decoded.flattened:
         print(f"warning: {image} has transparency; it was laid over white")
     from pipeline.bitstream.codec import ImageCodec

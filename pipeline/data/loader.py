@@ -10,18 +10,18 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.data import transforms
-from pipeline.data.shards import ShardReader
-from pipeline.data.transforms import Pixels
+from pipeline.data.images import Pixels
+from pipeline.data.order import Order
+from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
 
 
@@ -32,8 +32,13 @@ class LoaderConfig(Config):
     batch_size: PositiveInt  # crops per step over all processes together
     crop: Annotated[int, Field(gt=0, multiple_of=64)] = 256  # pixels
     resized_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of crops that are scaled from a random window
+    downscaled_share: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # share of whole images scaled down first, which hides artefacts of their JPEG compression
+    )
     flip: bool = True  # mirror left-right with probability 1/2
     fixed_crops: bool = False  # one crop per image, the same in every epoch, so that what follows from it can be kept
+    mixed_shards: PositiveInt = 64  # shards whose samples are mixed; those have to be at hand at the same time
+    shard_cache_gb: PositiveFloat = 50.0  # of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best
     workers: NonNegativeInt = 4  # threads that read and decode ahead; 0 loads when the step asks
     cache_mb: NonNegativeInt = 0  # decoded images a training process keeps; for data sets that fit in memory
     validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
@@ -97,61 +102,72 @@ class Crops:
 
     def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
         self.cfg, self.reader, self.seed = cfg, reader, seed
+        self.order = Order(reader.draws, seed, cfg.mixed_shards)
         self.cache = DecodedCache(cfg.cache_mb * 2**20)
+        self._at: tuple[int, int] | None = None
 
     def __getitem__(self, position: int) -> Sample:
-        epoch, place = divmod(position, len(self.reader))
-        index = image = int(permutation(self.seed, epoch, len(self.reader))[place])
+        number = image = self.order.at(position)
         rng = np.random.default_rng([self.seed, image, 0] if self.cfg.fixed_crops else [self.seed, position])
         bad: list[str] = []
         while len(bad) < 10:  # an unreadable sample is replaced by a random other one, the same in every run
             try:
-                return Sample(self._crop(self._pixels(index), rng), position, image, bad)
+                return Sample(self._crop(number, rng), position, image, bad)
             except DataError:
-                bad.append(self.reader.name(index))
-                index = int(rng.integers(len(self.reader)))
+                bad.append(self.reader.name(number))
+                number = int(rng.integers(len(self.reader)))
         return Sample(None, position, image, bad)
 
-    def _pixels(self, index: int) -> Pixels:
-        pixels = self.cache.get(index)
-        if pixels is None:
-            pixels = transforms.decode(self.reader.read(index)).pixels
-            self.cache.put(index, pixels)
-        return pixels
+    def look_ahead(self, position: int) -> None:
+        """Has the shards fetched that the stream needs from `position` on, and after those at hand."""
+        if (at := self.order.group_at(position)) != self._at:
+            self._at = at
+            for epoch, group in (at, self.order.group_after(*at)):
+                self.reader.prepare(self.order.shards_of(epoch, group))
 
-    def _crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        resized = rng.random() < self.cfg.resized_share
-        crop = (transforms.random_resized_crop if resized else transforms.random_crop)(pixels, self.cfg.crop, rng)
+    def _crop(self, number: int, rng: np.random.Generator) -> Pixels:
+        sample, size = self.reader.sample(number)[1], self.cfg.crop
+        if rng.random() < self.cfg.resized_share:
+            window, scale = transforms.random_window(sample.height, sample.width, rng), None
+        else:
+            scale = transforms.random_scale(sample.height, sample.width, size, self.cfg.downscaled_share, rng)
+            window = transforms.random_square(sample.height, sample.width, round(size * scale), rng)
+        if scale == 1:
+            crop = transforms.cut(self._pixels(number, 1), window, size)
+        else:
+            shrink = transforms.shrink_for(window, size) if sample.plain_jpeg else 1
+            crop = transforms.scaled(self._pixels(number, shrink), window, size, shrink)
         return crop[:, ::-1] if self.cfg.flip and rng.random() < 0.5 else crop
+
+    def _pixels(self, number: int, shrink: int) -> Pixels:
+        pixels = self.cache.get((number, shrink))
+        if pixels is None:
+            pixels = self.reader.pixels(number, shrink)
+            self.cache.put((number, shrink), pixels)
+        return pixels
 
 
 class DecodedCache:
-    """The most recently used decoded images, up to a number of bytes."""
+    """The most recently used decoded images, by number and shrinkage, up to a number of bytes."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0
-        self.images: OrderedDict[int, Pixels] = OrderedDict()
+        self.images: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, index: int) -> Pixels | None:
+    def get(self, index: tuple[int, int]) -> Pixels | None:
         with self._lock:
             if index in self.images:
                 self.images.move_to_end(index)
             return self.images.get(index)
 
-    def put(self, index: int, pixels: Pixels) -> None:
+    def put(self, index: tuple[int, int], pixels: Pixels) -> None:
         with self._lock:
             if index not in self.images:  # another thread may have decoded it meanwhile
                 self.images[index] = pixels
                 self.bytes += pixels.nbytes
             while self.bytes > self.max_bytes:
                 self.bytes -= self.images.popitem(last=False)[1].nbytes
-
-
-@lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of an epoch: every sample once."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def positions(share: Share, start: int) -> Iterator[list[int]]:
@@ -176,7 +192,7 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
             for name in bad:
                 if name not in all_bad:
                     print(f"skipping unreadable sample {name}", file=sys.stderr)
-            all_bad.update(bad)
+                    all_bad.add(name)
             if crop is None or len(all_bad) > cfg.max_bad_samples:
                 listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])
                 raise DataError(
@@ -193,12 +209,15 @@ def _ahead(crops: Crops, batches: Iterator[list[int]], workers: int) -> Iterator
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
     if not workers:
-        yield from ([crops[position] for position in batch] for batch in batches)
+        for batch in batches:
+            crops.look_ahead(batch[0])
+            yield [crops[position] for position in batch]
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
     try:
         waiting: deque[list[Future[Sample]]] = deque()
         for batch in batches:
+            crops.look_ahead(batch[0])
             waiting.append([pool.submit(crops.__getitem__, position) for position in batch])
             if len(waiting) > BATCHES_AHEAD:
                 yield [sample.result() for sample in waiting.popleft()]
@@ -218,7 +237,7 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
             f"{cfg.shards}: no validation images in these shards; raise validation_share of the shard stage"
         )
     each = cfg.validation_crops // count
-    images = (transforms.decode(reader.read(i)).pixels for i in range(count))
+    images = (reader.pixels(i) for i in range(count))
     size = cfg.validation_crop or cfg.crop
     return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, size, each)]))
 

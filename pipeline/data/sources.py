@@ -1,12 +1,26 @@
-"""Where images come from: a folder tree, or the sample photos inside scikit-image and scikit-learn."""
+"""Where images come from: folders, globs, archives, shards, lists, and whatever else fsspec opens.
 
+A source becomes a list of items, each a file or a part of an archive that can be read by itself. Nothing is unpacked.
+"""
+
+import csv
 import importlib.util
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
+import fsspec
+from pydantic import Field, PositiveFloat
+
+from pipeline.config import Config
+from pipeline.data import archives
+from pipeline.data.fetch import is_url
+from pipeline.data.images import SUFFIXES
 from pipeline.errors import DataError
 
 SAMPLES = "samples://photos"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+LISTS = (".txt", ".csv", ".parquet")
+COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
 
 # The colour photos these packages ship (of the stereo pair, one view).
 _SAMPLE_PHOTOS = {
@@ -23,8 +37,44 @@ _SAMPLE_PHOTOS = {
 _SAMPLE_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
+class Source(Config):
+    """One of several places that images come from."""
+
+    name: str  # stands with each of its images
+    path: str  # like `source`
+    weight: PositiveFloat = Field(default=1.0, le=100)  # times per epoch that each of its images comes
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file, or `size` stored bytes at `offset` of an archive.
+
+    name: what the user calls it. problem: why it cannot be taken, if that is known already.
+    """
+
+    name: str
+    dataset: str
+    location: str  # path or URL of the file or archive
+    offset: int = 0
+    size: int = -1  # stored bytes; -1: the whole file
+    deflated: bool = False  # a member of a zip archive that has to be inflated
+    weight: float = 1.0
+    problem: str = ""
+
+
+def items(source: Source) -> list[Item]:
+    """Everything a source holds, in a stable order; hidden files and folders are left out.
+
+    Raises: DataError if there is no such place, or nothing in it.
+    """
+    found = list(_items(source.path, source))
+    if not found:
+        raise DataError(f"{source.path}: holds no files; expected images ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
 def find_files(source: str) -> list[Path]:
-    """Every file of a source, sorted; hidden files and folders are left out.
+    """Every file of a folder, sorted, or the sample photos.
 
     Raises: DataError if there is no such folder, or no file in it.
     """
@@ -33,14 +83,126 @@ def find_files(source: str) -> list[Path]:
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source}: no such folder; expected a folder of images, or {SAMPLES}")
-    files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder))]
+    files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder).as_posix())]
     if not files:
         raise DataError(f"{source}: the folder holds no files; expected images ({', '.join(sorted(SUFFIXES))})")
     return sorted(files)
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _items(path: str, source: Source) -> Iterator[Item]:
+    suffix = PurePosixPath(path).suffix.lower()
+    if path == SAMPLES or (not is_url(path) and Path(path).is_dir()):
+        if (shards := Path(path) / "artifact").is_dir() or (shards := Path(path) / "index.json").is_file():
+            folder = shards if shards.is_dir() else shards.parent
+            for tar in sorted(folder.glob("*.tar")):
+                yield from _members(str(tar), source)
+            return
+        for file in find_files(path):
+            try:
+                yield from _one(str(file), source)
+            except DataError as error:  # an archive among other files is refused like an image
+                yield Item(str(file), source.name, str(file), problem=str(error).removeprefix(f"{file}: "))
+    elif any(mark in path for mark in "*?["):
+        for name in _glob(path):
+            yield from _one(name, source)
+    elif suffix in LISTS:
+        for name in _listed(path, suffix):
+            yield from _one(name, source)
+    elif is_url(path) and not suffix:
+        for name in _below(path):
+            yield from _one(name, source)
+    elif is_url(path) or Path(path).is_file():
+        yield from _one(path, source)
+    else:
+        raise DataError(
+            f"{path}: no such folder, file or pattern; expected a folder of images, a glob, a .tar or .zip archive, "
+            f"a .txt, .csv or .parquet list, a run folder of shards, a URL, or {SAMPLES}"
+        )
+
+
+def _one(name: str, source: Source) -> Iterator[Item]:
+    """A file, or what is in it if it is an archive."""
+    if name.lower().endswith(archives.SUFFIXES):
+        yield from _members(name, source)
+    else:
+        yield Item(name, source.name, name, weight=source.weight)
+
+
+def _members(archive: str, source: Source) -> Iterator[Item]:
+    for member in archives.members(archive):
+        if member.name.endswith(".json") or _hidden(member.name):  # shards hold a record beside each image
+            continue
+        yield Item(
+            f"{archive}/{member.name}",
+            source.name,
+            archive,
+            member.offset,
+            member.size,
+            member.deflated,
+            source.weight,
+            member.problem,
+        )
+
+
+def _glob(pattern: str) -> list[str]:
+    fs, path = _open(pattern)
+    try:
+        found = sorted(fs.glob(path))
+    except OSError as error:
+        raise DataError(f"{pattern}: cannot be listed ({error})") from None
+    return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
+
+
+def _below(url: str) -> list[str]:
+    """Every file below a URL of a store that can list."""
+    fs, path = _open(url)
+    try:
+        found = sorted(fs.find(path))
+    except (OSError, NotImplementedError) as error:
+        raise DataError(f"{url}: cannot be listed ({error})") from None
+    return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a protocol that needs another package, or that nobody knows
+        raise DataError(f"{url}: {error}") from None
+
+
+def _listed(path: str, suffix: str) -> Iterator[str]:
+    """The entries of a list; relative ones are beside the list."""
+    try:
+        with fsspec.open(path, "rb") as stream:
+            if suffix == ".parquet":
+                import pyarrow.parquet
+
+                table = pyarrow.parquet.read_table(stream)
+                names = [str(name) for name in table.column(_column(path, table.column_names)).to_pylist()]
+            else:
+                lines = stream.read().decode("utf-8").splitlines()
+                if suffix == ".csv":
+                    rows = csv.DictReader(lines)
+                    column = _column(path, list(rows.fieldnames or []))
+                    names = [row[column] or "" for row in rows]
+                else:
+                    names = lines
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise DataError(f"{path}: cannot be read as a list of images ({error})") from None
+    for name in (name.strip() for name in names):
+        if name and not name.startswith("#"):
+            yield name if is_url(name) or name.startswith("/") else path.rpartition("/")[0] + "/" * ("/" in path) + name
+
+
+def _column(path: str, columns: list[str]) -> str:
+    for column in COLUMNS:
+        if column in columns:
+            return column
+    raise DataError(f"{path}: columns {', '.join(columns)}; expected one called {', '.join(COLUMNS)}")
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def _sample_photos(package: str) -> list[Path]:

@@ -1,57 +1,12 @@
-"""Decoding, cropping and flipping of one image: pure functions."""
+"""Cropping, scaling and flipping of one image: pure functions of pixels and a random generator."""
 
 import io
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline.errors import DataError
-
-Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
-MAX_PIXELS = 2**27  # larger images are refused before they are decoded
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """RGB pixels (H, W, 3), and whether an alpha channel was flattened over white."""
-
-    pixels: Pixels
-    flattened: bool
-
-
-def decode(content: bytes | Path) -> Decoded:
-    """The first frame of an image file as 8-bit RGB, turned as its EXIF orientation says, alpha laid over white.
-
-    Raises: DataError if it is no image, truncated, or has more than MAX_PIXELS pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{width}x{height} pixels are more than {MAX_PIXELS}")
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise DataError(f"{content!s}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
-        name = f"{content}: " if isinstance(content, Path) else ""
-        raise DataError(f"{name}not a readable image ({' '.join(str(error).split())})") from None
-
-
-def _to_rgb(image: Image.Image) -> Decoded:
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bit grey: Pillow's convert() would clip, not scale
-        values = np.asarray(image, dtype=np.float64)
-        scale = 65535 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        grey = np.clip(np.rint(values / scale * 255), 0, 255).astype(np.uint8)
-        return Decoded(np.repeat(grey[..., None], 3, axis=2), flattened=False)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        flattened = np.asarray(rgba)[..., 3].min() < 255
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Decoded(np.array(Image.alpha_composite(white, rgba).convert("RGB")), bool(flattened))
-    return Decoded(np.array(image.convert("RGB")), flattened=False)
+from pipeline.data.images import Pixels
 
 
 def recompressed(pixels: Pixels, quality: int) -> Pixels:
@@ -95,28 +50,63 @@ def spread_crops(pixels: Pixels, size: int, count: int) -> list[Pixels]:
     return [pixels[t : t + size, s : s + size] for t, s in (corners[i] for i in chosen)]
 
 
-def random_crop(pixels: Pixels, size: int, rng: np.random.Generator) -> Pixels:
-    """A random (size, size) window, padded where the image is smaller."""
-    pixels = pad_to(pixels, size, size)
-    top, left = rng.integers(pixels.shape[0] - size + 1), rng.integers(pixels.shape[1] - size + 1)
-    return pixels[top : top + size, left : left + size]
+class Window(NamedTuple):
+    """A part of an image, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
-def random_resized_crop(pixels: Pixels, size: int, rng: np.random.Generator) -> Pixels:
-    """A window of 8 to 100 % of the area and aspect 3/4 to 4/3, scaled bilinearly to (size, size).
+def random_window(height: int, width: int, rng: np.random.Generator) -> Window:
+    """A window of 8 to 100 % of the area and aspect 3/4 to 4/3.
 
     Source: Szegedy et al. 2015, as in the MS-ILLM release; after ten failed draws the largest centred square.
     """
-    height, width = pixels.shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(0.08, 1)
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            break
-    else:
-        w = h = min(height, width)
-        top, left = (height - h) // 2, (width - w) // 2
-    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
-    return np.asarray(image)
+            return Window(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    side = min(height, width)
+    return Window((height - side) // 2, (width - side) // 2, side, side)
+
+
+def random_scale(height: int, width: int, size: int, share: float, rng: np.random.Generator) -> float:
+    """How much an image is scaled down before it is cropped to (size, size): of a `share` of images 1 to 4 times.
+
+    Never so far that it is smaller than the crop.
+    """
+    if not share or rng.random() >= share:
+        return 1.0
+    return float(rng.uniform(1, max(1.0, min(4.0, height / size, width / size))))
+
+
+def random_square(height: int, width: int, side: int, rng: np.random.Generator) -> Window:
+    """A random square window, or as much of it as the image has."""
+    h, w = min(side, height), min(side, width)
+    return Window(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+
+
+def shrink_for(window: Window, size: int) -> int:
+    """1, 2, 4 or 8: how much smaller an image may be decoded and still give the window (size, size) pixels or more."""
+    return max(shrink for shrink in (1, 2, 4, 8) if shrink == 1 or min(window.height, window.width) >= shrink * size)
+
+
+def cut(pixels: Pixels, window: Window, size: int) -> Pixels:
+    """The window as it is, padded by reflection to (size, size) where the image is too small."""
+    part = pixels[window.top : window.top + window.height, window.left : window.left + window.width]
+    return pad_to(part, size, size)
+
+
+def scaled(pixels: Pixels, window: Window, size: int, shrink: int = 1) -> Pixels:
+    """The window scaled bilinearly, and without aliasing, to (size, size).
+
+    shrink: `pixels` are that many times smaller than the image that the window was chosen in.
+    """
+    right = min((window.left + window.width) / shrink, pixels.shape[1])
+    bottom = min((window.top + window.height) / shrink, pixels.shape[0])
+    box = (window.left / shrink, window.top / shrink, right, bottom)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box))

@@ -5,8 +5,8 @@ from typing import Literal
 
 from PIL import Image
 
-from pipeline.data import transforms
-from pipeline.data.transforms import Pixels
+from pipeline.data import images
+from pipeline.data.images import Pixels
 
 Anchor = Literal["jpeg", "webp"]
 
@@ -26,7 +26,7 @@ def encode(pixels: Pixels, anchor: Anchor, target_bytes: int) -> bytes:
 
 def decode(content: bytes) -> Pixels:
     """The pixels of an anchor's file."""
-    return transforms.decode(content).pixels
+    return images.decode(content).pixels
 
 
 def _encoded(pixels: Pixels, anchor: Anchor, quality: int) -> bytes:

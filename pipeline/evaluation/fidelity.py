@@ -10,7 +10,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from pipeline.data.transforms import Pixels
+from pipeline.data.images import Pixels
 
 PATCH = 256
 MIN_FID_PATCHES = 2048  # below, the covariance of the 2048 features is singular

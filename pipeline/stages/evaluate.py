@@ -20,11 +20,10 @@ from pipeline import artifacts, perceptual, runs, tracking, weights
 from pipeline.artifacts import Artifact
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.config import Config
-from pipeline.data import transforms
+from pipeline.data.images import SUFFIXES, Pixels, decode
 from pipeline.data.loader import to_float
-from pipeline.data.shards import ShardReader
-from pipeline.data.sources import SUFFIXES, find_files
-from pipeline.data.transforms import Pixels
+from pipeline.data.reader import ShardReader
+from pipeline.data.sources import find_files
 from pipeline.errors import DataError
 from pipeline.evaluation import anchors, fidelity, metrics, report
 from pipeline.evaluation.anchors import Anchor
@@ -128,9 +127,9 @@ class HeldOut:
     def __iter__(self) -> Iterator[tuple[str, Pixels]]:
         if self.reader is not None:
             for sample, content in self.reader.first(self.count):
-                yield f"{sample.key}-{Path(sample.source).stem}", transforms.decode(content).pixels
+                yield f"{sample.key}-{Path(sample.source).stem}", decode(content).pixels
         for number, path in enumerate(self.files[: self.count]):
-            yield f"{number:05d}-{path.stem}", transforms.decode(path).pixels
+            yield f"{number:05d}-{path.stem}", decode(path).pixels
 
 
 class Evaluation:

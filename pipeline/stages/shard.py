@@ -1,73 +1,238 @@
-"""Turns a folder of images into WebDataset tars with an index."""
+"""Turns images from anywhere into WebDataset tars with an index.
 
+Two passes, each in pieces that can be done anywhere and again: every image is examined; then shards are planned, which
+depends on nothing but the images, and written. What is done is kept in `work/`, so a killed job goes on.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
 import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import track
 
 from pipeline import artifacts, runs, tracking
-from pipeline.config import Config
-from pipeline.data import shards, sources
+from pipeline.data import fetch, shards, sources
+from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
+from pipeline.data.shards import SPLITS, Plan, Shard, Store
+from pipeline.data.sources import Item, Source
+from pipeline.data.spread import spread
 from pipeline.errors import DataError
 
+FETCHED_AT_ONCE = 8  # by each worker
+NOT_FETCHED = "unreadable: cannot be fetched"
 
-class StageConfig(Config):
+
+class StageConfig(Rules):
     """Which images become shards, and how."""
 
     stage: Literal["shard"] = "shard"
-    source: str  # folder of images, or samples://photos for those inside scikit-image and scikit-learn
-    min_side: PositiveInt = 256  # pixels; images with a shorter side are refused
+    source: (
+        str | list[Source]
+    )  # a folder, glob, archive, list, URL or shards; samples://photos for some inside packages
     validation_share: Annotated[float, Field(ge=0, lt=1)] = (
         0.02  # share of images, chosen by content, kept from training
     )
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # likewise
     shard_mb: PositiveFloat = 256.0  # a tar is closed when it holds this much
-    workers: NonNegativeInt = 0  # threads; 0: one per core
+    store: Store = "original"  # bytes as found, lossless webp, jpeg at quality 95, or decoded pixels
+    max_file_mb: PositiveFloat = 256.0  # larger files are refused
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = (
+        0.05  # of URLs that cannot be fetched before the stage stops
+    )
+    workers: NonNegativeInt = 0  # processes or threads; 0: one per core
+    piece: PositiveInt = 256  # images that a worker examines at a time
+
+    def sources(self) -> list[Source]:
+        return [Source(name="images", path=self.source)] if isinstance(self.source, str) else self.source
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
-    """Shards a source and publishes tars, tables and index."""
+    """Shards the sources and publishes tars, tables and index."""
     if done := runs.finished(folder, cfg):
         return done
-    files = sources.find_files(cfg.source)
+    work = folder / "work"
+    if not (work / "items.jsonl").exists():
+        found = [item for source in cfg.sources() for item in sources.items(source)]
+    Lists.of(cfg)
     runs.claim(folder, cfg, runs.inputs())
-    with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
-        workers = cfg.workers or os.cpu_count() or 1
-        console = Console(stderr=True)
-        with ThreadPoolExecutor(workers) as pool:  # decoding releases the lock
-            found = pool.map(partial(shards.examine, min_side=cfg.min_side), files)
-            results = list(
-                track(found, "examining", total=len(files), console=console, disable=not console.is_terminal)
-            )
-        photos, refused = shards.without_duplicates(results)
+    with _alone(folder), tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
+        for name in ("examined", "spool", "shards"):
+            (work / name).mkdir(parents=True, exist_ok=True)
+        if not (work / "items.jsonl").exists():
+            lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
+            artifacts.write_durably(work / "items.jsonl", lines.encode())
+        items = [Item(**json.loads(line)) for line in (work / "items.jsonl").read_text().splitlines()]
+        results = _examined(cfg, items, work)
+        _check_fetched(cfg, items, results, work)
+        places = {(r.path, r.dataset): item for r, item in zip(results, items, strict=True)}
+        photos, refused = _weighted(*without_duplicates(results, cfg), places)
         if not photos:
             reasons = "\n".join(f"  {r.path}: {r.reason}" for r in refused[:20])
             raise DataError(
-                f"{cfg.source}: none of {len(files)} files is a usable image; the first refusals:\n{reasons}"
+                f"{', '.join(s.path for s in cfg.sources())}: none of {len(items)} files is a usable image; "
+                f"the first refusals:\n{reasons}"
             )
-        splits = shards.split_photos(photos, cfg.validation_share)
+        splits = shards.split_photos(photos, cfg.validation_share, cfg.test_share)
+        plans = [
+            Plan(
+                f"{split}-{number:06d}.tar",
+                [(p, places[p.path, p.dataset]) for p in group],
+                cfg.store,
+                int(cfg.max_file_mb * 1e6),
+                str(work / "spool"),
+            )
+            for split in SPLITS
+            for number, group in enumerate(shards.in_shards(splits[split], int(cfg.shard_mb * 1e6)))
+        ]
+        written = _written(cfg, plans, work / "shards")
         metrics = {
-            "train_images": len(splits["train"]),
-            "valid_images": len(splits["valid"]),
+            **{f"{split}_images": len(splits[split]) for split in SPLITS},
             "refused_files": len(refused),
-            "bytes": sum(p.size for p in photos),
+            "bytes": sum(shard.bytes for shard in written),
         }
         manifest = runs.manifest("shards", cfg, runs.inputs(), metrics, tracker.run_id)
         tracker.log(0, metrics)
+        index = {
+            "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
+            "sources": Counter(photo.dataset for photo in photos),
+            "refused": [asdict(refusal) for refusal in refused],
+        }
         tracker.artifact(
-            artifacts.publish(
-                folder / "artifact",
-                manifest,
-                lambda scratch: shards.write(scratch, splits, refused, int(cfg.shard_mb * 1e6), workers),
-            )
+            artifacts.publish(folder / "artifact", manifest, partial(_assemble, work / "shards", written, index))
         )
-    print(f"{len(splits['train'])} training and {len(splits['valid'])} validation images, {len(refused)} files refused")
+        shutil.rmtree(work)
+    counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
+    print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
     for refusal in refused[:10]:
         print(f"  refused {refusal.path}: {refusal.reason}")
     if len(refused) > 10:
         print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
     return folder / "artifact"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises: DataError if another job works on this folder."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"{folder}: another job is writing these shards; wait for it or choose another run="
+            ) from None
+        yield
+
+
+def _examined(cfg: StageConfig, items: list[Item], work: Path) -> list[Photo | Refusal]:
+    """What examining each item found, in their order; pieces that an earlier job examined are not done again."""
+    pieces = [items[start : start + cfg.piece] for start in range(0, len(items), cfg.piece)]
+    files = [_examined_file(work, number) for number in range(len(pieces))]
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    task = partial(
+        examine_piece, rules=cfg, lists=Lists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
+    )
+    workers = _workers(cfg)
+    if len(pieces) == 1:  # a small folder: the threads of one piece are enough
+        task, workers = partial(task, threads=workers), 1
+    done = spread(task, [pieces[number] for number in missing], workers)
+    for place, found in _shown(done, "examining", len(missing)):
+        lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
+        artifacts.write_durably(files[missing[place]], lines.encode())
+    kinds: dict[str, Any] = {"Photo": Photo, "Refusal": Refusal}
+    records = (json.loads(line) for file in files for line in file.read_text().splitlines())
+    return [kinds[kind](**fields) for kind, fields in records]
+
+
+def examine_piece(
+    items: list[Item], rules: Rules, lists: Lists, spool: Path, max_bytes: int, threads: int = 1
+) -> list[Photo | Refusal]:
+    """Examines some items; keeps the bytes of accepted ones that came over a network."""
+
+    def one(item: Item) -> Photo | Refusal:
+        try:
+            content = fetch.read(item, max_bytes)
+        except DataError as error:
+            return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
+        result = examine(item.name, item.dataset, content, rules, lists)
+        if isinstance(result, Photo) and fetch.is_url(item.location):
+            artifacts.write_durably(spool / result.sha256, content)
+        return result
+
+    remote = any(fetch.is_url(item.location) for item in items)
+    with ThreadPoolExecutor(FETCHED_AT_ONCE if remote else threads) as pool:
+        return list(pool.map(one, items))
+
+
+def _check_fetched(cfg: StageConfig, items: list[Item], results: list[Photo | Refusal], work: Path) -> None:
+    """Raises: DataError if more URLs failed than the config allows: then the network is broken, not some images."""
+    remote = [r for r, item in zip(results, items, strict=True) if fetch.is_url(item.location)]
+    failed = {n: r for n, r in enumerate(results) if isinstance(r, Refusal) and r.reason.startswith(NOT_FETCHED)}
+    if failed and len(failed) > cfg.max_failed_share * len(remote):
+        for piece in {number // cfg.piece for number in failed}:
+            _examined_file(work, piece).unlink()  # so that the next start tries again
+        listed = "\n".join(f"  {r.path}: {r.reason}" for r in islice(failed.values(), 10))
+        raise DataError(
+            f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_share={cfg.max_failed_share:g}); "
+            f"the same command tries again:\n{listed}"
+        )
+
+
+def _examined_file(work: Path, piece: int) -> Path:
+    return work / "examined" / f"{piece:08d}.jsonl"
+
+
+def _weighted(
+    photos: list[Photo], refused: list[Refusal], places: dict[tuple[str, str], Item]
+) -> tuple[list[Photo], list[Refusal]]:
+    """Photos with how often they come per epoch: of weight 1.5, half come twice, chosen by content."""
+    kept = []
+    for photo in photos:
+        weight = places[photo.path, photo.dataset].weight
+        place = int(hashlib.sha256(f"weight {photo.sha256}".encode()).hexdigest()[:8], 16) / 2**32
+        if repeats := math.floor(weight) + (place < weight % 1):
+            kept.append(replace(photo, repeats=repeats))
+        else:
+            refused.append(Refusal(photo.path, photo.dataset, f"left out: its source has weight {weight:g}"))
+    return kept, refused
+
+
+def _written(cfg: StageConfig, plans: list[Plan], folder: Path) -> list[Shard]:
+    """All shards in order; those that an earlier job wrote are not written again."""
+    written = {number: shard for number, plan in enumerate(plans) if (shard := plan.done(folder))}
+    missing = [number for number in range(len(plans)) if number not in written]
+    done = spread(partial(shards.write, folder=folder), [plans[number] for number in missing], _workers(cfg))
+    for place, shard in _shown(done, "writing", len(missing)):
+        written[missing[place]] = shard
+    return [written[number] for number in range(len(plans))]
+
+
+def _assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: Path) -> None:
+    """Links tars and tables into the artifact's folder and writes the index."""
+    for shard in written:
+        for name in (shard.file, shard.table):
+            os.link(work / name, scratch / name)
+            (scratch / name).chmod(0o444)
+    (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _workers(cfg: StageConfig) -> int:
+    return cfg.workers or os.cpu_count() or 1
+
+
+def _shown(done: Iterator[tuple[int, Any]], words: str, total: int) -> Iterator[tuple[int, Any]]:
+    console = Console(stderr=True)
+    yield from track(done, words, total=total, console=console, disable=not console.is_terminal)

@@ -12,7 +12,7 @@ from pipeline.artifacts import Kind
 from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch, LoaderConfig, Share
-from pipeline.data.shards import ShardReader
+from pipeline.data.reader import ShardReader
 from pipeline.runs import Inputs
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
@@ -40,9 +40,9 @@ def train(
     runtime.on_main(lambda: runs.claim(folder, cfg, given))
     shards = given.artifacts["shards"][1]
     share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
-    all_crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid"))
+    all_crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid", cfg.data.shard_cache_gb))
     crops = all_crops[runtime.rank :: runtime.num_processes]
-    reader = ShardReader(shards, "train")
+    reader = ShardReader(shards, "train", cfg.data.shard_cache_gb)
 
     def batches(start: int) -> Iterator[Batch]:
         return loader.batches(cfg.data, reader, cfg.seed, share, start)

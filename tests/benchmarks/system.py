@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline import artifacts
 from pipeline.data import loader
 from pipeline.data.loader import LoaderConfig, Share
-from pipeline.data.shards import ShardReader
+from pipeline.data.reader import ShardReader
 from pipeline.stages import shard
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Progress, Saver

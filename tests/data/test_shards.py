@@ -10,27 +10,34 @@ import webdataset as wds
 from PIL import Image
 
 from pipeline import artifacts
-from pipeline.artifacts import Manifest
 from pipeline.data import shards
-from pipeline.data.shards import Photo, Refusal, ShardReader
+from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
+from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
+from pipeline.stages import shard
 from tests.conftest import picture, write_images
 
 
-def photo(number: int) -> Photo:
-    return Photo(f"{number}.png", "png", 100, hashlib.sha256(str(number).encode()).hexdigest(), 300, 200)
+def photo(number: int, group: str = "") -> Photo:
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return Photo(f"{number}.png", "x", "png", 100, digest, 300, 200, False, group=group or digest)
 
 
-def examined(folder: Path, min_side: int = 64) -> list[Photo | Refusal]:
-    return [shards.examine(p, min_side) for p in sorted(folder.rglob("*")) if p.is_file()]
+RULES = Rules(min_side=64)
+LISTS = Lists.of(RULES)
 
 
-def make(folder: Path, target: Path, workers: int = 1, shard_bytes: int = 10**9) -> artifacts.Artifact:
-    photos, refused = shards.without_duplicates(examined(folder))
-    splits = shards.split_photos(photos, 0.3)
-    return artifacts.publish(
-        target, Manifest(kind="shards"), lambda scratch: shards.write(scratch, splits, refused, shard_bytes, workers)
+def examined(folder: Path, rules: Rules = RULES) -> list[Photo | Refusal]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [examine(str(p), "x", p.read_bytes(), rules, LISTS) for p in files]
+
+
+def make(folder: Path, target: Path, workers: int = 1, shard_mb: float = 1000) -> artifacts.Artifact:
+    """Shards of a folder, made by the stage."""
+    cfg = shard.StageConfig(
+        source=str(folder), min_side=64, validation_share=0.3, shard_mb=shard_mb, workers=workers, piece=3
     )
+    return artifacts.read(str(shard.run(cfg, target)), "shards")
 
 
 def test_shards_hold_the_original_bytes_and_plain_webdataset_reads_them(tmp_path):
@@ -46,21 +53,22 @@ def test_shards_hold_the_original_bytes_and_plain_webdataset_reads_them(tmp_path
 
 
 def test_the_index_counts_bytes_and_digests_of_every_shard(tmp_path):
-    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact", shard_bytes=1)
+    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact", shard_mb=1e-6)
     listed = [s for split in artifact.json("index.json")["splits"].values() for s in split]
     assert len(listed) == 8  # one image each, at this size
-    for shard in listed:
-        path = artifact.path / shard["file"]
-        assert shard["bytes"] == path.stat().st_size
-        assert shard["sha256"] == artifacts.sha256(path)
-        assert shard["count"] == 1
+    for entry in listed:
+        path = artifact.path / entry["file"]
+        assert entry["bytes"] == path.stat().st_size
+        assert entry["sha256"] == artifacts.sha256(path)
+        assert entry["table_sha256"] == artifacts.sha256(path.with_suffix(".jsonl"))
+        assert entry["count"] == 1
 
 
 def test_shards_do_not_depend_on_the_number_of_workers_or_on_file_names(tmp_path):
-    one = make(write_images(tmp_path / "a"), tmp_path / "one", workers=1, shard_bytes=50_000)
+    one = make(write_images(tmp_path / "a"), tmp_path / "one", workers=1, shard_mb=0.05)
     renamed = write_images(tmp_path / "b")
     (renamed / "image0.png").rename(renamed / "zzz.png")
-    two = make(renamed, tmp_path / "two", workers=2, shard_bytes=50_000)
+    two = make(renamed, tmp_path / "two", workers=2, shard_mb=0.05)
     tars = [p.name for p in sorted(one.path.glob("*.tar"))]
     assert tars == [p.name for p in sorted(two.path.glob("*.tar"))]
     assert len(tars) > 2
@@ -86,8 +94,7 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path, name, content, reason):
         stream = io.BytesIO()
         Image.fromarray(picture(0, 20, 20) if "tiny" in name else picture(0)).save(stream, "PNG")
         content = stream.getvalue() if "tiny" in name else stream.getvalue()[:-400]
-    (tmp_path / name).write_bytes(content)
-    refusal = shards.examine(tmp_path / name, 64)
+    refusal = examine(name, "x", content, RULES, LISTS)
     assert isinstance(refusal, Refusal)
     assert reason in refusal.reason
 
@@ -105,7 +112,7 @@ def test_every_promised_format_is_accepted_under_its_real_type(tmp_path):
 def test_equal_files_are_kept_once(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(picture(1)).save(tmp_path / name)
-    photos, refused = shards.without_duplicates(examined(tmp_path))
+    photos, refused = without_duplicates(examined(tmp_path), RULES)
     assert len(photos) == 1
     assert "same bytes as" in refused[0].reason
 
@@ -137,7 +144,7 @@ def test_a_changed_byte_is_found_when_its_sample_is_read(tmp_path):
     reader = ShardReader(artifact, "train")
     tar = artifact.path / "train-000000.tar"
     content = bytearray(tar.read_bytes())
-    content[reader.samples[0][1].offset + 50] ^= 1
+    content[reader.sample(0)[1].offset + 50] ^= 1
     tar.write_bytes(content)
     with pytest.raises(DataError, match="differ from the index"):
         reader.read(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import transforms
+from pipeline.data import images, transforms
 from pipeline.errors import DataError
 from tests.conftest import picture
 
@@ -19,48 +19,47 @@ def test_exif_orientation_is_applied():
     image = Image.fromarray(picture(0, 40, 60))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    turned = transforms.decode(encoded(image, "PNG", exif=exif)).pixels
+    turned = images.decode(encoded(image, "PNG", exif=exif)).pixels
     assert np.array_equal(turned, np.rot90(picture(0, 40, 60), k=-1))
 
 
 def test_alpha_is_laid_over_white_and_that_is_told():
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 0] = (200, 100, 0, 255)
-    decoded = transforms.decode(encoded(Image.fromarray(rgba)))
+    decoded = images.decode(encoded(Image.fromarray(rgba)))
     assert decoded.flattened
     assert decoded.pixels[0, 0].tolist() == [200, 100, 0]
     assert decoded.pixels[1, 1].tolist() == [255, 255, 255]
-    opaque = transforms.decode(encoded(Image.fromarray(picture(0)).convert("RGBA")))
+    opaque = images.decode(encoded(Image.fromarray(picture(0)).convert("RGBA")))
     assert not opaque.flattened
 
 
 def test_grey_palette_and_sixteen_bit_images_become_rgb():
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    assert transforms.decode(encoded(Image.fromarray(grey))).pixels[1, 2].tolist() == [6, 6, 6]
+    assert images.decode(encoded(Image.fromarray(grey))).pixels[1, 2].tolist() == [6, 6, 6]
     deep = Image.fromarray(np.full((4, 4), 65535 // 2, np.uint16))
-    assert transforms.decode(encoded(deep)).pixels[0, 0].tolist() == [127, 127, 127]
+    assert images.decode(encoded(deep)).pixels[0, 0].tolist() == [127, 127, 127]
     palette = Image.fromarray(picture(0)).convert("P")
-    assert transforms.decode(encoded(palette)).pixels.shape == (96, 128, 3)
+    assert images.decode(encoded(palette)).pixels.shape == (96, 128, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", encoded(Image.fromarray(picture(0)))[:500]])
 def test_what_is_no_whole_image_is_refused(content):
     with pytest.raises(DataError, match="not a readable image"):
-        transforms.decode(content)
+        images.decode(content)
 
 
-def test_an_absurd_size_is_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(transforms, "MAX_PIXELS", 100)
+def test_an_absurd_size_is_refused_before_decoding():
     with pytest.raises(DataError, match="more than 100"):
-        transforms.decode(encoded(Image.fromarray(picture(0))))
+        images.decode(encoded(Image.fromarray(picture(0))), max_pixels=100)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 90), (90, 1), (3, 200), (64, 64), (200, 65)])
 def test_crops_of_any_image_have_the_asked_size(height, width):
     pixels = picture(3, height, width)
     rng = np.random.default_rng(0)
-    assert transforms.random_crop(pixels, 64, rng).shape == (64, 64, 3)
-    assert transforms.random_resized_crop(pixels, 64, rng).shape == (64, 64, 3)
+    square, window = transforms.random_square(height, width, 64, rng), transforms.random_window(height, width, rng)
+    assert transforms.cut(pixels, square, 64).shape == transforms.scaled(pixels, window, 64).shape == (64, 64, 3)
     assert all(c.shape == (64, 64, 3) for c in transforms.spread_crops(pixels, 64, 3))
 
 

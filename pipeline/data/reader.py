@@ -1,0 +1,133 @@
+"""Reading shards back, by number or in order, with every byte checked."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+
+from pipeline.artifacts import Artifact
+from pipeline.data.cache import ShardCache
+from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
+from pipeline.data.shards import Sample, Shard, Split
+from pipeline.errors import DataError
+
+TABLES_KEPT = 256
+_TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")
+
+
+class ShardReader:
+    """One split of a shards artifact. A sample that comes n times per epoch has n numbers. Safe to use from threads.
+
+    Raises: DataError if a shard is missing or its size differs from the index, or a sample's digest is wrong.
+    """
+
+    def __init__(self, artifact: Artifact, split: Split, cache_gb: float = 50.0):
+        self.folder = artifact.path
+        self.cache = ShardCache(artifact.origin, int(cache_gb * 1e9)) if artifact.origin else None
+        self.shards = [Shard(**entry) for entry in artifact.json("index.json")["splits"].get(split, [])]
+        self.draws = [shard.draws for shard in self.shards]  # numbers in each shard
+        self._starts = np.cumsum([0, *self.draws])
+        for shard in self.shards:
+            _check(None if self.cache else self.folder, shard)
+        self._table = lru_cache(TABLES_KEPT)(self._read_table)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def sample(self, number: int) -> tuple[Shard, Sample]:
+        """The sample of that number, and its shard."""
+        place = int(np.searchsorted(self._starts, number, side="right")) - 1
+        rows, order = self._table(place)
+        return self.shards[place], rows[order[number - int(self._starts[place])]]
+
+    def name(self, number: int) -> str:
+        """What to call a sample when telling the user about it."""
+        shard, sample = self.sample(number)
+        place = f"{self.cache.origin}/{shard.file}" if self.cache else self.folder / shard.file
+        return f"{place}: {sample.key}.{sample.extension} (from {sample.source})"
+
+    def read(self, number: int) -> bytes:
+        """The image file's bytes, equal to what was stored."""
+        shard, sample = self.sample(number)
+        try:
+            if self.cache:
+                content = self.cache.read(shard.file, shard.bytes, shard.sha256, sample.offset, sample.size)
+            else:
+                with (self.folder / shard.file).open("rb", buffering=0) as stream:
+                    content = os.pread(stream.fileno(), sample.size, sample.offset)
+        except OSError as error:
+            raise DataError(f"{self.name(number)}: cannot be read ({error.strerror})") from None
+        if hashlib.sha256(content).hexdigest() != sample.sha256:
+            raise DataError(f"{self.name(number)}: its bytes differ from the index; the shard is damaged")
+        return content
+
+    def pixels(self, number: int, shrink: int = 1) -> Pixels:
+        """The decoded image; if it is a plain JPEG file, at 1 / shrink of its size (see `decode_jpeg`)."""
+        content, (_, sample) = self.read(number), self.sample(number)
+        if sample.plain_jpeg:
+            return decode_jpeg(content, sample.width, sample.height, shrink)
+        return decode(content).pixels
+
+    def first(self, count: int) -> Iterator[tuple[Sample, bytes]]:
+        """The first `count` samples in order, through webdataset's own reader."""
+        tars: list[str] = []
+        known: dict[str, Sample] = {}
+        for place, shard in enumerate(self.shards):
+            if len(known) >= count:
+                break
+            known |= {sample.key: sample for sample in self._table(place)[0]}
+            tars.append(str(self._local(shard.file, shard.bytes, shard.sha256)))
+        for item in islice(wds.WebDataset(tars, shardshuffle=False), count) if tars else []:
+            if (key := item["__key__"]) not in known:
+                raise DataError(
+                    f"{item['__url__']}: holds {key!r}, which its table does not list; make the shards again"
+                )
+            sample = known[key]
+            content = item[sample.extension]
+            if hashlib.sha256(content).hexdigest() != sample.sha256:
+                raise DataError(f"{item['__url__']}: {sample.key} is damaged; make the shards again")
+            yield sample, content
+
+    def _read_table(self, place: int) -> tuple[list[Sample], list[int]]:
+        """A shard's samples, and for each of its numbers which of them it is."""
+        shard = self.shards[place]
+        path = self._local(shard.table, shard.table_bytes, shard.table_sha256)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); make the shards again") from None
+        if hashlib.sha256(content).hexdigest() != shard.table_sha256:
+            raise DataError(f"{path}: its SHA-256 differs from the index (damaged); make the shards again")
+        rows = [Sample(**json.loads(line)) for line in content.splitlines()]
+        if any(row.extension not in EXTENSIONS.values() or row.repeats < 1 for row in rows):
+            raise DataError(f"{path}: names an unknown kind of file; make the shards again")
+        return rows, [i for i, row in enumerate(rows) for _ in range(row.repeats)]
+
+    def prepare(self, places: list[int]) -> None:
+        """Fetches these shards in the background, if they are elsewhere."""
+        if self.cache:
+            for shard in (self.shards[place] for place in places):
+                self.cache.want(shard.file, shard.bytes, shard.sha256)
+
+    def _local(self, name: str, size: int, sha256: str) -> Path:
+        return self.cache.path(name, size, sha256) if self.cache else self.folder / name
+
+
+def _check(folder: Path | None, shard: Shard) -> None:
+    """Name and, of a local shard, size."""
+    if not _TAR_NAME.fullmatch(shard.file):
+        raise DataError(f"{folder or ''}/index.json: {shard.file!r} is no name of a shard; make the shards again")
+    if folder is None:
+        return
+    path = folder / shard.file
+    if not path.is_file():
+        raise DataError(f"{path}: missing, but the index lists it; make the shards again")
+    if (size := path.stat().st_size) != shard.bytes:
+        raise DataError(f"{path}: {size} bytes, expected {shard.bytes} (truncated or changed); make the shards again")

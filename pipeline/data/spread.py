@@ -1,0 +1,65 @@
+"""Runs one function over many pieces of work: in threads of this process, or on a Ray cluster."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+RETRIES = 3  # of a piece whose worker died
+
+
+def spread(work: Callable[[T], R], pieces: Sequence[T], workers: int, ray_from: int = 4) -> Iterator[tuple[int, R]]:
+    """Each piece's number with `work(piece)`, in the order in which they finish.
+
+    A cluster that RAY_ADDRESS names is used, else a Ray of our own if there are at least `ray_from` pieces and more
+    than one worker, else threads. `work` must give the same result wherever and however often it is called.
+    """
+    if not ("RAY_ADDRESS" in os.environ or (workers > 1 and len(pieces) >= ray_from)):
+        with ThreadPoolExecutor(workers) as pool:
+            waiting = {pool.submit(work, piece): number for number, piece in enumerate(pieces)}
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return
+    yield from _on_ray(work, pieces, workers)
+
+
+def _on_ray(work: Callable[[T], R], pieces: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here and "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    elif started_here:
+        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+
+        @ray.remote(num_cpus=1, max_retries=RETRIES)
+        def task(piece: T) -> R:
+            return work(piece)
+
+        at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        waiting: dict[ray.ObjectRef[R], int] = {}
+        numbers = iter(range(len(pieces)))
+        while True:
+            for number in numbers:
+                waiting[task.remote(pieces[number])] = number
+                if len(waiting) >= at_once:
+                    break
+            if not waiting:
+                return
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            yield number, result
+    finally:
+        if started_here:
+            ray.shutdown()

@@ -1,0 +1,218 @@
+import io
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageFilter
+
+from pipeline.data import duplicates, images
+from pipeline.data.examine import Lists, Photo, Rules, examine, without_duplicates
+from pipeline.errors import DataError
+from tests.conftest import picture
+from tests.data.test_transforms import encoded
+
+
+def result(content: bytes, path: str = "x.png", **rules: object):
+    made = Rules(min_side=16, **rules)
+    return examine(path, "set", content, made, Lists.of(made))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rules", "reason"),
+    [
+        (96, 128, {}, None),
+        (96, 128, {"max_aspect": 1.34}, None),
+        (96, 128, {"max_aspect": 1.33}, "too long: 128x96"),
+        (96, 128, {"max_pixels": 96 * 128 - 1}, "128x96 pixels are more than 12287"),
+        (96, 128, {"min_colours": 1000}, None),
+        (96, 128, {"min_colours": 12289}, "no photo: "),
+        (15, 128, {}, "too small: 128x15"),
+    ],
+)
+def test_rules(height, width, rules, reason):
+    found = result(encoded(Image.fromarray(picture(0, height, width))), **rules)
+    assert isinstance(found, Photo) if reason is None else reason in found.reason
+
+
+def test_a_drawing_has_few_colours():
+    drawing = np.zeros((200, 200, 3), np.uint8)
+    drawing[50:100] = (255, 0, 0)
+    assert "no photo: 2 colours" in result(encoded(Image.fromarray(drawing)), min_colours=64).reason
+
+
+def test_lists_allow_and_deny_by_path_name_and_digest(tmp_path):
+    content = encoded(Image.fromarray(picture(0)))
+    digest = result(content).sha256
+    (tmp_path / "list").write_text(f"folder/a.png\n{digest}\n")
+    denied = {"deny": str(tmp_path / "list")}
+    assert "deny list" in result(content, "other.png", **denied).reason
+    other = encoded(Image.fromarray(picture(1)))
+    assert isinstance(result(other, "b.png", **denied), Photo)
+    assert "deny list" in result(other, "folder/a.png", **denied).reason
+    assert isinstance(result(content, "b.png", allow=str(tmp_path / "list")), Photo)
+    assert "not on the allow list" in result(other, "b.png", allow=str(tmp_path / "list")).reason
+    with pytest.raises(DataError, match="cannot read this list"):
+        result(content, deny=str(tmp_path / "nothing"))
+
+
+def test_images_that_look_alike_have_hashes_close_by_and_others_far_off():
+    photo = Image.fromarray(picture(3, 240, 320))
+    alike = [
+        photo.resize((160, 120)),
+        Image.open(io.BytesIO(encoded(photo, "JPEG", quality=40))),
+        photo.filter(ImageFilter.GaussianBlur(1)),
+        photo.point(lambda v: min(255, int(v * 1.1))),
+    ]
+    first = duplicates.perceptual_hash(np.asarray(photo))
+    assert all((first ^ duplicates.perceptual_hash(np.asarray(a))).bit_count() <= 3 for a in alike)
+    others = [duplicates.perceptual_hash(picture(seed, 240, 320)) for seed in range(20, 60)]
+    assert min((first ^ other).bit_count() for other in others) > 12
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 6), st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2**12 - 1)), min_size=1, max_size=40))
+def test_groups_are_those_of_comparing_every_pair(distance, parts):
+    hashes = [(high << 61) | (low * 0x1001) for high, low in parts]
+    expected = list(range(len(hashes)))
+    for _ in hashes:  # spread the smallest number along links until nothing changes
+        expected = [min(expected[j] for j, b in enumerate(hashes) if (a ^ b).bit_count() <= distance) for a in hashes]
+    assert duplicates.groups(hashes, distance) == expected
+
+
+def test_look_alikes_share_a_group_and_the_largest_stays_if_asked():
+    large = Image.fromarray(picture(3, 240, 320))
+    contents = {"large.png": large, "small.png": large.resize((160, 120)), "other.png": Image.fromarray(picture(9))}
+    results = [result(encoded(image), name) for name, image in contents.items()]
+    photos, refused = without_duplicates(results, Rules())
+    assert {p.path for p in photos} == set(contents)
+    assert refused == []
+    groups = {p.path: p.group for p in photos}
+    assert groups["large.png"] == groups["small.png"] != groups["other.png"]
+    photos, refused = without_duplicates(results, Rules(drop_near_duplicates=True))
+    assert {p.path for p in photos} == {"large.png", "other.png"}
+    assert refused[0].reason == "looks like large.png"
+    photos, _ = without_duplicates(results, Rules(near_duplicates=None))
+    assert len({p.group for p in photos}) == 3
+
+
+def test_cmyk_profiles_and_animations():
+    cmyk = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
+    red = images.decode(encoded(cmyk, "JPEG", quality=100)).pixels[5, 5]
+    assert red[0] > 200
+    assert red[1:].max() < 60
+    frames = [Image.fromarray(picture(i)).convert("P") for i in range(3)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    decoded = images.decode(stream.getvalue())
+    assert decoded.animated
+    assert np.abs(decoded.pixels.astype(int) - np.asarray(frames[0].convert("RGB"))).max() == 0
+    assert "animated" in result(stream.getvalue(), "x.gif").note
+
+
+def test_colours_are_shown_as_the_profile_says():
+    linear = _profile_with_gamma_one()
+    grey = Image.new("RGB", (8, 8), (55, 55, 55))
+    shown = images.decode(encoded(grey, "PNG", icc_profile=linear)).pixels[0, 0]
+    assert abs(int(shown[0]) - 128) <= 2  # (55 / 255) of the light is 128 in sRGB
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo = Image.fromarray(picture(0))
+    assert np.array_equal(images.decode(encoded(photo, "PNG", icc_profile=srgb)).pixels, picture(0))
+    assert np.array_equal(images.decode(encoded(photo, "PNG", icc_profile=b"no profile")).pixels, picture(0))
+
+
+def _profile_with_gamma_one() -> bytes:
+    """An RGB profile with sRGB's primaries and a straight line for its curves."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(content[128:132], "big")
+    for i in range(count):
+        tag, offset, size = (content[132 + 12 * i + 4 * j :][:4] for j in range(3))
+        if tag in (b"rTRC", b"gTRC", b"bTRC"):
+            start = int.from_bytes(offset, "big")
+            length = int.from_bytes(size, "big")
+            content[start : start + length] = (b"curv" + bytes(8)).ljust(length, b"\0")
+        if tag == b"desc":
+            start = int.from_bytes(offset, "big")
+            content[start : start + int.from_bytes(size, "big")] = content[
+                start : start + int.from_bytes(size, "big")
+            ].replace(b"\0s\0R\0G\0B", b"\0l\0i\0n\0e")
+    return bytes(content)
+
+
+def jpeg(seed: int = 0, **options: object) -> bytes:
+    return encoded(Image.fromarray(picture(seed, 203, 301)), "JPEG", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 95, "subsampling": 0}, {"progressive": True}])
+def test_a_plain_jpeg_has_the_same_pixels_either_way(options):
+    content = jpeg(**options)
+    decoded = images.decode(content)
+    assert decoded.plain_jpeg
+    pillows = np.asarray(Image.open(io.BytesIO(content)))
+    assert np.array_equal(images.decode_jpeg(content, 301, 203), pillows)
+    assert np.array_equal(decoded.pixels, pillows)
+    grey = encoded(Image.fromarray(picture(0)).convert("L"), "JPEG")
+    shown = np.asarray(Image.open(io.BytesIO(grey)).convert("RGB"))
+    assert np.array_equal(images.decode_jpeg(grey, 128, 96), shown)
+
+
+def test_a_jpeg_that_only_pillow_reads_is_not_plain(monkeypatch):
+    def strict(*_: object) -> None:
+        raise DataError("no")
+
+    monkeypatch.setattr(images, "decode_jpeg", strict)
+    decoded = images.decode(jpeg())
+    assert not decoded.plain_jpeg
+    assert decoded.pixels.shape == (203, 301, 3)
+
+
+def test_jpegs_that_need_more_are_not_plain():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cmyk = encoded(Image.new("CMYK", (32, 32)), "JPEG")
+    for content in (jpeg(exif=exif), jpeg(icc_profile=profile), cmyk, encoded(Image.fromarray(picture(0)))):
+        assert not images.decode(content).plain_jpeg
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_shrunken_jpeg_is_about_the_mean(shrink):
+    content = jpeg(quality=98)
+    small = images.decode_jpeg(content, 301, 203, shrink)
+    assert small.shape == (-(-203 // shrink), -(-301 // shrink), 3)
+    whole = images.decode(content).pixels[: 203 // shrink * shrink, : 301 // shrink * shrink].astype(float)
+    means = whole.reshape(203 // shrink, shrink, 301 // shrink, shrink, 3).mean((1, 3))
+    assert np.abs(small[: 203 // shrink, : 301 // shrink] - means).mean() < 4
+
+
+def test_a_jpeg_of_another_size_than_listed_is_refused_before_decoding():
+    with pytest.raises(DataError, match="301x203, expected 300x203"):
+        images.decode_jpeg(jpeg(), 300, 203)
+
+
+KINDS = {
+    "PNG": encoded(Image.fromarray(picture(0))),
+    "JPEG": jpeg(),
+    "WEBP": encoded(Image.fromarray(picture(0)), "WEBP"),
+    "TIFF": encoded(Image.fromarray(picture(0)), "TIFF"),
+    "GIF": encoded(Image.fromarray(picture(0)).convert("P"), "GIF"),
+    "BMP": encoded(Image.fromarray(picture(0)), "BMP"),
+    "PPM": encoded(Image.fromarray(picture(0)), "PPM"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_damaged_images_are_refused_or_decoded_and_nothing_else(kind, data):
+    content = bytearray(KINDS[kind][: data.draw(st.integers(0, len(KINDS[kind])))])
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=20)):
+        if place < len(content):
+            content[place] = value
+    with suppress(DataError):
+        pixels = images.decode(bytes(content), max_pixels=2**22).pixels
+        assert pixels.shape[2] == 3
+        assert pixels.shape[0] * pixels.shape[1] <= 2**22
+    with suppress(DataError):
+        assert images.decode_jpeg(bytes(content), 301, 203).shape == (203, 301, 3)

@@ -1,0 +1,255 @@
+"""Sharding as a whole: sources together, killed and continued, on Ray, refused, over a network."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline import artifacts
+from pipeline.data import fetch
+from pipeline.data.reader import ShardReader
+from pipeline.errors import DataError
+from pipeline.stages import shard
+from tests.conftest import ROOT, assert_one_clear_line, illm_here, picture, write_images
+from tests.data.test_sources import write_tar, write_zip
+from tests.servers import serving
+
+
+def config(source: Path | list, **changes: object) -> shard.StageConfig:
+    source = source if isinstance(source, list) else str(source)
+    return shard.StageConfig(**{"source": source, "min_side": 64, "validation_share": 0.3, "workers": 1} | changes)
+
+
+def run(cfg: shard.StageConfig, folder: Path) -> artifacts.Artifact:
+    return artifacts.read(str(shard.run(cfg, folder)), "shards")
+
+
+def tars(folder: Path) -> dict[str, str]:
+    files = sorted((folder / "artifact").glob("*"))
+    return {p.name: artifacts.sha256(p) for p in files if p.name != "manifest.json"}
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return write_images(tmp_path / "photos", 24)
+
+
+def test_threads_and_ray_give_the_same_bytes(photos, tmp_path):
+    options = {"shard_mb": 0.2, "piece": 4}
+    run(config(photos, workers=1, **options), tmp_path / "threads")
+    run(config(photos, workers=2, **options), tmp_path / "ray")
+    assert tars(tmp_path / "threads") == tars(tmp_path / "ray")
+    assert len(tars(tmp_path / "ray")) > 8
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(photos, tmp_path):
+    options = {"source": str(photos), "stage": "shard", "min_side": 64, "shard_mb": 0.1, "piece": 2, "workers": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    run(shard.StageConfig(**options), tmp_path / "whole")
+    killed, folder = 0, tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(folder)]
+    chance = random.Random(0)
+    for moment in [*(round(chance.uniform(1, 6)) for _ in range(8)), 0]:
+        ended = subprocess.run([*command, str(moment)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                               capture_output=True, text=True, check=False)  # fmt: skip
+        killed += ended.returncode == -signal.SIGKILL
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert killed >= 3
+    assert ended.returncode == 0
+    assert tars(folder) == tars(tmp_path / "whole")
+    assert not (folder / "work").exists()
+
+
+# Runs the stage and kills itself after some calls of what makes progress durable (0: never).
+KILLED = """
+import os, sys, signal
+from pathlib import Path
+from pipeline import artifacts, config
+from pipeline.data import shards
+from pipeline.stages import shard
+left = int(sys.argv[3])
+def dying(function):
+    def call(*words, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*words, **options)
+    return call
+artifacts.write_durably = dying(artifacts.write_durably)
+shards.write = dying(shards.write)
+shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path):
+    cfg = config(photos)
+    (tmp_path / "run").mkdir()
+    with shard._alone(tmp_path / "run"), pytest.raises(DataError, match="another job is writing these shards"):
+        shard.run(cfg, tmp_path / "run")
+    shard.run(cfg, tmp_path / "run")
+
+
+def test_several_sources_with_weights(tmp_path):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for number, folder in enumerate((first, second, third)):
+        folder.mkdir()
+        for i in range(20):
+            Image.fromarray(picture(100 * number + i)).save(folder / f"{i}.png")
+    names = [{"name": p.name, "path": str(p), "weight": w} for p, w in ((first, 2.0), (second, 1.0), (third, 0.5))]
+    made = run(config(names, validation_share=0, near_duplicates=None), tmp_path / "run")
+    reader = ShardReader(made, "train")
+    drawn = [reader.sample(number)[1].dataset for number in range(len(reader))]
+    assert drawn.count("first") == 40
+    assert drawn.count("second") == 20
+    left_out = [r for r in made.json("index.json")["refused"] if "weight 0.5" in r["reason"]]
+    assert drawn.count("third") == 20 - len(left_out)
+    assert 4 <= len(left_out) <= 16
+    assert made.json("index.json")["sources"] == {"first": 20, "second": 20, "third": 20 - len(left_out)}
+
+
+def test_splits_stay_when_data_is_added_and_look_alikes_stay_together(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(30):
+        photo = Image.fromarray(picture(i, 180, 240))
+        photo.save(folder / f"{i}.png")
+        photo.resize((200, 150)).save(folder / f"{i}-small.png")
+    options = {"validation_share": 0.2, "test_share": 0.2}
+    before = sides(run(config(folder, **options), tmp_path / "before"))
+    for i in range(30, 60):
+        Image.fromarray(picture(i, 180, 240)).save(folder / f"{i}.png")
+    after = sides(run(config(folder, **options), tmp_path / "after"))
+    assert {name: after[name] for name in before} == before
+    assert set(before.values()) == {"train", "valid", "test"}
+    assert all(after[f"{i}.png"] == after[f"{i}-small.png"] for i in range(30))
+
+
+def sides(made: artifacts.Artifact) -> dict[str, str]:
+    return {s.source: split for split in ("train", "valid", "test") for s, _ in ShardReader(made, split).first(1000)}
+
+
+@pytest.mark.parametrize(("store", "extension"), [("webp", "webp"), ("jpeg", "jpg"), ("pixels", "ppm")])
+def test_images_can_be_stored_in_another_form(tmp_path, store, extension):
+    import numpy as np
+
+    source = write_images(tmp_path / "photos", 4)
+    original = {s.source: i for i, s in pixels(run(config(source), tmp_path / "original"))}
+    for stored, sample in pixels(run(config(source, store=store), tmp_path / store)):
+        assert sample.extension == extension
+        error = np.abs(stored.astype(int) - original[sample.source]).max()
+        assert error <= (12 if store == "jpeg" else 0)
+
+
+def pixels(made: artifacts.Artifact) -> list:
+    reader = ShardReader(made, "train")
+    return [(reader.pixels(number), reader.sample(number)[1]) for number in range(len(reader))]
+
+
+def test_urls_are_fetched_once_and_failures_are_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
+    served = write_images(tmp_path / "served", 20)
+    names = [p.relative_to(served).as_posix() for p in sorted(served.rglob("*.png"))]
+    with serving(served) as server:
+        server.break_after = 30_000
+        server.errors[f"/{names[3]}"] = 2
+        urls = [f"{server.url}/{name}" for name in [*names, "missing.png"]]
+        (tmp_path / "urls.txt").write_text("\n".join(urls))
+        cfg = config(tmp_path / "urls.txt", shard_mb=0.05)
+        made = run(cfg, tmp_path / "run")
+        assert server.most_at_once <= shard.FETCHED_AT_ONCE
+        whole = sum(p.stat().st_size for p in served.rglob("*.png"))
+        assert server.bytes == whole  # each byte once, for both passes
+    (refusal,) = made.json("index.json")["refused"]
+    assert refusal["path"].endswith("missing.png")
+    assert "the server answers 404" in refusal["reason"]
+
+
+def test_a_network_that_is_down_is_no_empty_data_set_and_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
+    served = write_images(tmp_path / "served", 4)
+    with serving(served) as server:
+        urls = [f"{server.url}/{p.relative_to(served).as_posix()}" for p in sorted(served.rglob("*.png"))]
+        (tmp_path / "urls.txt").write_text("\n".join(urls))
+        server.errors = {url.removeprefix(server.url): 5 for url in urls[1:]}
+        cfg = config(tmp_path / "urls.txt")
+        with pytest.raises(DataError, match="3 of 4 URLs cannot be fetched"):
+            shard.run(cfg, tmp_path / "run")
+        shard.run(cfg, tmp_path / "run")
+        assert server.requests[urls[0].removeprefix(server.url)] == 2
+
+
+def test_a_mixed_folder_with_broken_files(tmp_path):
+    folder = write_images(tmp_path / "photos", 4)
+    good = (folder / "image0.png").read_bytes()
+    (folder / "copy.png").write_bytes(good)
+    (folder / "truncated.png").write_bytes(good[:-200])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.md").write_text("hello")
+    (folder / ".hidden.png").write_bytes(good)
+    Image.new("L", (20_000, 10_000)).save(folder / "bomb.png")
+    write_tar(folder / "more.tar", {"a.png": good, "../b.png": good, "c.json": b"{}"})
+    write_zip(folder / "more.zip", {"d/e.png": (folder / "more/image1.png").read_bytes()[:100]})
+    (folder / "broken.tar").write_bytes(b"no tar at all" * 100)
+    reasons = {
+        r["path"].rsplit("photos/")[1]: r["reason"]
+        for r in run(config(folder), tmp_path / "run").json("index.json")["refused"]
+    }
+    expected = {
+        "image0.png": "same bytes as",
+        "more.tar/a.png": "same bytes as",
+        "truncated.png": "unreadable: not a readable image",
+        "empty.jpg": "unreadable: zero bytes",
+        "notes.md": "not an image (.md)",
+        "bomb.png": "unreadable: 20000x10000 pixels are more than",
+        "more.tar/../b.png": "its name leads out of the archive",
+        "more.zip/d/e.png": "unreadable: not a readable image",
+        "broken.tar": "not a readable archive",
+    }
+    assert set(reasons) == set(expected)
+    for name, reason in expected.items():
+        assert reason in reasons[name], name
+
+
+def test_a_file_that_changes_meanwhile_stops_the_stage(photos, tmp_path, monkeypatch):
+    cfg = config(photos)
+    examined = shard._examined
+
+    def then_changed(*words: object):
+        found = examined(*words)
+        (photos / "image0.png").write_bytes((photos / "image2.png").read_bytes())
+        return found
+
+    monkeypatch.setattr(shard, "_examined", then_changed)
+    with pytest.raises(DataError, match="changed while it was being sharded"):
+        shard.run(cfg, tmp_path / "run")
+
+
+def test_another_config_in_the_folder_is_refused(photos, tmp_path):
+    (tmp_path / "shard.yaml").write_text("stage: shard\nmin_side: 64\n")
+    words = ["shard", tmp_path / "shard.yaml", f"source={photos}", "run=r"]
+    assert illm_here(*words, cwd=tmp_path).code == 0
+    assert illm_here(*words, "workers=3", cwd=tmp_path).code == 0
+    assert_one_clear_line(illm_here(*words, "min_side=65", cwd=tmp_path), "min_side: 64 there, 65 now")
+
+
+def test_what_a_killed_job_left_is_small_and_json(photos, tmp_path):
+    """Each examined piece is one file of lines, so that a piece can be done again by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard.shards, "split_photos", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shard.run(config(photos, piece=5), tmp_path / "run")
+    files = sorted((tmp_path / "run/work/examined").glob("*"))
+    assert [len(f.read_text().splitlines()) for f in files] == [5, 5, 5, 5, 4]
+    assert json.loads(files[0].read_text().splitlines()[0])[0] == "Photo"
+    shard.run(config(photos, piece=5), tmp_path / "run")
+    assert not (tmp_path / "run/work").exists()
