@@ -32,7 +32,7 @@ def examined(folder: Path, rules: Rules = RULES) -> list[Photo | Refusal]:
     return [examine(str(p), "x", p.read_bytes(), rules, LISTS) for p in files]
 
 
-def make(folder: Path, target: Path, workers: int = 1, shard_mb: float = 1000) -> artifacts.Artifact:
+def make(folder: Path | str, target: Path, workers: int = 1, shard_mb: float = 1000) -> artifacts.Artifact:
     """Shards of a folder, made by the stage."""
     cfg = shard.StageConfig(
         source=str(folder), min_side=64, validation_share=0.3, shard_mb=shard_mb, workers=workers, piece=3

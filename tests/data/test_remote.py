@@ -1,0 +1,180 @@
+"""Shards that live on a server: read through the local cache as if they were here."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import artifacts
+from pipeline.data import cache, fetch, loader
+from pipeline.data.loader import LoaderConfig, Share
+from pipeline.data.reader import ShardReader
+from pipeline.errors import ArtifactError, DataError
+from tests.conftest import write_images
+from tests.data.test_shards import make
+from tests.ranks import free_port, wait_until
+from tests.servers import serving
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("remote")
+    make(write_images(folder / "photos", 24), folder / "served/run", shard_mb=0.06)
+    return folder / "served/run"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ILLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def server(run_folder):
+    with serving(run_folder.parent) as running:
+        yield running
+
+
+def crops(name: str, workers: int = 2, steps: int = 10, **options: object) -> torch.Tensor:
+    cfg = LoaderConfig(**{"shards": name, "batch_size": 4, "crop": 64, "workers": workers} | options)
+    reader = ShardReader(artifacts.read(name, "shards"), "train", cfg.shard_cache_gb)
+    stream = loader.batches(cfg, reader, 3, Share(0, 4, 1), 0)
+    return torch.cat([batch.x for batch in itertools.islice(stream, steps)])
+
+
+def test_what_is_served_over_http_trains_like_what_is_here(server, run_folder):
+    assert torch.equal(crops(f"{server.url}/run", mixed_shards=2), crops(str(run_folder), mixed_shards=2))
+    sent = server.bytes
+    assert torch.equal(crops(f"{server.url}/run/artifact"), crops(str(run_folder)))
+    manifest = (run_folder / "artifact/manifest.json").stat().st_size
+    assert server.bytes - sent <= manifest  # the rest was in the cache, which a restart finds again
+
+
+def test_slow_and_failing_servers_are_waited_for(server, run_folder):
+    server.break_after = 20_000
+    for tar in (run_folder / "artifact").glob("*.tar"):
+        server.errors[f"/run/artifact/{tar.name}"] = 2
+    assert torch.equal(crops(f"{server.url}/run"), crops(str(run_folder)))
+
+
+def test_the_cache_keeps_to_its_bytes_and_training_goes_on(server, run_folder, tmp_path):
+    sizes = [p.stat().st_size for p in (run_folder / "artifact").glob("train-*.tar")]
+    bound = 3 * max(sizes)
+    assert torch.equal(
+        crops(f"{server.url}/run", shard_cache_gb=bound / 1e9, mixed_shards=1), crops(str(run_folder), mixed_shards=1)
+    )
+    kept = sum(p.stat().st_size for p in (tmp_path / "cache/shards").glob("*") if p.suffix in (".tar", ".jsonl"))
+    assert kept <= bound
+    assert sum(sizes) > 2 * bound
+    reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train", 1e-9)
+    with pytest.raises(DataError, match=r"more than data\.shard_cache_gb allows"):
+        reader.read(0)
+
+
+def test_ranks_of_a_node_fetch_each_shard_once(server):
+    readers = [ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train") for _ in range(4)]
+    threads = [threading.Thread(target=lambda r=r: [r.read(n) for n in range(len(r))]) for r in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tars = {path: count for path, count in server.requests.items() if path.endswith(".tar")}
+    assert len(tars) == len(readers[0].shards)
+    assert set(tars.values()) == {1}
+
+
+def test_shards_of_the_next_group_come_before_they_are_needed(server):
+    name = f"{server.url}/run"
+    cfg = LoaderConfig(shards=name, batch_size=4, crop=64, workers=1, mixed_shards=2)
+    reader = ShardReader(artifacts.read(name, "shards"), "train")
+    samples = loader.Crops(cfg, reader, 3)
+    samples.look_ahead(0)
+    wanted = {reader.shards[s].file for group in (0, 1) for s in samples.order.shards_of(0, group)}
+    assert len(wanted) == 4
+    wait_until(lambda: {p.rsplit("/")[-1] for p in server.requests if p.endswith(".tar")} == wanted, "the shards")
+
+
+def test_a_shard_that_is_not_the_listed_one_is_never_used(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "served/run")
+    tar = next((tmp_path / "served/run/artifact").glob("train-*.tar"))
+    tar.chmod(0o644)
+    content = bytearray(tar.read_bytes())
+    content[700] ^= 1
+    tar.write_bytes(content)
+    with serving(tmp_path / "served") as server:
+        reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train")
+        place = [shard.file for shard in reader.shards].index(tar.name)
+        with pytest.raises(DataError, match="are not the"):
+            reader.read(int(reader._starts[place]))
+        assert server.requests[f"/run/artifact/{tar.name}"] == 2
+        with pytest.raises(ArtifactError, match="expected an artifact there"):
+            artifacts.read(f"{server.url}/elsewhere", "shards")
+        manifest = tmp_path / "served/run/artifact/manifest.json"
+        manifest.write_text(manifest.read_text().replace('"index.json"', '"../../index.json"'))
+        with pytest.raises(ArtifactError, match="outside its folder"):
+            artifacts.read(f"{server.url}/run", "shards")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URL of an empty bucket of an S3 server."""
+    pytest.importorskip("s3fs", reason="needs requirements/s3.txt")
+    pytest.importorskip("moto", reason="needs requirements/s3.txt")
+    port = free_port()
+    served = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    import fsspec
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = fsspec.filesystem("s3")
+
+    def made() -> bool:
+        try:
+            store.mkdir("bucket")
+        except OSError:
+            return False
+        return True
+
+    wait_until(made, "the S3 server")
+    yield "s3://bucket"
+    served.kill()
+    served.wait()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.s3
+def test_images_and_shards_on_an_object_store(bucket, run_folder, tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("s3")
+    store.put(str(run_folder), f"{bucket}/run", recursive=True)
+    assert torch.equal(crops(f"{bucket}/run"), crops(str(run_folder)))
+    photos = write_images(tmp_path / "photos", 12)
+    store.put(str(photos), f"{bucket}/photos", recursive=True)
+    there, here = make(f"{bucket}/photos", tmp_path / "there"), make(str(photos), tmp_path / "here")
+    assert digests(there) == digests(here)
+    again = make(f"{bucket}/run/artifact/*.tar", tmp_path / "again")
+    assert len(digests(again)) == 24
+
+
+def digests(made: artifacts.Artifact) -> set[str]:
+    return {sample.sha256 for split in ("train", "valid") for sample, _ in ShardReader(made, split).first(1000)}
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    assert cache.home() == tmp_path / "cache"
+    monkeypatch.delenv("ILLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.home() == tmp_path / "illm"
