@@ -39,7 +39,7 @@ class LoaderConfig(Config):
     fixed_crops: bool = False  # one crop per image, the same in every epoch, so that what follows from it can be kept
     mixed_shards: PositiveInt = 64  # shards whose samples are mixed; those have to be at hand at the same time
     shard_cache_gb: PositiveFloat = 50.0  # of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best
-    workers: NonNegativeInt = 4  # threads that read and decode ahead; 0 loads when the step asks
+    workers: NonNegativeInt = 4  # threads that read and decode ahead; 0: one, when the step asks
     cache_mb: NonNegativeInt = 0  # decoded images a training process keeps; for data sets that fit in memory
     validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
     validation_crop: Annotated[int, Field(gt=0, multiple_of=64)] | None = None  # pixels; None: as in training
@@ -89,16 +89,16 @@ class Share:
 
 
 class Sample(NamedTuple):
-    """crop (crop, crop, 3), or None if nothing was readable; names of unreadable samples."""
+    """Where a crop stands in the stream, the image it was meant to come from, and what was unreadable on the way."""
 
-    crop: Pixels | None
     position: int
     image: int
     bad: list[str]
+    found: bool  # some readable image
 
 
 class Crops:
-    """Position of the stream -> sample. Safe to use from several threads."""
+    """Position of the stream -> crop. Safe to use from several threads."""
 
     def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
         self.cfg, self.reader, self.seed = cfg, reader, seed
@@ -106,17 +106,19 @@ class Crops:
         self.cache = DecodedCache(cfg.cache_mb * 2**20)
         self._at: tuple[int, int] | None = None
 
-    def __getitem__(self, position: int) -> Sample:
+    def load(self, position: int, out: Pixels) -> Sample:
+        """Writes the crop at `position` into `out` (crop, crop, 3)."""
         number = image = self.order.at(position)
         rng = np.random.default_rng([self.seed, image, 0] if self.cfg.fixed_crops else [self.seed, position])
         bad: list[str] = []
         while len(bad) < 10:  # an unreadable sample is replaced by a random other one, the same in every run
             try:
-                return Sample(self._crop(number, rng), position, image, bad)
+                out[...] = self._crop(number, rng)
+                return Sample(position, image, bad, True)
             except DataError:
                 bad.append(self.reader.name(number))
                 number = int(rng.integers(len(self.reader)))
-        return Sample(None, position, image, bad)
+        return Sample(position, image, bad, False)
 
     def look_ahead(self, position: int) -> None:
         """Has the shards fetched that the stream needs from `position` on, and after those at hand."""
@@ -137,7 +139,7 @@ class Crops:
         else:
             shrink = transforms.shrink_for(window, size) if sample.plain_jpeg else 1
             crop = transforms.scaled(self._pixels(number, shrink), window, size, shrink)
-        return crop[:, ::-1] if self.cfg.flip and rng.random() < 0.5 else crop
+        return transforms.mirrored(crop) if self.cfg.flip and rng.random() < 0.5 else crop
 
     def _pixels(self, number: int, shrink: int) -> Pixels:
         pixels = self.cache.get((number, shrink))
@@ -187,40 +189,35 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
         raise DataError(f"{cfg.shards}: no training images in these shards")
     crops = Crops(cfg, reader, seed)
     all_bad: set[str] = set()
-    for items in _ahead(crops, positions(share, start), cfg.workers):
-        for crop, _, _, bad in items:
-            for name in bad:
-                if name not in all_bad:
-                    print(f"skipping unreadable sample {name}", file=sys.stderr)
-                    all_bad.add(name)
-            if crop is None or len(all_bad) > cfg.max_bad_samples:
-                listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])
-                raise DataError(
-                    f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}"
-                )
-        x = to_float(np.stack([sample.crop for sample in items if sample.crop is not None]))
-        yield Batch(x, [sample.position for sample in items], [sample.image for sample in items])
+    for pixels, samples in _ahead(crops, positions(share, start), cfg.workers):
+        for name in (name for sample in samples for name in sample.bad):
+            if name not in all_bad:
+                print(f"skipping unreadable sample {name}", file=sys.stderr)
+                all_bad.add(name)
+        if len(all_bad) > cfg.max_bad_samples or not all(sample.found for sample in samples):
+            listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])
+            raise DataError(
+                f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}"
+            )
+        yield Batch(to_float(pixels), [sample.position for sample in samples], [sample.image for sample in samples])
 
 
-def _ahead(crops: Crops, batches: Iterator[list[int]], workers: int) -> Iterator[list[Sample]]:
-    """The samples of each batch, in order; threads work on those of the next BATCHES_AHEAD.
+def _ahead(crops: Crops, batches: Iterator[list[int]], workers: int) -> Iterator[tuple[Pixels, list[Sample]]]:
+    """The pixels (B, crop, crop, 3) and samples of each batch, in order; threads work on the next BATCHES_AHEAD.
 
     Threads and not processes: decoding and scaling release the interpreter's lock; nothing is copied between processes,
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
-    if not workers:
-        for batch in batches:
-            crops.look_ahead(batch[0])
-            yield [crops[position] for position in batch]
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader")
+    waiting: deque[tuple[Pixels, list[Future[Sample]]]] = deque()
     try:
-        waiting: deque[list[Future[Sample]]] = deque()
         for batch in batches:
             crops.look_ahead(batch[0])
-            waiting.append([pool.submit(crops.__getitem__, position) for position in batch])
-            if len(waiting) > BATCHES_AHEAD:
-                yield [sample.result() for sample in waiting.popleft()]
+            pixels = np.empty((len(batch), crops.cfg.crop, crops.cfg.crop, 3), np.uint8)
+            waiting.append((pixels, [pool.submit(crops.load, *job) for job in zip(batch, pixels, strict=True)]))
+            if len(waiting) > (BATCHES_AHEAD if workers else 0):
+                pixels, loading = waiting.popleft()
+                yield pixels, [sample.result() for sample in loading]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -244,4 +241,4 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
 
 def to_float(pixels: Pixels) -> Tensor:
     """Shapes: pixels (B, H, W, 3) in 0..255; returns (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(255)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255).permute(0, 3, 1, 2)

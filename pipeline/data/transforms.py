@@ -4,6 +4,8 @@ import io
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from pipeline.data.images import Pixels
@@ -106,7 +108,14 @@ def scaled(pixels: Pixels, window: Window, size: int, shrink: int = 1) -> Pixels
 
     shrink: `pixels` are that many times smaller than the image that the window was chosen in.
     """
-    right = min((window.left + window.width) / shrink, pixels.shape[1])
-    bottom = min((window.top + window.height) / shrink, pixels.shape[0])
-    box = (window.left / shrink, window.top / shrink, right, bottom)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box))
+    top, left = window.top // shrink, window.left // shrink
+    bottom, right = -(-(window.top + window.height) // shrink), -(-(window.left + window.width) // shrink)
+    part = torch.from_numpy(pixels)[None, top:bottom, left:right].permute(0, 3, 1, 2)
+    small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)  # on bytes: several times Pillow's speed
+    return small[0].permute(1, 2, 0).numpy()
+
+
+def mirrored(pixels: Pixels) -> Pixels:
+    """Left and right exchanged."""
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return image.flip(-1)[0].permute(1, 2, 0).numpy()

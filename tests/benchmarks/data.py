@@ -1,0 +1,187 @@
+"""Loading against what others do with the same images, and sharding.
+
+IMAGES=folder holds photos, 2048 pixels long or more some of them; without it they are synthetic, which decode faster.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+
+import simplejpeg
+import torch
+import webdataset as wds
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from pipeline import artifacts
+from pipeline.data import loader
+from pipeline.data.loader import LoaderConfig, Share
+from pipeline.data.reader import ShardReader
+from pipeline.stages import shard
+from tests.benchmarks.measure import Row, seconds
+from tests.conftest import picture
+
+CORES = 2
+BATCH = 16
+ROUNDS = 5
+TICK = os.sysconf("SC_CLK_TCK")
+AUGMENT = transforms.Compose(
+    [
+        transforms.RandomChoice(
+            [
+                transforms.RandomCrop(256, pad_if_needed=True, padding_mode="reflect"),
+                transforms.RandomResizedCrop(256),
+            ]
+        ),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
+)
+
+
+def rows() -> Iterator[Row]:
+    torch.set_num_threads(CORES)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for long, count, batches in ((500, 200, 40), (2048, 30, 6)):
+            files = photos(folder / str(long), long, count)
+            yield from loading(folder, files, long, batches)
+            yield from sharding(folder, files, long)
+
+
+def photos(folder: Path, long: int, count: int) -> list[Path]:
+    """`count` JPEG files whose longer side is `long`."""
+    folder.mkdir()
+    given = sorted(p for p in Path(os.environ["IMAGES"]).rglob("*") if p.is_file()) if "IMAGES" in os.environ else []
+    made: list[Path] = []
+    for number in range(100 * count):
+        if len(made) == count or (given and number == len(given)):
+            break
+        image = Image.open(given[number]) if given else Image.fromarray(picture(number, 3 * long // 4, long))
+        if max(image.size) < long:
+            continue
+        scale = long / max(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        made.append(folder / f"{number:05d}.jpg")
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(made[-1], quality=90)
+    return made
+
+
+def loading(folder: Path, files: list[Path], long: int, batches: int) -> Iterator[Row]:
+    """Crops a second, and CPU time per crop, of our loader and three others, in turn."""
+    cfg = shard.StageConfig(source=str(files[0].parent), min_side=64, validation_share=0, near_duplicates=None)
+    made = artifacts.read(str(shard.run(cfg, folder / f"shards{long}")), "shards")
+    contents = [file.read_bytes() for file in files]
+    contenders: dict[str, Callable[[], Iterator[object]]] = {
+        "ours": lambda: ours(made),
+        "decoding alone (simplejpeg, threads)": lambda: decoding(contents),
+        "files, Pillow, torchvision, DataLoader": lambda: files_and_dataloader(files),
+        "webdataset, Pillow, torchvision, WebLoader": lambda: webdataset(made),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    costs: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(ROUNDS):
+        for name, start in contenders.items():
+            rate, cost = measured(start(), batches)
+            rates[name].append(rate)
+            costs[name].append(cost)
+    mine, my_cost = statistics.median(rates.pop("ours")), statistics.median(costs.pop("ours"))
+    for name, values in rates.items():
+        yield Row(f"loading JPEG, {long} long", mine, "crops /s", statistics.median(values), name)
+    for name in rates:
+        yield Row(f"CPU time to load JPEG, {long} long", my_cost, "ms / crop", statistics.median(costs[name]), name)
+
+
+def measured(batches: Iterator[object], count: int) -> tuple[float, float]:
+    """Crops per second, and milliseconds of CPU per crop, workers included."""
+    for _ in islice(batches, 5):
+        pass
+    before, started = cpu_seconds(), time.perf_counter()
+    for _ in islice(batches, count):
+        pass
+    taken, used = time.perf_counter() - started, cpu_seconds() - before
+    del batches
+    return count * BATCH / taken, 1000 * used / (count * BATCH)
+
+
+def cpu_seconds() -> float:
+    """Of this process and the ones it started that still run."""
+    total = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / TICK
+
+
+def ours(made: artifacts.Artifact) -> Iterator[object]:
+    cfg = LoaderConfig(shards="", batch_size=BATCH, workers=CORES)
+    return loader.batches(cfg, ShardReader(made, "train"), random.randrange(2**31), Share(0, BATCH, 1), 0)
+
+
+def decoding(contents: list[bytes]) -> Iterator[object]:
+    """The bound: whole images decoded and thrown away."""
+    stream = cycle(contents)
+    with ThreadPoolExecutor(CORES) as pool:
+        while True:
+            yield [None for _ in pool.map(_decode, list(islice(stream, BATCH)))]
+
+
+def _decode(content: bytes) -> None:
+    simplejpeg.decode_jpeg(content)
+
+
+class Files(Dataset[torch.Tensor]):
+    """The published implementation's way: a file per image."""
+
+    def __init__(self, files: list[Path]):
+        self.files = files
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        with Image.open(self.files[number % len(self.files)]) as image:
+            return AUGMENT(image.convert("RGB"))
+
+
+def files_and_dataloader(files: list[Path]) -> Iterator[object]:
+    return iter(DataLoader(Files(files), BATCH, shuffle=True, num_workers=CORES))
+
+
+def webdataset(made: artifacts.Artifact) -> Iterator[object]:
+    tars = [str(path) for path in sorted(made.path.glob("train-*.tar"))]
+    samples = wds.WebDataset(cycle_of(tars), shardshuffle=False, nodesplitter=None, workersplitter=None)
+    decoded = samples.shuffle(200).decode("pil").to_tuple("jpg").map_tuple(AUGMENT).batched(BATCH)
+    return iter(wds.WebLoader(decoded, batch_size=None, num_workers=CORES))
+
+
+def cycle_of(tars: list[str]) -> list[str]:
+    return tars * 1000
+
+
+def sharding(folder: Path, files: list[Path], long: int) -> Iterator[Row]:
+    """Megabytes a second through the whole stage, by number of workers."""
+    size = sum(file.stat().st_size for file in files) / 1e6
+    many = folder / f"many{long}"
+    many.mkdir()
+    copies = max(1, 2000 // len(files)) if long < 1000 else 10
+    for copy in range(copies):  # different bytes after the end of the image, so that none is a duplicate
+        for file in files:
+            (many / f"{copy}-{file.name}").write_bytes(file.read_bytes() + bytes([copy]))
+    rate = {}
+    for workers in (1, CORES):
+        cfg = shard.StageConfig(source=str(many), min_side=64, workers=workers, shard_mb=20, piece=64)
+        taken = seconds(lambda cfg=cfg: shard.run(cfg, folder / "sharding"))
+        shutil.rmtree(folder / "sharding")
+        rate[workers] = copies * size / taken
+    yield Row(f"sharding JPEG, {long} long, {CORES} workers (Ray)", rate[CORES], "MB/s", rate[1], "one thread")
+    shutil.rmtree(many)
