@@ -1,5 +1,6 @@
 """Runs, parameters and metrics in MLflow. With registry.py, the only files that import mlflow."""
 
+import json
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 RUN_ID_FILE = "mlflow-run-id"
 # Seconds to wait at the end of a run for a store that is away or slow; a stopped one has to leave
 PATIENCE = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
+DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow keeps
 MOST_METRICS = 1000  # in one call, by MLflow's rules
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -90,6 +92,12 @@ class Tracker:
             self._journal.add({"kind": "artifact", "path": str(artifact.path.resolve())})
             self.tag("artifact.digest", artifact.digest)
 
+    def dataset(self, name: str, shards: Artifact, context: str) -> None:
+        """Records shards as a data set of the run. context: what the run did with it, as MLflow shows it."""
+        if self._journal is not None:
+            about = {"name": name, "digest": shards.digest, "source": shards.origin or str(shards.path.resolve())}
+            self._journal.add({"kind": "dataset", "context": context, "profile": shards.manifest.metrics, **about})
+
 
 @contextmanager
 def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bool = True) -> Iterator[Tracker]:
@@ -152,7 +160,7 @@ def _send(store: "MlflowClient", run_id: str, records: list[Record]) -> None:
 
 def _send_alike(store: "MlflowClient", run_id: str, kind: str, records: list[Record]) -> None:
     """Delivers several records of metrics, or one of another kind."""
-    from mlflow.entities import Metric
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
     if kind == "metrics":
         points = [Metric(n, v, r["time_ms"], r["step"]) for r in records for n, v in r["metrics"].items()]
@@ -162,6 +170,11 @@ def _send_alike(store: "MlflowClient", run_id: str, kind: str, records: list[Rec
     (record,) = records
     if kind == "tag":
         store.set_tag(run_id, record["name"], record["value"])
+    elif kind == "dataset":
+        profile = json.dumps(record["profile"])
+        source = json.dumps({"uri": record["source"]})
+        found = Dataset(record["name"], record["digest"][:DIGEST_LENGTH], "illm-shards", source, profile=profile)
+        store.log_inputs(run_id, datasets=[DatasetInput(found, [InputTag("mlflow.data.context", record["context"])])])
     elif kind == "artifact":
         _upload(store, run_id, Path(record["path"]))
     elif record["status"] == "RUNNING":

@@ -57,7 +57,7 @@ def mirror(url: str) -> tuple[Path, str]:
 
 
 class ShardCache:
-    """Local copies of a remote artifact's files, together at most `max_bytes`."""
+    """Local copies of a remote artifact's files, together at most `max_bytes` and what is on its way."""
 
     def __init__(self, origin: str, max_bytes: int):
         self.origin, self.max_bytes = origin, max_bytes
@@ -80,6 +80,7 @@ class ShardCache:
             if not target.is_file():
                 self._make_room(size)
                 fetch.download(f"{self.origin}/{name}", target, size, sha256)
+                self._make_room(0, target)  # others may have come at the same time
         return target
 
     def read(self, name: str, size: int, sha256: str, start: int, count: int) -> bytes:
@@ -100,7 +101,7 @@ class ShardCache:
 
         self._pool.submit(go)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, keep: Path | None = None) -> None:
         with _locked(self.folder / "room.lock"):
             known = []
             for file in self.folder.iterdir():
@@ -110,7 +111,7 @@ class ShardCache:
             for _, each, file in sorted(known):
                 if used + size <= self.max_bytes:
                     return
-                if file.suffix in artifacts.INDEXED:
+                if file.suffix in artifacts.INDEXED and file != keep:
                     file.unlink(missing_ok=True)
                     used -= each
 

@@ -24,7 +24,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", "
 _SRGB = ImageCms.createProfile("sRGB")
 
 Image.MAX_IMAGE_PIXELS = None  # our bound is `max_pixels`
-warnings.filterwarnings("ignore", module="PIL")  # damage that Pillow can live with; worse is an error
+warnings.filterwarnings("ignore", module="PIL")  # tells of damage that it can live with; worse is an error
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,15 @@ class ShardReader:
         return self.cache.path(name, size, sha256) if self.cache else self.folder / name
 
 
+def samples_of(folder: Path, shard: Shard) -> Iterator[tuple[Sample, bytes]]:
+    """The samples of a shard in a local folder, in order, as its table places them."""
+    with (folder / shard.file).open("rb") as tar, (folder / shard.table).open("rb") as table:
+        for line in table:
+            sample = Sample(**json.loads(line))
+            tar.seek(sample.offset)
+            yield sample, tar.read(sample.size)
+
+
 def _check(folder: Path | None, shard: Shard) -> None:
     """Name and, of a local shard, size."""
     if not _TAR_NAME.fullmatch(shard.file):

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,19 +87,26 @@ class Plan:
         return shard if whole else None
 
 
-def split_photos(photos: list[Photo], validation_share: float, test_share: float = 0.0) -> dict[Split, list[Photo]]:
+def split_photos(
+    photos: list[Photo], validation_share: float, test_share: float = 0.0, fixed: Mapping[str, Split] | None = None
+) -> dict[Split, list[Photo]]:
     """Splits by a hash of what an image looks like: it falls on the same side whatever else there is.
 
+    fixed: data set -> the side that its images are on, and what looks like them.
     Two images or more give training and validation at least one each, so that small folders work.
     """
     splits: dict[Split, list[Photo]] = {"train": [], "valid": [], "test": []}
+    places = {photo.group: side for photo in photos if (side := (fixed or {}).get(photo.dataset))}
     for photo in photos:
+        if photo.group in places:
+            splits[(fixed or {}).get(photo.dataset) or places[photo.group]].append(photo)
+            continue
         place = _split_hash(photo) / 2**32
         valid, test = place < validation_share, place < validation_share + test_share
         splits["valid" if valid else "test" if test else "train"].append(photo)
     train, valid_photos = splits["train"], splits["valid"]
     for empty, full in ((valid_photos, train), (train, valid_photos)):
-        if not empty and len({p.group for p in full}) > 1 and validation_share > 0:
+        if not empty and len({p.group for p in full}) > 1 and validation_share > 0 and not places:
             full.sort(key=_split_hash, reverse=empty is train)
             moved = full[0].group
             empty += [photo for photo in full if photo.group == moved]

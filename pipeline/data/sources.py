@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import fsspec
 from pydantic import Field, PositiveFloat
@@ -43,6 +44,9 @@ class Source(Config):
     name: str  # stands with each of its images
     path: str  # like `source`
     weight: PositiveFloat = Field(default=1.0, le=100)  # times per epoch that each of its images comes
+    split: Literal["train", "valid", "test"] | None = None  # all of it there; None: by content
+    recipe: str | None = None  # a name in data/recipes.py, whose check it has to pass
+    allow_missing: bool = False  # a check that fails is a warning
 
 
 @dataclass(frozen=True)

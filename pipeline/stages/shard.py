@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline import artifacts, runs, tracking
-from pipeline.data import fetch, shards, sources
+from pipeline.data import card, fetch, recipes, shards, sources
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
 from pipeline.data.shards import SPLITS, Plan, Shard, Store
 from pipeline.data.sources import Item, Source
@@ -66,7 +66,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     work = folder / "work"
     if not (work / "items.jsonl").exists():
-        found = [item for source in cfg.sources() for item in sources.items(source)]
+        found = [item for source in cfg.sources() for item in _listed(source)]
     Lists.of(cfg)
     runs.claim(folder, cfg, runs.inputs())
     with _alone(folder), tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
@@ -86,7 +86,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
                 f"{', '.join(s.path for s in cfg.sources())}: none of {len(items)} files is a usable image; "
                 f"the first refusals:\n{reasons}"
             )
-        splits = shards.split_photos(photos, cfg.validation_share, cfg.test_share)
+        fixed = {source.name: source.split for source in cfg.sources() if source.split}
+        splits = shards.split_photos(photos, cfg.validation_share, cfg.test_share, fixed)
         plans = [
             Plan(
                 f"{split}-{number:06d}.tar",
@@ -111,10 +112,17 @@ def run(cfg: StageConfig, folder: Path) -> Path:
             "sources": Counter(photo.dataset for photo in photos),
             "refused": [asdict(refusal) for refusal in refused],
         }
-        tracker.artifact(
-            artifacts.publish(folder / "artifact", manifest, partial(_assemble, work / "shards", written, index))
-        )
+
+        def assemble(scratch: Path) -> None:
+            _assemble(work / "shards", written, index, scratch)
+            deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
+            card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
+
+        made = artifacts.publish(folder / "artifact", manifest, assemble)
+        tracker.artifact(made)
+        tracker.dataset(folder.name, made, "sharded")
         shutil.rmtree(work)
+    print(f"data card: {folder / 'artifact' / 'card.html'}")
     counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
     print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
     for refusal in refused[:10]:
@@ -122,6 +130,15 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if len(refused) > 10:
         print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
     return folder / "artifact"
+
+
+def _listed(source: Source) -> list[Item]:
+    items = sources.items(source)
+    if source.recipe is not None:
+        if source.recipe not in recipes.RECIPES:
+            raise DataError(f"no recipe is called {source.recipe!r}; there are {', '.join(recipes.RECIPES)}")
+        recipes.check(source.recipe, items, source.allow_missing)
+    return items
 
 
 @contextmanager

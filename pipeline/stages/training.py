@@ -53,6 +53,7 @@ def train(
     if runtime.is_main:
         print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
     with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker:
+        tracker.dataset(cfg.data.shards, shards, "training")
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log)
         manifest = runs.manifest(kind, cfg, given, metrics, tracker.run_id)
 

@@ -253,3 +253,50 @@ def test_what_a_killed_job_left_is_small_and_json(photos, tmp_path):
     assert json.loads(files[0].read_text().splitlines()[0])[0] == "Photo"
     shard.run(config(photos, piece=5), tmp_path / "run")
     assert not (tmp_path / "run/work").exists()
+
+
+def test_a_source_can_have_a_side_and_a_recipe(tmp_path):
+    for name in ("mine", "reference"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.fromarray(picture(i + (100 if name == "mine" else 0))).save(tmp_path / name / f"{i}.png")
+    Image.fromarray(picture(3)).resize((100, 75)).save(tmp_path / "mine/leak.png")  # looks like one of the reference
+    both = [
+        {"name": "mine", "path": str(tmp_path / "mine")},
+        {"name": "reference", "path": str(tmp_path / "reference"), "split": "valid"},
+    ]
+    made = run(config(both, validation_share=0.0), tmp_path / "run")
+    reader = ShardReader(made, "train")
+    assert len(reader) == 12
+    assert {reader.sample(n)[1].dataset for n in range(12)} == {"mine"}
+    assert sides(made)["leak.png"] == "valid"
+    with pytest.raises(DataError, match="no recipe is called 'koda'; there are kodak, div2k/train"):
+        run(config([{**both[0], "recipe": "koda"}]), tmp_path / "other")
+    with pytest.raises(DataError, match="24 of 24 are missing: kodim01"):
+        run(config([{**both[0], "recipe": "kodak"}]), tmp_path / "other")
+
+
+def test_the_card_tells_what_is_in_the_shards(tmp_path):
+    folder = write_images(tmp_path / "photos", 12)
+    (folder / "<b>bad.png").write_bytes(b"")
+    made = run(config(folder, shard_mb=0.1), tmp_path / "run")
+    page = (made.path / "card.html").read_text()
+    assert page.count("data:image/webp;base64,") == 12
+    assert page.count("data:image/png;base64,") == 1
+    assert "&lt;b&gt;bad.png" in page
+    assert "<b>bad" not in page
+    for word in ("train", "valid", "png", "unreadable", "min_side"):
+        assert word in page
+    assert "card.html" in made.manifest.files
+
+
+def test_shards_are_the_data_set_of_their_run_in_mlflow(tmp_path, monkeypatch):
+    from pipeline import tracking
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    made = run(config(write_images(tmp_path / "photos")), tmp_path / "run")
+    (given,) = tracking.client().get_run(made.manifest.run_id).inputs.dataset_inputs
+    assert given.dataset.digest == made.digest[:36]
+    assert given.tags[0].value == "sharded"
+    assert json.loads(given.dataset.profile)["train_images"] == made.manifest.metrics["train_images"]
