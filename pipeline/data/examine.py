@@ -32,7 +32,7 @@ class Rules(Config):
     deny: str | None = None  # file of such lines: not these
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """An image that was examined and accepted."""
 
@@ -50,7 +50,7 @@ class Photo:
     group: str = ""  # SHA-256 that stands for the images that look like this one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A file that was not accepted, and why."""
 

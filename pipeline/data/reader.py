@@ -18,7 +18,7 @@ from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
 from pipeline.data.shards import Sample, Shard, Split
 from pipeline.errors import DataError
 
-TABLES_KEPT = 256
+TABLES_KEPT = 128
 _TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")
 
 

@@ -30,7 +30,7 @@ Store = Literal["original", "webp", "jpeg", "pixels"]
 KEY_LENGTH = 20  # hex digits of the image's SHA-256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image in a shard: `size` bytes at `offset` of the tar, whose SHA-256 is `sha256`.
 

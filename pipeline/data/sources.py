@@ -49,7 +49,7 @@ class Source(Config):
     allow_missing: bool = False  # a check that fails is a warning
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """A file, or `size` stored bytes at `offset` of an archive.
 

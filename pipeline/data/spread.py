@@ -4,20 +4,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+On = Literal["auto", "threads", "ray"]
 RETRIES = 3  # of a piece whose worker died
+WORTH_RAY = 16  # pieces; fewer are done before Ray has started
 
 
-def spread(work: Callable[[T], R], pieces: Sequence[T], workers: int, ray_from: int = 4) -> Iterator[tuple[int, R]]:
+def spread(work: Callable[[T], R], pieces: Sequence[T], workers: int, on: On = "auto") -> Iterator[tuple[int, R]]:
     """Each piece's number with `work(piece)`, in the order in which they finish.
 
-    A cluster that RAY_ADDRESS names is used, else a Ray of our own if there are at least `ray_from` pieces and more
-    than one worker, else threads. `work` must give the same result wherever and however often it is called.
+    on: "auto" is the cluster that RAY_ADDRESS names, else a Ray of our own if there are many pieces and more than one
+    worker, else threads. `work` must give the same result wherever and however often it is called.
     """
-    if not ("RAY_ADDRESS" in os.environ or (workers > 1 and len(pieces) >= ray_from)):
+    many = workers > 1 and len(pieces) >= WORTH_RAY
+    if not pieces or on == "threads" or (on == "auto" and not many and "RAY_ADDRESS" not in os.environ):
         with ThreadPoolExecutor(workers) as pool:
             waiting = {pool.submit(work, piece): number for number, piece in enumerate(pieces)}
             try:

@@ -29,7 +29,7 @@ from pipeline.data import card, fetch, recipes, shards, sources
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
 from pipeline.data.shards import SPLITS, Plan, Shard, Store
 from pipeline.data.sources import Item, Source
-from pipeline.data.spread import spread
+from pipeline.data.spread import On, spread
 from pipeline.errors import DataError
 
 FETCHED_AT_ONCE = 8  # by each worker
@@ -54,6 +54,7 @@ class StageConfig(Rules):
         0.05  # of URLs that cannot be fetched before the stage stops
     )
     workers: NonNegativeInt = 0  # processes or threads; 0: one per core
+    spread: On = "auto"  # threads, ray, or what suits the amount of work
     piece: PositiveInt = 256  # images that a worker examines at a time
 
     def sources(self) -> list[Source]:
@@ -165,7 +166,7 @@ def _examined(cfg: StageConfig, items: list[Item], work: Path) -> list[Photo | R
     workers = _workers(cfg)
     if len(pieces) == 1:  # a small folder: the threads of one piece are enough
         task, workers = partial(task, threads=workers), 1
-    done = spread(task, [pieces[number] for number in missing], workers)
+    done = spread(task, [pieces[number] for number in missing], workers, cfg.spread)
     for place, found in _shown(done, "examining", len(missing)):
         lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
         artifacts.write_durably(files[missing[place]], lines.encode())
@@ -231,7 +232,9 @@ def _written(cfg: StageConfig, plans: list[Plan], folder: Path) -> list[Shard]:
     """All shards in order; those that an earlier job wrote are not written again."""
     written = {number: shard for number, plan in enumerate(plans) if (shard := plan.done(folder))}
     missing = [number for number in range(len(plans)) if number not in written]
-    done = spread(partial(shards.write, folder=folder), [plans[number] for number in missing], _workers(cfg))
+    done = spread(
+        partial(shards.write, folder=folder), [plans[number] for number in missing], _workers(cfg), cfg.spread
+    )
     for place, shard in _shown(done, "writing", len(missing)):
         written[missing[place]] = shard
     return [written[number] for number in range(len(plans))]

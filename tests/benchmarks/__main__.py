@@ -38,6 +38,7 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     command = " ".join(["make bench", *([f'ARGS="{" ".join(wanted)}"'] if wanted else [])])
     command = f"REFERENCE=checkout {command}" if os.environ.get("REFERENCE") else command
+    command = f"IMAGES=folder {command}" if os.environ.get("IMAGES") else command
     about = {"hardware": hardware(), "versions": versions(), "command": command}
     kept = json.loads(TARGET.read_text()) if TARGET.exists() else []
     table = Table(title=f"{hardware()}, torch {versions()['torch']}")

@@ -1,4 +1,4 @@
-"""What surrounds the step: loading, saving, starting, and a second process."""
+"""What surrounds the step: saving, starting, and a second process."""
 
 import os
 import shutil
@@ -13,11 +13,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline import artifacts
-from pipeline.data import loader
-from pipeline.data.loader import LoaderConfig, Share
-from pipeline.data.reader import ShardReader
-from pipeline.stages import shard
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Progress, Saver
 from pipeline.training.optim import AdamConfig
@@ -25,22 +20,6 @@ from pipeline.training.runtime import Runtime
 from tests.benchmarks.measure import DEVICE, Row, seconds
 from tests.conftest import ROOT, picture
 from tests.ranks import free_port
-
-
-def loading(folder: Path) -> Iterator[Row]:
-    """Decoding and cropping 256x256 from 500x375 JPEG files in shards, in this process alone and in two threads."""
-    source = folder / "photos"
-    source.mkdir()
-    for i in range(24):
-        Image.fromarray(picture(i, 375, 500)).save(source / f"{i}.jpg", quality=90)
-    cfg = shard.StageConfig(source=str(source), min_side=256, validation_share=0.1)
-    shard.run(cfg, folder / "shard")
-    reader = ShardReader(artifacts.read(str(folder / "shard"), "shards"), "train")
-    for workers in (0, 2):
-        batches = loader.batches(LoaderConfig(shards="", batch_size=8, workers=workers), reader, 0, Share(0, 8, 1), 0)
-        next(batches)
-        taken = [seconds(lambda batches=batches: next(batches)) for _ in range(40)]
-        yield Row(f"loading crops, {workers or 'no'} loader threads", 8 / statistics.mean(taken), "crops of 256x256 /s")
 
 
 def saving(folder: Path) -> Iterator[Row]:
@@ -138,7 +117,6 @@ def rows() -> Iterator[Row]:
     folder = Path(tempfile.mkdtemp())
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     try:
-        yield from loading(folder)
         yield from saving(folder)
     finally:
         shutil.rmtree(folder)

@@ -1,10 +1,16 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.loader import Share, positions
+from pipeline.data import loader, transforms
+from pipeline.data.loader import LoaderConfig, Share, positions
 from pipeline.data.order import Order
+from pipeline.data.reader import ShardReader
+from tests.conftest import write_images
+from tests.data.test_shards import make
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,3 +64,61 @@ def test_a_position_far_away_costs_nothing_to_find():
     order = Order([2500] * 40_000, 0, 64)  # a hundred million samples
     assert 0 <= order.at(7 * len(order) + 123_456_789 % len(order)) < 100_000_000
     assert order._numbers.cache_info().currsize == 1
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("order")
+    return make(write_images(folder / "photos", 10), folder / "artifact", shard_mb=0.06)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ranks=st.sampled_from([1, 2, 3, 4, 6]),
+    workers=st.integers(0, 5),
+    mixed=st.integers(1, 6),
+    start=st.integers(0, 5),
+    cache_mb=st.sampled_from([0, 1]),
+)
+def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, start, cache_mb):
+    def stream(ranks: int, rank: int, workers: int, cache_mb: int) -> list[np.ndarray]:
+        cfg = LoaderConfig(
+            shards="",
+            batch_size=12,
+            crop=64,
+            workers=workers,
+            mixed_shards=mixed,
+            cache_mb=cache_mb,
+            downscaled_share=0.5,
+        )
+        batches = loader.batches(cfg, ShardReader(shards, "train"), 11, Share.of(12, rank, ranks), 12 * start)
+        return [batch.x.numpy() for batch in itertools.islice(batches, 3)]
+
+    alone = stream(1, 0, 0, 0)
+    together = [stream(ranks, rank, workers, cache_mb) for rank in range(ranks)]
+    for step, whole in enumerate(alone):
+        assert np.array_equal(whole, np.concatenate([parts[step] for parts in together]))
+
+
+def test_resizing_crops_equals_cropping_first_as_torchvision_does(shards):
+    import torch
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resized_crop
+
+    pixels = ShardReader(shards, "train").pixels(0)
+    window = transforms.Window(20, 31, 150, 110)
+    theirs = resized_crop(torch.from_numpy(pixels).permute(2, 0, 1), *window, [64, 64], InterpolationMode.BILINEAR)
+    assert np.array_equal(transforms.scaled(pixels, window, 64), theirs.permute(1, 2, 0).numpy())
+    assert np.array_equal(transforms.mirrored(pixels), pixels[:, ::-1])
+
+
+def test_images_scaled_down_first_keep_room_for_the_crop():
+    rng = np.random.default_rng(0)
+    scales = [transforms.random_scale(300, 500, 100, 1.0, rng) for _ in range(200)]
+    assert 1 <= min(scales) < 1.2
+    assert 2.7 < max(scales) <= 3  # 300 / 100
+    assert {transforms.random_scale(300, 500, 100, 0.0, rng) for _ in range(9)} == {1.0}
+    assert {transforms.random_scale(90, 500, 100, 1.0, rng) for _ in range(9)} == {1.0}
+    assert transforms.shrink_for(transforms.Window(0, 0, 512, 600), 256) == 2
+    assert transforms.shrink_for(transforms.Window(0, 0, 511, 600), 256) == 1
+    assert transforms.shrink_for(transforms.Window(0, 0, 4096, 4096), 256) == 8

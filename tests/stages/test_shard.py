@@ -44,7 +44,7 @@ def photos(tmp_path) -> Path:
 def test_threads_and_ray_give_the_same_bytes(photos, tmp_path):
     options = {"shard_mb": 0.2, "piece": 4}
     run(config(photos, workers=1, **options), tmp_path / "threads")
-    run(config(photos, workers=2, **options), tmp_path / "ray")
+    run(config(photos, workers=2, spread="ray", **options), tmp_path / "ray")
     assert tars(tmp_path / "threads") == tars(tmp_path / "ray")
     assert len(tars(tmp_path / "ray")) > 8
 
