@@ -202,6 +202,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes the filter that images.py sets
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())

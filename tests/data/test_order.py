@@ -100,7 +100,7 @@ def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, 
         assert np.array_equal(whole, np.concatenate([parts[step] for parts in together]))
 
 
-def test_resizing_crops_equals_cropping_first_as_torchvision_does(shards):
+def test_scaled_crops_are_those_of_torchvision(shards):
     import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resized_crop
@@ -108,7 +108,8 @@ def test_resizing_crops_equals_cropping_first_as_torchvision_does(shards):
     pixels = ShardReader(shards, "train").pixels(0)
     window = transforms.Window(20, 31, 150, 110)
     theirs = resized_crop(torch.from_numpy(pixels).permute(2, 0, 1), *window, [64, 64], InterpolationMode.BILINEAR)
-    assert np.array_equal(transforms.scaled(pixels, window, 64), theirs.permute(1, 2, 0).numpy())
+    difference = transforms.scaled(pixels, window, 64).astype(int) - theirs.permute(1, 2, 0).numpy()
+    assert np.abs(difference).max() <= 1  # bytes are rounded in between; floats are not
     assert np.array_equal(transforms.mirrored(pixels), pixels[:, ::-1])
 
 
