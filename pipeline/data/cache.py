@@ -49,7 +49,7 @@ def mirror(url: str) -> tuple[Path, str]:
                 raise ArtifactError(f"{base}/{MANIFEST}: names a file outside its folder: {name!r}")
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f".{Path(name).name}.lock"):
-                if not (folder / name).is_file():
+                if not (folder / name).is_file() or artifacts.sha256(folder / name) != entry.sha256:
                     fetch.download(f"{base}/{name}", folder / name, entry.size, entry.sha256)
         artifacts.write_durably(folder / MANIFEST, content)
         return folder, base

@@ -45,6 +45,7 @@ class Photo:
     height: int
     plain_jpeg: bool
     note: str = ""  # what decoding left out
+    item: int = -1  # its number among the listed items
     hash: int = 0
     repeats: int = 1  # times per epoch
     group: str = ""  # SHA-256 that stands for the images that look like this one

@@ -31,7 +31,12 @@ class ShardReader:
     def __init__(self, artifact: Artifact, split: Split, cache_gb: float = 50.0):
         self.folder = artifact.path
         self.cache = ShardCache(artifact.origin, int(cache_gb * 1e9)) if artifact.origin else None
-        self.shards = [Shard(**entry) for entry in artifact.json("index.json")["splits"].get(split, [])]
+        try:
+            self.shards = [Shard(**entry) for entry in artifact.json("index.json")["splits"].get(split, [])]
+        except (KeyError, TypeError):
+            raise DataError(
+                f"{self.folder / 'index.json'}: written by another version; make the shards again"
+            ) from None
         self.draws = [shard.draws for shard in self.shards]  # numbers in each shard
         self._starts = np.cumsum([0, *self.draws])
         for shard in self.shards:

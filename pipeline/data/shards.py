@@ -8,6 +8,7 @@ by digest. So opening a data set of any size reads the index and no tar.
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from typing import Literal
 import webdataset as wds
 from PIL import Image
 
-from pipeline.artifacts import flush_folder, sha256
+from pipeline.artifacts import flush_folder, sha256, write_durably
 from pipeline.data import fetch
 from pipeline.data.examine import Photo
 from pipeline.data.images import decode
@@ -165,7 +166,9 @@ def write(plan: Plan, folder: Path) -> Shard:
     digest = hashlib.sha256(table).hexdigest()
     draws = sum(photo.repeats for photo, _ in plan.photos)
     shard = Shard(plan.file, len(rows), draws, scratch.stat().st_size, sha256(scratch), len(table), digest)
-    (folder / shard.table).write_bytes(table)
+    write_durably(folder / shard.table, table)
+    with scratch.open("rb") as stream:
+        os.fsync(stream.fileno())
     scratch.rename(folder / plan.file)
     flush_folder(folder)
     (folder / f"{plan.file}.done").write_text(json.dumps(asdict(shard)))

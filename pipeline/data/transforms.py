@@ -52,6 +52,10 @@ def spread_crops(pixels: Pixels, size: int, count: int) -> list[Pixels]:
     return [pixels[t : t + size, s : s + size] for t, s in (corners[i] for i in chosen)]
 
 
+# Torch divides larger operations among threads of its own, for each thread that calls it: as many again as there are cores
+_UNDIVIDED = 2**15 - 1  # elements
+
+
 class Window(NamedTuple):
     """A part of an image, in its pixels."""
 
@@ -110,12 +114,15 @@ def scaled(pixels: Pixels, window: Window, size: int, shrink: int = 1) -> Pixels
     """
     top, left = window.top // shrink, window.left // shrink
     bottom, right = -(-(window.top + window.height) // shrink), -(-(window.left + window.width) // shrink)
-    part = torch.from_numpy(pixels)[None, top:bottom, left:right].permute(0, 3, 1, 2)
+    part = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None].permute(0, 3, 1, 2)
     small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)  # on bytes: several times Pillow's speed
     return small[0].permute(1, 2, 0).numpy()
 
 
 def mirrored(pixels: Pixels) -> Pixels:
     """Left and right exchanged."""
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    return image.flip(-1)[0].permute(1, 2, 0).numpy()
+    image, out = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2), np.empty(pixels.shape, np.uint8)
+    rows = max(1, _UNDIVIDED // (3 * pixels.shape[1]))
+    for top in range(0, pixels.shape[0], rows):
+        out[top : top + rows] = image[:, :, top : top + rows].flip(-1)[0].permute(1, 2, 0).numpy()
+    return out

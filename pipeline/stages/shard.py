@@ -62,67 +62,79 @@ class StageConfig(Rules):
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
-    """Shards the sources and publishes tars, tables and index."""
-    if done := runs.finished(folder, cfg):
-        return done
+    """Shards the sources and publishes tars, tables, index and data card."""
     work = folder / "work"
-    if not (work / "items.jsonl").exists():
-        found = [item for source in cfg.sources() for item in _listed(source)]
+    if done := _finished(cfg, folder):
+        return done
+    found = [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
     Lists.of(cfg)
     runs.claim(folder, cfg, runs.inputs())
-    with _alone(folder), tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
-        for name in ("examined", "spool", "shards"):
-            (work / name).mkdir(parents=True, exist_ok=True)
-        if not (work / "items.jsonl").exists():
-            lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
-            artifacts.write_durably(work / "items.jsonl", lines.encode())
-        items = [Item(**json.loads(line)) for line in (work / "items.jsonl").read_text().splitlines()]
-        results = _examined(cfg, items, work)
-        _check_fetched(cfg, items, results, work)
-        places = {(r.path, r.dataset): item for r, item in zip(results, items, strict=True)}
-        photos, refused = _weighted(*without_duplicates(results, cfg), places)
-        if not photos:
-            reasons = "\n".join(f"  {r.path}: {r.reason}" for r in refused[:20])
-            raise DataError(
-                f"{', '.join(s.path for s in cfg.sources())}: none of {len(items)} files is a usable image; "
-                f"the first refusals:\n{reasons}"
-            )
-        fixed = {source.name: source.split for source in cfg.sources() if source.split}
-        splits = shards.split_photos(photos, cfg.validation_share, cfg.test_share, fixed)
-        plans = [
-            Plan(
-                f"{split}-{number:06d}.tar",
-                [(p, places[p.path, p.dataset]) for p in group],
-                cfg.store,
-                int(cfg.max_file_mb * 1e6),
-                str(work / "spool"),
-            )
-            for split in SPLITS
-            for number, group in enumerate(shards.in_shards(splits[split], int(cfg.shard_mb * 1e6)))
-        ]
-        written = _written(cfg, plans, work / "shards")
-        metrics = {
-            **{f"{split}_images": len(splits[split]) for split in SPLITS},
-            "refused_files": len(refused),
-            "bytes": sum(shard.bytes for shard in written),
-        }
-        manifest = runs.manifest("shards", cfg, runs.inputs(), metrics, tracker.run_id)
-        tracker.log(0, metrics)
-        index = {
-            "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
-            "sources": Counter(photo.dataset for photo in photos),
-            "refused": [asdict(refusal) for refusal in refused],
-        }
-
-        def assemble(scratch: Path) -> None:
-            _assemble(work / "shards", written, index, scratch)
-            deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
-            card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
-
-        made = artifacts.publish(folder / "artifact", manifest, assemble)
-        tracker.artifact(made)
-        tracker.dataset(folder.name, made, "sharded")
+    with _alone(folder):
+        if done := _finished(cfg, folder):  # by a job that had the lock before
+            return done
+        with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
+            for name in ("examined", "spool", "shards"):
+                (work / name).mkdir(parents=True, exist_ok=True)
+            if not (work / "items.jsonl").exists():
+                lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
+                artifacts.write_durably(work / "items.jsonl", lines.encode())
+            _shard(cfg, folder, work, tracker)
         shutil.rmtree(work)
+    return folder / "artifact"
+
+
+def _finished(cfg: StageConfig, folder: Path) -> Path | None:
+    done = runs.finished(folder, cfg)
+    if done:
+        shutil.rmtree(folder / "work", ignore_errors=True)  # a job was killed after it had published
+    return done
+
+
+def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker) -> None:
+    """Both passes over the listed items, and the publication."""
+    items = [Item(**json.loads(line)) for line in (work / "items.jsonl").read_text().splitlines()]
+    results = _examined(cfg, items, work)
+    _check_fetched(cfg, items, results, work)
+    photos, refused = _weighted(*without_duplicates(results, cfg), items)
+    if not photos:
+        reasons = "\n".join(f"  {r.path}: {r.reason}" for r in refused[:20])
+        places = ", ".join(source.path for source in cfg.sources())
+        raise DataError(f"{places}: none of {len(items)} files is a usable image; the first refusals:\n{reasons}")
+    fixed = {source.name: source.split for source in cfg.sources() if source.split}
+    splits = shards.split_photos(photos, cfg.validation_share, cfg.test_share, fixed)
+    plans = [
+        Plan(
+            f"{split}-{number:06d}.tar",
+            [(photo, items[photo.item]) for photo in group],
+            cfg.store,
+            int(cfg.max_file_mb * 1e6),
+            str(work / "spool"),
+        )
+        for split in SPLITS
+        for number, group in enumerate(shards.in_shards(splits[split], int(cfg.shard_mb * 1e6)))
+    ]
+    written = _written(cfg, plans, work / "shards")
+    metrics = {
+        **{f"{split}_images": len(splits[split]) for split in SPLITS},
+        "refused_files": len(refused),
+        "bytes": sum(shard.bytes for shard in written),
+    }
+    manifest = runs.manifest("shards", cfg, runs.inputs(), metrics, tracker.run_id)
+    tracker.log(0, metrics)
+    index = {
+        "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
+        "sources": Counter(photo.dataset for photo in photos),
+        "refused": [asdict(refusal) for refusal in refused],
+    }
+
+    def assemble(scratch: Path) -> None:
+        _assemble(work / "shards", written, index, scratch)
+        deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
+        card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
+
+    made = artifacts.publish(folder / "artifact", manifest, assemble)
+    tracker.artifact(made)
+    tracker.dataset(folder.name, made, "sharded")
     print(f"data card: {folder / 'artifact' / 'card.html'}")
     counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
     print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
@@ -130,7 +142,6 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         print(f"  refused {refusal.path}: {refusal.reason}")
     if len(refused) > 10:
         print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
-    return folder / "artifact"
 
 
 def _listed(source: Source) -> list[Item]:
@@ -172,7 +183,8 @@ def _examined(cfg: StageConfig, items: list[Item], work: Path) -> list[Photo | R
         artifacts.write_durably(files[missing[place]], lines.encode())
     kinds: dict[str, Any] = {"Photo": Photo, "Refusal": Refusal}
     records = (json.loads(line) for file in files for line in file.read_text().splitlines())
-    return [kinds[kind](**fields) for kind, fields in records]
+    results = [kinds[kind](**fields) for kind, fields in records]
+    return [replace(r, item=n) if isinstance(r, Photo) else r for n, r in enumerate(results)]
 
 
 def examine_piece(
@@ -213,13 +225,11 @@ def _examined_file(work: Path, piece: int) -> Path:
     return work / "examined" / f"{piece:08d}.jsonl"
 
 
-def _weighted(
-    photos: list[Photo], refused: list[Refusal], places: dict[tuple[str, str], Item]
-) -> tuple[list[Photo], list[Refusal]]:
+def _weighted(photos: list[Photo], refused: list[Refusal], items: list[Item]) -> tuple[list[Photo], list[Refusal]]:
     """Photos with how often they come per epoch: of weight 1.5, half come twice, chosen by content."""
     kept = []
     for photo in photos:
-        weight = places[photo.path, photo.dataset].weight
+        weight = items[photo.item].weight
         place = int(hashlib.sha256(f"weight {photo.sha256}".encode()).hexdigest()[:8], 16) / 2**32
         if repeats := math.floor(weight) + (place < weight % 1):
             kept.append(replace(photo, repeats=repeats))
@@ -244,7 +254,10 @@ def _assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: 
     """Links tars and tables into the artifact's folder and writes the index."""
     for shard in written:
         for name in (shard.file, shard.table):
-            os.link(work / name, scratch / name)
+            try:
+                os.link(work / name, scratch / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(work / name, scratch / name)
             (scratch / name).chmod(0o444)
     (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from pipeline.data import loader, transforms
 from pipeline.data.loader import LoaderConfig, Share, positions
 from pipeline.data.order import Order
 from pipeline.data.reader import ShardReader
-from tests.conftest import write_images
+from tests.conftest import ROOT, write_images
 from tests.data.test_shards import make
 
 
@@ -111,6 +113,26 @@ def test_scaled_crops_are_those_of_torchvision(shards):
     difference = transforms.scaled(pixels, window, 64).astype(int) - theirs.permute(1, 2, 0).numpy()
     assert np.abs(difference).max() <= 1  # bytes are rounded in between; floats are not
     assert np.array_equal(transforms.mirrored(pixels), pixels[:, ::-1])
+
+
+def test_loading_starts_no_threads_besides_its_own():
+    """Torch's own, one team per calling thread, would be hundreds on a large machine."""
+    program = """
+import os, threading, numpy as np, torch
+from pipeline.data import transforms
+torch.set_num_threads(8)
+pixels = np.zeros((900, 1200, 3), np.uint8)
+def work():
+    crop = transforms.scaled(pixels, transforms.Window(0, 0, 900, 900), 512)
+    transforms.mirrored(crop)
+    print(len(os.listdir("/proc/self/task")) - before)
+before = len(os.listdir("/proc/self/task"))
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(ended.stdout) == 1
 
 
 def test_images_scaled_down_first_keep_room_for_the_crop():

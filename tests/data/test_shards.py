@@ -160,5 +160,14 @@ def test_an_index_cannot_name_a_file_elsewhere(tmp_path):
         ShardReader(artifact, "train")
 
 
+def test_an_index_of_another_version_is_told(tmp_path):
+    artifact = make(write_images(tmp_path / "photos"), tmp_path / "artifact")
+    index = artifact.json("index.json")
+    del index["splits"]["train"][0]["draws"]
+    (artifact.path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="written by another version"):
+        ShardReader(artifact, "train")
+
+
 def test_pictures_of_the_test_suite_differ():
     assert not np.array_equal(picture(0), picture(1))

@@ -59,6 +59,16 @@ def test_archives_are_read_without_unpacking(tmp_path, how):
     assert inside == list(PICTURES.values())
 
 
+def test_two_members_of_one_name_are_two_images(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(4):
+            entry = tarfile.TarInfo("same.png")
+            entry.size = len(png(i))
+            tar.addfile(entry, io.BytesIO(png(i)))
+    made = make(tmp_path / "a.tar", tmp_path / "run")
+    assert made.manifest.metrics["train_images"] + made.manifest.metrics["valid_images"] == 4
+
+
 def test_globs_and_lists_name_files(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(png(i))

@@ -1,0 +1,40 @@
+import os
+
+import pytest
+
+from pipeline.data.spread import spread
+from pipeline.errors import DataError
+
+
+@pytest.mark.parametrize("on", ["threads", "ray"])
+def test_every_piece_is_done_and_a_mistake_is_told(tmp_path, on):
+    def work(piece: int) -> int:
+        marker = tmp_path / "died"
+        if on == "ray" and piece == 3 and not marker.exists():
+            marker.touch()
+            os._exit(1)  # a worker that dies once: its piece is done again
+        if piece == 99:
+            raise DataError("piece 99 is bad")
+        return piece * piece
+
+    assert sorted(spread(work, range(10), 2, on)) == [(n, n * n) for n in range(10)]
+    assert (tmp_path / "died").exists() == (on == "ray")
+    with pytest.raises(DataError, match="piece 99 is bad"):
+        list(spread(work, [1, 99, 2], 2, on))
+    assert list(spread(work, [], 2, on)) == []
+
+
+def test_little_work_starts_no_ray(monkeypatch):
+    import pipeline.data.spread as module
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    chosen = []
+    monkeypatch.setattr(module, "_on_ray", lambda *words: chosen.append(words) or iter(()))
+    list(spread(len, ["x"] * 15, 2))
+    list(spread(len, ["x"] * 100, 1))
+    assert not chosen
+    list(spread(len, ["x"] * 16, 2))
+    assert len(chosen) == 1
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    list(spread(len, ["x"], 1))
+    assert len(chosen) == 2
