@@ -39,7 +39,7 @@ class LoaderConfig(Config):
     fixed_crops: bool = False  # one crop per image, the same in every epoch, so that what follows from it can be kept
     mixed_shards: PositiveInt = 64  # shards whose samples are mixed; those have to be at hand at the same time
     shard_cache_gb: PositiveFloat = 50.0  # of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best
-    workers: NonNegativeInt = 4  # threads that read and decode ahead; 0: one, when the step asks
+    workers: NonNegativeInt = 4  # threads that read and decode ahead; 0 loads when the step asks
     cache_mb: NonNegativeInt = 0  # decoded images a training process keeps; for data sets that fit in memory
     validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
     validation_crop: Annotated[int, Field(gt=0, multiple_of=64)] | None = None  # pixels; None: as in training
@@ -208,14 +208,19 @@ def _ahead(crops: Crops, batches: Iterator[list[int]], workers: int) -> Iterator
     Threads and not processes: decoding and scaling release the interpreter's lock; nothing is copied between processes,
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
+    size = crops.cfg.crop
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader")
     waiting: deque[tuple[Pixels, list[Future[Sample]]]] = deque()
     try:
         for batch in batches:
             crops.look_ahead(batch[0])
-            pixels = np.empty((len(batch), crops.cfg.crop, crops.cfg.crop, 3), np.uint8)
-            waiting.append((pixels, [pool.submit(crops.load, *job) for job in zip(batch, pixels, strict=True)]))
-            if len(waiting) > (BATCHES_AHEAD if workers else 0):
+            pixels = np.empty((len(batch), size, size, 3), np.uint8)
+            jobs = list(zip(batch, pixels, strict=True))
+            if not workers:
+                yield pixels, [crops.load(*job) for job in jobs]
+                continue
+            waiting.append((pixels, [pool.submit(crops.load, *job) for job in jobs]))
+            if len(waiting) > BATCHES_AHEAD:
                 pixels, loading = waiting.popleft()
                 yield pixels, [sample.result() for sample in loading]
     finally:
