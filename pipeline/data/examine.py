@@ -97,16 +97,16 @@ def examine(path: str, dataset: str, content: bytes, rules: Rules, lists: Lists)
     notes = [word for word in ("animated", "flattened") if getattr(decoded, word)]
     looks = duplicates.perceptual_hash(decoded.pixels) if rules.near_duplicates is not None else 0
     return Photo(
-        path,
-        dataset,
-        decoded.extension,
-        len(content),
-        digest,
-        width,
-        height,
-        decoded.plain_jpeg,
-        " ".join(notes),
-        looks,
+        path=path,
+        dataset=dataset,
+        extension=decoded.extension,
+        size=len(content),
+        sha256=digest,
+        width=width,
+        height=height,
+        plain_jpeg=decoded.plain_jpeg,
+        note=" ".join(notes),
+        hash=looks,
     )
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import io
 import json
@@ -37,7 +38,9 @@ def make(folder: Path | str, target: Path, workers: int = 1, shard_mb: float = 1
     cfg = shard.StageConfig(
         source=str(folder), min_side=64, validation_share=0.3, shard_mb=shard_mb, workers=workers, piece=3
     )
-    return artifacts.read(str(shard.run(cfg, target)), "shards")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(target.parent):  # runs/mlflow.db is written there
+        return artifacts.read(str(shard.run(cfg, target)), "shards")
 
 
 def test_shards_hold_the_original_bytes_and_plain_webdataset_reads_them(tmp_path):

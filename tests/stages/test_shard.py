@@ -36,6 +36,11 @@ def tars(folder: Path) -> dict[str, str]:
     return {p.name: artifacts.sha256(p) for p in files if p.name != "manifest.json"}
 
 
+@pytest.fixture(autouse=True)
+def own_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs/mlflow.db is written there
+
+
 @pytest.fixture
 def photos(tmp_path) -> Path:
     return write_images(tmp_path / "photos", 24)
