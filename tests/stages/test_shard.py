@@ -253,7 +253,7 @@ def test_what_a_killed_job_left_is_small_and_json(photos, tmp_path):
         patch.setattr(shard.shards, "split_photos", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             shard.run(config(photos, piece=5), tmp_path / "run")
-    files = sorted((tmp_path / "run/work/examined").glob("*"))
+    files = sorted((tmp_path / "run" / "work" / "examined").glob("*"))
     assert [len(f.read_text().splitlines()) for f in files] == [5, 5, 5, 5, 4]
     assert json.loads(files[0].read_text().splitlines()[0])[0] == "Photo"
     shard.run(config(photos, piece=5), tmp_path / "run")
