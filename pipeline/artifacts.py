@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -168,8 +169,11 @@ def sha256(path: Path) -> str:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, so that a reader or a crash sees the old or the new content and nothing between."""
-    scratch = path.with_name(f".{path.name}.tmp")
+    """Replaces `path` by `content`, so that a reader or a crash sees the old or the new content and nothing between.
+
+    Several threads or processes may write the same file at the same time; one of them wins.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with scratch.open("wb") as stream:
         stream.write(content)
         stream.flush()

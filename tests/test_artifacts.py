@@ -1,5 +1,6 @@
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,11 @@ def test_a_finished_run_is_found_without_its_inputs(tmp_path):
     runs.claim(folder, cfg, runs.inputs())
     artifacts.publish(folder / "artifact", runs.manifest("codec", cfg, runs.inputs(), {"x": 1}, "id"), lambda _: None)
     assert runs.finished(folder, cfg) == folder / "artifact"
+
+
+def test_many_may_write_the_same_file_at_the_same_time(tmp_path):
+    contents = [bytes([number]) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: artifacts.write_durably(tmp_path / "file", contents[n % 8]), range(200)))
+    assert (tmp_path / "file").read_bytes() in contents
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

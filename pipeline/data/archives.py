@@ -41,7 +41,9 @@ def members(archive: str) -> Iterator[Member]:
                 raise DataError(
                     f"{archive}: a compressed tar has to be read from its start for every image; unpack it to .tar first"
                 )
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # of the archive, or of the store that it lies in
         raise DataError(f"{archive}: not a readable archive ({' '.join(str(error).split())})") from None
 
 

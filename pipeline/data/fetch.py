@@ -126,7 +126,7 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
             raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
         except (_Gone, FileNotFoundError, PermissionError, ImportError) as error:
             raise DataError(f"cannot be fetched ({error})") from None
-        except (OSError, ValueError) as error:  # requests' and most stores' errors are OSErrors
+        except Exception as error:  # stores raise errors of their own kinds
             failures = 1 if stream.tell() > most else failures + 1
             most = max(most, stream.tell())
             if failures == ATTEMPTS:

@@ -152,8 +152,8 @@ def _glob(pattern: str) -> list[str]:
     fs, path = _open(pattern)
     try:
         found = sorted(fs.glob(path))
-    except OSError as error:
-        raise DataError(f"{pattern}: cannot be listed ({error})") from None
+    except Exception as error:  # stores raise errors of their own kinds
+        raise DataError(f"{pattern}: cannot be listed ({' '.join(str(error).split())})") from None
     return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
 
 
@@ -162,8 +162,8 @@ def _below(url: str) -> list[str]:
     fs, path = _open(url)
     try:
         found = sorted(fs.find(path))
-    except (OSError, NotImplementedError) as error:
-        raise DataError(f"{url}: cannot be listed ({error})") from None
+    except Exception as error:  # likewise
+        raise DataError(f"{url}: cannot be listed ({' '.join(str(error).split())})") from None
     return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
 
 
@@ -191,8 +191,10 @@ def _listed(path: str, suffix: str) -> Iterator[str]:
                     names = [row[column] or "" for row in rows]
                 else:
                     names = lines
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise DataError(f"{path}: cannot be read as a list of images ({error})") from None
+    except DataError:
+        raise
+    except Exception as error:  # of a store, of pyarrow, of decoding
+        raise DataError(f"{path}: cannot be read as a list of images ({' '.join(str(error).split())})") from None
     for name in (name.strip() for name in names):
         if name and not name.startswith("#"):
             yield name if is_url(name) or name.startswith("/") else path.rpartition("/")[0] + "/" * ("/" in path) + name

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pipeline import artifacts
-from pipeline.data import cache, fetch, loader
+from pipeline.data import cache, fetch, loader, sources
 from pipeline.data.loader import LoaderConfig, Share
 from pipeline.data.reader import ShardReader
+from pipeline.data.sources import Source
 from pipeline.errors import ArtifactError, DataError
 from tests.conftest import write_images
 from tests.data.test_shards import make
@@ -178,3 +179,17 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("ILLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.home() == tmp_path / "illm"
+
+
+@pytest.mark.s3
+def test_a_store_that_refuses_us_is_told_in_one_line(monkeypatch, tmp_path):
+    s3fs = pytest.importorskip("s3fs", reason="needs requirements/s3.txt")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    for place in ("s3://bucket/photos", "s3://bucket/*.png", "s3://bucket/list.csv", "s3://bucket/photos.tar"):
+        with pytest.raises(DataError, match=r"(?i)credentials"):
+            sources.items(Source(name="x", path=place))
+    s3fs.S3FileSystem.clear_instance_cache()
