@@ -23,6 +23,10 @@ class DataError(UserError):
     """Images or shards that cannot be used."""
 
 
+class UnreachableError(DataError):
+    """Data that may be whole but cannot be had now: to be tried again, never to be replaced by other data."""
+
+
 class BitstreamError(UserError):
     """A compressed file that is damaged, foreign or made by another model."""
 

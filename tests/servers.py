@@ -75,9 +75,9 @@ class FileServer:
         if self.break_after is not None and len(part) > self.break_after:
             part = part[: self.break_after]
             request.close_connection = True
-        request.wfile.write(part)
         with self.lock:
-            self.bytes += len(part)
+            self.bytes += len(part)  # before they are sent: whoever has received them finds them counted
+        request.wfile.write(part)
 
 
 @contextmanager

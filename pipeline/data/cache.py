@@ -53,7 +53,7 @@ def mirror(url: str) -> tuple[Path, str]:
                     fetch.download(f"{base}/{name}", folder / name, entry.size, entry.sha256)
         artifacts.write_durably(folder / MANIFEST, content)
         return folder, base
-    raise ArtifactError(f"{url}: expected an artifact there; its manifest {reasons[0]}")
+    raise ArtifactError(f"{url}: expected an artifact there; {reasons[0]}")
 
 
 class ShardCache:

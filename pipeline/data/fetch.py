@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import fsspec
 
 from pipeline import artifacts
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 
 if TYPE_CHECKING:
     import requests
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.data.sources import Item
 
 ATTEMPTS = 5  # in a row without a single new byte
+PATIENT_ATTEMPTS = 10  # for what training cannot go on without: some three minutes
 MOST_BREAKS = 100  # of one file
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
 CHUNK = 2**20
@@ -89,7 +90,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
     part = target.with_name(f"{target.name}.part")
     for last in (False, True):
         with part.open("ab") as stream:
-            pull(url, stream, size)
+            pull(url, stream, size, attempts=PATIENT_ATTEMPTS)
         if part.stat().st_size == size and artifacts.sha256(part) == sha256:
             part.rename(target)
             return
@@ -99,10 +100,10 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
             raise DataError(f"{url}: {found} bytes that are not the {size} bytes of the index; make or copy it again")
 
 
-def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int = -1) -> None:
+def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int = -1, attempts: int = ATTEMPTS) -> None:
     """Appends to `stream` what it lacks of a file, or of its `size` bytes at `offset`; stops beyond `max_bytes`.
 
-    Raises: DataError if the file cannot be had, or the attempts are used up.
+    Raises: UnreachableError if the file cannot be had, or the attempts are used up.
     """
     failures, most, version = 0, stream.seek(0, io.SEEK_END), ""
     for _ in range(MOST_BREAKS):
@@ -125,16 +126,16 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
                 return
             raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
         except (_Gone, FileNotFoundError, PermissionError, ImportError) as error:
-            raise DataError(f"cannot be fetched ({error})") from None
+            raise UnreachableError(f"{url}: cannot be fetched ({error})") from None
         except Exception as error:  # stores raise errors of their own kinds
             failures = 1 if stream.tell() > most else failures + 1
             most = max(most, stream.tell())
-            if failures == ATTEMPTS:
+            if failures == attempts:
                 reason = " ".join(str(error).split())[:200]
-                raise DataError(f"cannot be fetched after {failures} attempts ({reason})") from None
+                raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({reason})") from None
             pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
             time.sleep(pause * (1 + random.random() / 2))
-    raise DataError(f"cannot be fetched: the connection broke {MOST_BREAKS} times")
+    raise UnreachableError(f"{url}: cannot be fetched: the connection broke {MOST_BREAKS} times")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pipeline.data import transforms
 from pipeline.data.images import Pixels
 from pipeline.data.order import Order
 from pipeline.data.reader import ShardReader
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 
 
 class LoaderConfig(Config):
@@ -115,6 +115,8 @@ class Crops:
             try:
                 out[...] = self._crop(number, rng)
                 return Sample(position, image, bad, True)
+            except UnreachableError:
+                raise  # another sample in its place would make training depend on the network's moods
             except DataError:
                 bad.append(self.reader.name(number))
                 number = int(rng.integers(len(self.reader)))
@@ -246,4 +248,4 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
 
 def to_float(pixels: Pixels) -> Tensor:
     """Shapes: pixels (B, H, W, 3) in 0..255; returns (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255).permute(0, 3, 1, 2)
+    return torch.tensor(pixels).float().div_(255).permute(0, 3, 1, 2)

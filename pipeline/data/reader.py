@@ -16,7 +16,7 @@ from pipeline.artifacts import Artifact
 from pipeline.data.cache import ShardCache
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
 from pipeline.data.shards import Sample, Shard, Split
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 
 TABLES_KEPT = 128
 _TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")
@@ -25,7 +25,8 @@ _TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")
 class ShardReader:
     """One split of a shards artifact. A sample that comes n times per epoch has n numbers. Safe to use from threads.
 
-    Raises: DataError if a shard is missing or its size differs from the index, or a sample's digest is wrong.
+    Raises: DataError if a shard is missing or its size differs from the index, or a sample's digest is wrong;
+    UnreachableError if it cannot be read now.
     """
 
     def __init__(self, artifact: Artifact, split: Split, cache_gb: float = 50.0):
@@ -68,7 +69,7 @@ class ShardReader:
                 with (self.folder / shard.file).open("rb", buffering=0) as stream:
                     content = os.pread(stream.fileno(), sample.size, sample.offset)
         except OSError as error:
-            raise DataError(f"{self.name(number)}: cannot be read ({error.strerror})") from None
+            raise UnreachableError(f"{self.name(number)}: cannot be read ({error.strerror})") from None
         if hashlib.sha256(content).hexdigest() != sample.sha256:
             raise DataError(f"{self.name(number)}: its bytes differ from the index; the shard is damaged")
         return content

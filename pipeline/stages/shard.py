@@ -30,7 +30,7 @@ from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without
 from pipeline.data.shards import SPLITS, Plan, Shard, Store
 from pipeline.data.sources import Item, Source
 from pipeline.data.spread import On, spread
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 
 FETCHED_AT_ONCE = 8  # by each worker
 NOT_FETCHED = "unreadable: cannot be fetched"
@@ -195,6 +195,9 @@ def examine_piece(
     def one(item: Item) -> Photo | Refusal:
         try:
             content = fetch.read(item, max_bytes)
+        except UnreachableError as error:
+            reason = str(error).removeprefix(f"{item.location}: ")
+            return Refusal(item.name, item.dataset, f"unreadable: {reason}")
         except DataError as error:
             return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
         result = examine(item.name, item.dataset, content, rules, lists)

@@ -15,7 +15,7 @@ from pipeline.data import cache, fetch, loader, sources
 from pipeline.data.loader import LoaderConfig, Share
 from pipeline.data.reader import ShardReader
 from pipeline.data.sources import Source
-from pipeline.errors import ArtifactError, DataError
+from pipeline.errors import ArtifactError, DataError, UnreachableError
 from tests.conftest import write_images
 from tests.data.test_shards import make
 from tests.ranks import free_port, wait_until
@@ -33,6 +33,7 @@ def run_folder(tmp_path_factory) -> Path:
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ILLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture
@@ -75,6 +76,27 @@ def test_the_cache_keeps_to_its_bytes_and_training_goes_on(server, run_folder, t
     reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train", 1e-9)
     with pytest.raises(DataError, match=r"more than data\.shard_cache_gb allows"):
         reader.read(0)
+
+
+def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_place(run_folder, capsys):
+    with serving(run_folder.parent) as server:
+        name = f"{server.url}/run"
+        cfg = LoaderConfig(shards=name, batch_size=4, crop=64, workers=2, mixed_shards=1)
+        stream = loader.batches(cfg, ShardReader(artifacts.read(name, "shards"), "train"), 3, Share(0, 4, 1), 0)
+        server.errors = {f"/run/artifact/{tar.name}": 1000 for tar in (run_folder / "artifact").glob("train-*.tar")}
+        with pytest.raises(UnreachableError, match=r"train-\d+\.tar: cannot be fetched after 10 attempts"):
+            next(stream)
+    assert "unreadable sample" not in capsys.readouterr().err
+
+
+def test_a_local_shard_that_is_gone_stops_training(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    reader = ShardReader(artifacts.read(str(tmp_path / "run"), "shards"), "train")
+    for tar in (tmp_path / "run/artifact").glob("*.tar"):
+        tar.unlink()
+    cfg = LoaderConfig(shards="", batch_size=4, crop=64, workers=2)
+    with pytest.raises(UnreachableError, match="cannot be read"):
+        next(loader.batches(cfg, reader, 3, Share(0, 4, 1), 0))
 
 
 def test_ranks_of_a_node_fetch_each_shard_once(server):
