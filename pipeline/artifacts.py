@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pipeline import __version__
 from pipeline.errors import ArtifactError
@@ -57,6 +57,15 @@ class Manifest(BaseModel):
     version: str = __version__
     created: str = ""
     files: dict[str, FileEntry] = {}
+
+    @field_validator("files")
+    @classmethod
+    def stays_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            parts = name.split("/")
+            if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
+                raise ValueError(f"names a file outside its folder: {name!r}")
+        return files
 
     @property
     def digest(self) -> str:
@@ -201,8 +210,9 @@ def _manifest(path: Path, name: str) -> Manifest:
     try:
         return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except ValidationError as error:
+        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise ArtifactError(
-            f"{path / MANIFEST}: damaged or foreign manifest ({error.error_count()} problems)"
+            f"{path / MANIFEST}: damaged or foreign manifest ({error.error_count()} problem(s): {reason})"
         ) from None
 
 

@@ -12,14 +12,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import NO_SPACE, ConfigError, Preempted, UserError
+from pipeline import cli_registry
+from pipeline.cli_registry import ConfigArgument, WordsArgument, folder_and_overrides
+from pipeline.errors import NO_SPACE, Preempted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The stage's configuration.")]
-WordsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="run=FOLDER key=value ...", help="Where to write, and overrides.")
-]
 CodecOption = Annotated[str, typer.Option(help="A run folder, or models:/NAME@ALIAS.")]
 
 
@@ -39,7 +37,7 @@ def _stage(name: str, summary: str) -> None:
         from pipeline import config as configs
         from pipeline import runs, stages, tracking
 
-        folder, overrides = _split(words or [])
+        folder, overrides = folder_and_overrides(words or [])
         stage = stages.get(name)
         cfg = configs.load(stage.StageConfig, config, overrides)
         if done := runs.finished(folder, cfg):
@@ -52,20 +50,13 @@ def _stage(name: str, summary: str) -> None:
     app.command(name)(command)
 
 
-def _split(words: list[str]) -> tuple[Path, list[str]]:
-    folders = [word.removeprefix("run=") for word in words if word.startswith("run=")]
-    if len(folders) != 1 or not folders[0]:
-        raise ConfigError("expected exactly one run=FOLDER, the folder this run writes to and resumes from")
-    return Path(folders[0]), [word for word in words if not word.startswith("run=")]
-
-
 _stage("shard", "Turn a folder of images into WebDataset tars.")
 _stage("vqvae", "Train the VQ-VAE that labels image patches.")
 _stage("pretrain", "Train a codec for rate and distortion.")
 _stage("gan", "Fine-tune a codec against the label discriminator.")
 _stage("evaluate", "Compress held-out images to files, measure, and write a report.")
-_stage("promote", "Register an evaluated codec if its gates hold.")
 _stage("sweep", "Search over settings with Ray Tune.")
+app.add_typer(cli_registry.app)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline import redaction
 from pipeline.errors import ConfigError
 
 
@@ -32,6 +33,12 @@ def load(cls: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 def parse(cls: type[C], values: dict[str, Any], overrides: Sequence[str], source: str) -> C:
     """Like `load`, from values instead of a file; `source` begins the message. Changes `values`."""
     problems = [problem for word in overrides if (problem := _override(values, word))]
+    problems += [
+        f"{key}: holds a password, token or signature, which would be recorded; give it in the environment or the store's own "
+        "credentials file instead"
+        for key, value in leaves("", values)
+        if isinstance(value, str) and redaction.has_secret(value)
+    ]
     try:
         config = cls.model_validate(values)
     except ValidationError as error:
@@ -41,8 +48,11 @@ def parse(cls: type[C], values: dict[str, Any], overrides: Sequence[str], source
     return config
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, merged over the file its `extends:` key names (one level or more, relative)."""
+def read_yaml(path: Path, may_extend: bool = True) -> dict[str, Any]:
+    """The mapping in a YAML file, merged over the file its `extends:` key names (one level or more, relative).
+
+    may_extend: False for files of others, which must not make us read any file.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
@@ -53,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    if "extends" in values:
+    if may_extend and "extends" in values:
         values = _merge(read_yaml(path.parent / str(values.pop("extends"))), values)
     return values
 
@@ -140,7 +150,7 @@ def _explain(cls: type[Config], error: dict[str, Any]) -> str:
     if kind == "union_tag_not_found":
         return f"{key}: needs a `kind`"
     hint = " (YAML reads a bare no/off as false; quote it)" if found is False and kind != "bool_type" else ""
-    shown = "" if isinstance(found, dict) else f", got {found!r}"
+    shown = "" if isinstance(found, dict) else f", got {redaction.masked(repr(found))}"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}{hint}"
 
 

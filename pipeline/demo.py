@@ -1,13 +1,18 @@
 """`illm demo`: every stage in turn, each as the command a user would type, then the promoted codec at work."""
 
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline import artifacts, config, runs, stages, tracking
+from pipeline import aliases, artifacts, config, runs, stages, store, tracking
 from pipeline.data.reader import ShardReader
-from pipeline.errors import UserError
+from pipeline.errors import GatesNotMet, UserError
+
+FIRST, SECOND = "promote-pretrained", "promote"  # run folders of the two promotions
 
 
 class StageFailed(UserError):
@@ -21,59 +26,87 @@ class StageFailed(UserError):
 
 
 def run(configs: Path, folder: Path, data: str | None) -> None:
-    """Runs all stages of `configs` in subfolders of `folder`, then compresses and decompresses a held-out photo.
+    """Runs all stages of `configs` in subfolders of `folder`, then uses, challenges and rolls back the promoted codec.
 
     Raises: StageFailed with the stage's exit code.
     """
-    for stage, overrides in _overrides(folder, data).items():
-        cfg = config.load(stages.get(stage).StageConfig, configs / f"{stage}.yaml", overrides)
-        if done := runs.finished(folder / stage, cfg):
-            print(f"{stage}: already done: {done}", flush=True)
-        else:
-            _illm(stage, str(configs / f"{stage}.yaml"), f"run={folder / stage}", *overrides)
+    about = f"All stages of `illm demo {configs}`, in `{folder}`; the runs below this one are the stages."
+    with tracking.group("demo", folder, about) as pipeline:
+        for name, (stage, overrides) in _steps(folder, data).items():
+            cfg = config.load(stages.get(stage).StageConfig, configs / f"{stage}.yaml", overrides)
+            if done := runs.finished(folder / name, cfg):
+                print(f"{name}: already done: {done}", flush=True)
+                continue
+            words = [stage, str(configs / f"{stage}.yaml"), f"run={folder / name}", *overrides]
+            if _illm(words, pipeline.environment, may_refuse=name == SECOND) == GatesNotMet.exit_code:
+                print(f"{name}: the champion stays; the gates above say why", flush=True)
+    _use(folder)
+    _roll_back(folder)
     _summary(folder)
 
 
-def _overrides(folder: Path, data: str | None) -> dict[str, list[str]]:
-    """Stage -> overrides that connect it to the others inside `folder`."""
+def _steps(folder: Path, data: str | None) -> dict[str, tuple[str, list[str]]]:
+    """Folder -> its stage, and the overrides that connect it to the others inside `folder`."""
     shards, codec = f"data.shards={folder / 'shard'}", str(folder / "pretrain")
+    judged = f"evaluation={folder / 'evaluate'}"
     return {
-        "shard": [f"source={data}"] if data else [],
-        "vqvae": [shards],
-        "pretrain": [shards],
-        "gan": [shards, f"codec={codec}", f"labeler={folder / 'vqvae'}"],
-        "evaluate": [f"images={folder / 'shard'}", f"codecs={{pretrained: {codec}, fine-tuned: {folder / 'gan'}}}"],
-        "promote": [f"evaluation={folder / 'evaluate'}"],
+        "shard": ("shard", [f"source={data}"] if data else []),
+        "vqvae": ("vqvae", [shards]),
+        "pretrain": ("pretrain", [shards]),
+        "gan": ("gan", [shards, f"codec={codec}", f"labeler={folder / 'vqvae'}"]),
+        "evaluate": (
+            "evaluate",
+            [f"images={folder / 'shard'}", f"codecs={{pretrained: {codec}, fine-tuned: {folder / 'gan'}}}"],
+        ),
+        FIRST: ("promote", [judged, "codec=pretrained"]),
+        SECOND: ("promote", [judged]),
     }
 
 
-def _illm(*words: str) -> None:
+def _illm(words: Sequence[str], environment: Mapping[str, str] | None = None, may_refuse: bool = False) -> int:
     print(f"\n$ illm {shlex.join(words)}", flush=True)
-    ended = subprocess.run([sys.executable, "-m", "pipeline", *words], check=False)
-    if ended.returncode:
-        raise StageFailed(words[0], ended.returncode)
+    command = [sys.executable, "-m", "pipeline", *words]
+    code = subprocess.run(command, env=os.environ | dict(environment or {}), check=False).returncode
+    if code and not (may_refuse and code == GatesNotMet.exit_code):
+        raise StageFailed(words[0], code)
+    return code
 
 
-def _summary(folder: Path) -> None:
-    from pipeline.stages.evaluate import print_table
-
-    shards = artifacts.read(str(folder / "shard"), "shards")
-    evaluation = artifacts.read(str(folder / "evaluate"), "evaluation")
-    decision = artifacts.read(str(folder / "promote"), "promotion").json("decision.json")
-    model = f"models:/{decision['name']}@{decision['alias']}"
-
-    reader = ShardReader(shards, "valid")
+def _use(folder: Path) -> None:
+    """Compresses and decompresses a held-out photo with the champion."""
+    model = f"models:/{_decision(folder)['name']}@champion"
+    reader = ShardReader(artifacts.read(str(folder / "shard"), "shards"), "valid")
     sample, content = next(reader.first(1))
     photo = folder / "try" / f"{Path(sample.source).stem}.{sample.extension}"
     photo.parent.mkdir(parents=True, exist_ok=True)
     photo.write_bytes(content)
     compressed, restored = photo.with_suffix(".illm"), photo.with_name(f"{photo.stem}-restored.png")
-    _illm("compress", str(photo), str(compressed), "--codec", model)
-    _illm("decompress", str(compressed), str(restored), "--codec", model)
+    _illm(["compress", str(photo), str(compressed), "--codec", model])
+    _illm(["decompress", str(compressed), str(restored), "--codec", model])
 
-    print()
+
+def _roll_back(folder: Path) -> None:
+    """Goes back to the first champion, once, if the second codec took its place."""
+    name = _decision(folder)["name"]
+    changes = aliases.history(name, "champion")
+    if len(aliases.stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
+        _illm(["rollback", name, "--why", "to show how"])
+    _illm(["history", name])
+
+
+def _decision(folder: Path) -> dict[str, Any]:
+    return artifacts.read(str(folder / FIRST), "promotion").json("decision.json")
+
+
+def _summary(folder: Path) -> None:
+    from pipeline.stages.evaluate import print_table
+
+    evaluation = artifacts.read(str(folder / "evaluate"), "evaluation")
     totals = evaluation.json("totals.json")
-    print_table(totals, len(reader))
+    name = _decision(folder)["name"]
+    print()
+    print_table(totals, len(ShardReader(artifacts.read(str(folder / "shard"), "shards"), "valid")))
     print(f"report           {evaluation.path / 'report.html'}")
-    print(f"registered       {decision['name']} version {decision['version']}, alias {decision['alias']} ({model})")
-    print(f"look at the runs {tracking.page_command()}", flush=True)
+    print(f"registered       {name}: version {aliases.current(name, 'champion')} is models:/{name}@champion")
+    print(f"made from        illm lineage models:/{name}@champion")
+    print(f"look at the runs {store.page_command()}", flush=True)

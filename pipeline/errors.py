@@ -43,6 +43,7 @@ class Preempted(Exception):
     exit_code = 75  # EX_TEMPFAIL: "try again", what a job script tests for before it requeues
 
     def __init__(self, step: int):
+        self.step = step
         super().__init__(f"preempted at step {step}; a checkpoint was saved, the same command continues")
 
 
@@ -52,3 +53,9 @@ class TrainingError(UserError):
 
 class TrackingError(UserError):
     """The tracking store cannot be reached or written."""
+
+
+class RegistryChanged(UserError):
+    """An alias was moved by somebody else in the meantime; nothing was changed."""
+
+    exit_code = 4

@@ -1,80 +1,189 @@
-"""Registered model versions: register, alias, fetch. With tracking.py, the only files that import mlflow."""
+"""Versions of registered models: register, find, fetch. What moves an alias is in aliases.py."""
 
+import json
 import re
 import shutil
+import sys
 import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, tracking
-from pipeline.artifacts import Artifact
-from pipeline.errors import ArtifactError
+from pipeline import aliases, artifacts, store
+from pipeline.artifacts import MANIFEST, Artifact, Manifest
+from pipeline.errors import ArtifactError, TrackingError
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+CODEC, LINEAGE = "codec", "lineage.json"  # in a version's folder
 _URI = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
 
 
-def register(name: str, artifact: Artifact, run_id: str, tags: dict[str, str]) -> str:
-    """Uploads an artifact to its tracked run and makes it the next version of a model; returns the version."""
-    client = tracking.client()
-    from mlflow.exceptions import MlflowException
+@dataclass(frozen=True)
+class Version:
+    """A registered version. digest: of its codec artifact; source: the folder in the store that holds its files."""
 
-    client.log_artifacts(run_id, str(artifact.path), "codec")
+    name: str
+    number: str
+    digest: str
+    source: str
+    run_id: str = ""
+
+
+def register(name: str, package: Path, artifact: Artifact, run_id: str, tags: dict[str, str], about: str) -> Version:
+    """Uploads a package to its tracked run and makes it the next version of a model.
+
+    The same codec is one version: what an interrupted promotion registered, or a challenger's, is taken again.
+    """
+    client = store.client()
+    with store.told("register a model"):
+        aliases.ensure_model(client, name)
+        same = client.search_model_versions(f"name='{name}' and tags.`artifact.digest` = '{artifact.digest}'")
+        if same:
+            found = max(same, key=lambda version: int(version.version))
+        else:
+            client.log_artifacts(run_id, str(package), "model")
+            source = f"{client.get_run(run_id).info.artifact_uri}/model"
+            known = tags | {"artifact.digest": artifact.digest}
+            found = client.create_model_version(name, source, run_id, tags=known, description=about)
+    return _described(found)
+
+
+def tag(version: Version, tags: dict[str, str]) -> None:
+    """Sets tags of a version."""
+    client = store.client()
+    with store.told("tag a version"):
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.number, key, value[:4900])
+
+
+def find(uri: str) -> Version:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for.
+
+    If the store cannot be reached: the one it stood for when it was last asked here, with a warning.
+
+    Raises: ArtifactError if the URI is malformed or nothing is registered under it; TrackingError.
+    """
+    parts = _URI.fullmatch(uri)
+    if parts is None:
+        raise ArtifactError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    record = _cache() / "names" / f"{re.sub(r'[^A-Za-z0-9_.@-]', '-', uri.removeprefix('models:/'))}.json"
     try:
-        client.get_registered_model(name)
-    except MlflowException:
-        client.create_registered_model(name, description="MS-ILLM image codec; loads with `illm compress --codec`")
-    source = f"{client.get_run(run_id).info.artifact_uri}/codec"
-    version = client.create_model_version(name, source, run_id, tags=tags | {"artifact.digest": artifact.digest})
-    return str(version.version)
-
-
-def set_alias(name: str, alias: str, version: str) -> None:
-    """Points an alias at a version. The last act of a promotion: until then the old version stays in place."""
-    tracking.client().set_registered_model_alias(name, alias, version)
+        found = _described(_ask(store.client(), parts["name"], parts["alias"], parts["version"]))
+    except Exception as error:
+        if not store.is_away(error):
+            raise ArtifactError(
+                f"{uri}: nothing is registered under that name at {store.shown()}; `illm promote` first"
+            ) from None
+        return _remembered(uri, record, error)
+    if not re.fullmatch(r"[0-9a-f]{64}", found.digest):
+        raise ArtifactError(f"{uri}: version {found.number} was not registered by `illm promote` (no artifact digest)")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    now = {"store": store.shown(), "asked": datetime.now(UTC).isoformat(timespec="seconds")}
+    artifacts.write_durably(record, json.dumps(asdict(found) | now).encode())
+    return found
 
 
 def fetch(uri: str) -> Path:
-    """The artifact folder of `models:/name@alias` or `models:/name/version`, downloaded once.
+    """The codec artifact's folder of `models:/name@alias` or `models:/name/version`, downloaded once.
 
-    Raises: ArtifactError if the URI is malformed or nothing is registered under it.
+    Only files that the manifest lists are downloaded, and the manifest must be the registered one.
+
+    Raises: ArtifactError if it is not there or not what was registered; TrackingError.
     """
-    version = _version(uri)
-    digest = version.tags.get("artifact.digest", "")
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ArtifactError(
-            f"{uri}: version {version.version} was not registered by `illm promote` (no artifact digest)"
-        )
-    folder = tracking.HOME / "registry-cache" / digest
+    version = find(uri)
+    folder = _cache() / version.digest
     if not folder.is_dir():
-        import mlflow
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{digest[:8]}.", dir=folder.parent))
-        try:
-            downloaded = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=str(scratch)))
-            downloaded.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    if artifacts.digest_of(folder) != digest:
+        _download(uri, version, folder)
+    if artifacts.digest_of(folder) != version.digest:
         raise ArtifactError(f"{folder}: is not what {uri} was registered as; remove the folder to download it again")
     return folder
 
 
-def _version(uri: str) -> "ModelVersion":
-    parts = _URI.fullmatch(uri)
-    if parts is None:
-        raise ArtifactError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    client = tracking.client()
-    from mlflow.exceptions import MlflowException
+def ancestry(uri: str) -> list[Manifest]:
+    """The manifests of everything a version was made from, as they were packed with it."""
+    version = find(uri)
+    kept = _cache() / f"{version.digest}.{LINEAGE}"
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            downloaded = _get(uri, version, LINEAGE, Path(scratch))
+            artifacts.write_durably(kept, downloaded.read_bytes())
+    return [Manifest.model_validate(entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
 
-    try:
-        if parts["alias"]:
-            return client.get_model_version_by_alias(parts["name"], parts["alias"])
-        return client.get_model_version(parts["name"], parts["version"])
-    except MlflowException:
-        raise ArtifactError(
-            f"{uri}: nothing is registered under that name at {tracking.uri()}; `illm promote` first"
+
+def needed() -> set[str]:
+    """Digests of all registered versions' codecs, evaluations and ancestors."""
+    client = store.client()
+    found: set[str] = set()
+    with store.told("list versions"):
+        page: str | None = ""
+        while page is not None:
+            versions = client.search_model_versions(max_results=1000, page_token=page or None)
+            found |= {
+                v.tags[tag] for v in versions for tag in ("artifact.digest", "evaluation.digest") if tag in v.tags
+            }
+            for version in (v for v in versions if "artifact.digest" in v.tags):
+                found |= {manifest.digest for manifest in ancestry(f"models:/{version.name}/{version.version}")}
+            page = versions.token or None
+    return found
+
+
+def _cache() -> Path:
+    return store.HOME / "registry-cache"
+
+
+def _described(version: "ModelVersion") -> Version:
+    digest = version.tags.get("artifact.digest", "")
+    return Version(version.name, str(version.version), digest, str(version.source), version.run_id or "")
+
+
+def _ask(client: "MlflowClient", name: str, alias: str | None, number: str) -> "ModelVersion":
+    return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+
+
+def _remembered(uri: str, record: Path, error: Exception) -> Version:
+    if not record.is_file():
+        raise TrackingError(
+            f"{uri}: {store.shown()} cannot be reached ({store.first_line(error)}); try again"
         ) from None
+    known = json.loads(record.read_text(encoding="utf-8"))
+    asked, _ = known.pop("asked"), known.pop("store")
+    print(f"warning: {store.shown()} cannot be reached; {uri} is taken as of {asked}", file=sys.stderr)
+    return Version(**known)
+
+
+def _download(uri: str, version: Version, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{version.digest[:8]}.", dir=folder.parent))
+    try:
+        codec = scratch / "codec"
+        codec.mkdir()
+        _get(uri, version, f"{CODEC}/{MANIFEST}", scratch).rename(codec / MANIFEST)
+        if artifacts.digest_of(codec) != version.digest:
+            raise ArtifactError(f"{uri}: the store's files are not what was registered; register the codec again")
+        for name in Manifest.model_validate_json((codec / MANIFEST).read_bytes()).files:
+            target = codec / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _get(uri, version, f"{CODEC}/{name}", scratch / "download").rename(target)
+        try:
+            codec.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _get(uri: str, version: Version, name: str, folder: Path) -> Path:
+    """One file of a version's folder, streamed to disk."""
+    import mlflow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/{name}", dst_path=str(folder))
+    except Exception as error:  # artifact stores raise errors of their own kinds
+        raise TrackingError(f"{uri}: {name} cannot be had from {store.shown()} ({store.first_line(error)})") from None
+    return Path(found)

@@ -1,73 +1,33 @@
-"""Runs, parameters and metrics in MLflow. With registry.py, the only files that import mlflow."""
+"""One MLflow run per stage: parameters, metrics, inputs, artifacts, and every attempt at it."""
 
-import json
-import logging
 import os
+import re
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, config
+from pipeline import artifacts, config, provenance, redaction, store
 from pipeline.artifacts import Artifact
-from pipeline.errors import Preempted, TrackingError
-from pipeline.journal import RECORDS, Away, Journal, Record, undelivered
+from pipeline.delivery import send, send_params
+from pipeline.errors import Preempted
+from pipeline.journal import RECORDS, Journal, undelivered
 from pipeline.runs import Inputs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_ID_FILE = "mlflow-run-id"
+PARENT = "ILLM_PARENT_RUN"  # environment: the run below which this process's run hangs
 # Seconds to wait at the end of a run for a store that is away or slow; a stopped one has to leave
 PATIENCE = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
-DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow keeps
-MOST_METRICS = 1000  # in one call, by MLflow's rules
-REFUSALS = (
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "BAD_REQUEST",
-    "INVALID_STATE",
-)
-HOME = Path("runs")  # of the default store: runs/mlflow.db and runs/mlflow-artifacts
-
-
-def uri() -> str:
-    """$MLFLOW_TRACKING_URI, or a SQLite file under runs/."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(HOME / 'mlflow.db').resolve()}"
-
-
-def client() -> "MlflowClient":
-    """A client of the store at `uri()`, created if it is the default and not there yet."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the journal tries again for as long as it takes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
-    import mlflow
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints what it raises, with a traceback
-    if uri().startswith("sqlite:///"):
-        Path(uri().removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri())
-    mlflow.set_registry_uri(uri())
-    if given is None:  # mlflow writes it for processes it starts; another folder of ours has another store
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return mlflow.MlflowClient()
-
-
-def page_command() -> str:
-    """What a user types to look at the runs."""
-    if uri().startswith("sqlite:///"):
-        return f"mlflow ui --backend-store-uri {uri()}"
-    return f"the tracking server's page at {uri()}"
+MOST_PARAM = 6000  # characters
+SAMPLE_EVERY = 10.0  # seconds between two looks at the machine
 
 
 class Tracker:
@@ -92,8 +52,13 @@ class Tracker:
     def artifact(self, artifact: Artifact) -> None:
         """Records an artifact: its files (of shards, the index only) and its digest as a tag."""
         if self._journal is not None:
-            self._journal.add({"kind": "artifact", "path": str(artifact.path.resolve())})
+            self.files(artifact.path, "artifact")
             self.tag("artifact.digest", artifact.digest)
+
+    def files(self, folder: Path, to: str) -> None:
+        """Records a folder's files, which have to stay where they are until they are delivered."""
+        if self._journal is not None:
+            self._journal.add({"kind": "artifact", "path": str(folder.resolve()), "to": to})
 
     def dataset(self, name: str, shards: Artifact, context: str) -> None:
         """Records shards as a data set of the run. context: what the run did with it, as MLflow shows it."""
@@ -108,21 +73,79 @@ def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bo
     if not enabled:
         yield Tracker(None)
         return
-    with _told():
-        store = client()
-        run_id = _open(store, stage, folder, cfg, given)
-    journal = Journal(folder, run_id, uri(), partial(_send, store, run_id))
+    client = store.client()
+    with store.told("record"):
+        run_id = _open(client, stage, folder, _tags(stage, folder, given))
+    journal = Journal(folder, run_id, store.shown(), partial(send, client, run_id))
+    tracker = Tracker(journal)
+    number = _count_attempts(folder) + 1
+    began = f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} on {socket.gethostname()}"
+    attempt = f"attempt {number}"
+
+    def tell(state: str) -> None:
+        tracker.tag("status", f"{state} ({attempt})" if number > 1 else state)
+        tracker.tag(f"attempt.{number:03d}", f"{began}: {state}")
+
+    provenance.write(folder / "provenance" / f"attempt-{number:03d}", cfg)
+    tracker.files(folder / "provenance", "provenance")
+    if number == 1:
+        journal.add({"kind": "params", "params": _params(cfg)})
     journal.add({"kind": "status", "status": "RUNNING"})
-    status = "FAILED"
+    tell("resumed" if number > 1 else "running")
+    status, state = "FAILED", "failed"
+    machine = _Machine(journal, (folder / RUN_ID_FILE).stat().st_mtime)
     try:
-        yield Tracker(journal)
-        status = "FINISHED"
-    except (KeyboardInterrupt, Preempted):
-        status = "KILLED"
+        yield tracker
+        status, state = "FINISHED", "finished"
+    except Preempted as stop:
+        status, state = "KILLED", f"preempted at step {stop.step}"
+        raise
+    except KeyboardInterrupt:
+        status, state = "KILLED", "interrupted"
+        raise
+    except Exception as error:
+        state = f"failed: {redaction.masked(str(error) or type(error).__name__).splitlines()[0][:300]}"
         raise
     finally:
+        machine.stop()
+        tell(state)
         journal.add({"kind": "status", "status": status})
         _close(journal, folder, status)
+
+
+class Group:
+    """A run that holds other runs: those of processes that get `environment`."""
+
+    def __init__(self, client: "MlflowClient", run_id: str):
+        self._client, self.environment = client, {PARENT: run_id}
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        points = [Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()]
+        with store.told("record"):
+            self._client.log_batch(self.environment[PARENT], metrics=points)
+
+
+@contextmanager
+def group(
+    kind: str, folder: Path, about: str, parameters: Mapping[str, object] | None = None, parent: str = ""
+) -> Iterator[Group]:
+    """A pipeline's run, or a trial's (below `parent`), opened again if it was interrupted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    client = store.client()
+    tags = provenance.tags() | {"mlflow.note.content": about, "stage": kind}
+    with store.told("record"):
+        run_id = _open(client, kind, folder, tags | ({"mlflow.parentRunId": parent} if parent else {}))
+        client.update_run(run_id, status="RUNNING")
+        send_params(client, run_id, [{"params": {name: str(value) for name, value in (parameters or {}).items()}}])
+    status = "FAILED"
+    try:
+        yield Group(client, run_id)
+        status = "FINISHED"
+    finally:
+        with suppress(Exception):  # the store may be away; what the stages found out matters more
+            client.set_terminated(run_id, status)
 
 
 def deliver_rest(folder: Path) -> None:
@@ -130,110 +153,91 @@ def deliver_rest(folder: Path) -> None:
     record = folder / RUN_ID_FILE
     if record.is_file() and undelivered(folder):
         run_id = record.read_text().strip()
-        _close(Journal(folder, run_id, uri(), partial(_send, client(), run_id)), folder, "FINISHED")
+        _close(Journal(folder, run_id, store.shown(), partial(send, store.client(), run_id)), folder, "FINISHED")
+
+
+class _Machine:
+    """Records the load of processors, memory, disk, network and GPUs under the names of MLflow's page."""
+
+    def __init__(self, journal: Journal, began: float):
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._journal, self._began = journal, began
+        self._monitors = []
+        for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            with suppress(Exception):  # no GPU, no driver, no access to counters: it is left out
+                monitor = kind()
+                monitor.collect_metrics()
+                self._monitors.append(monitor)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="machine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(SAMPLE_EVERY)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLE_EVERY):
+            values: dict[str, float] = {}
+            for monitor in self._monitors:
+                with suppress(Exception):
+                    monitor.collect_metrics()
+                    values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+                    monitor.clear_metrics()
+            now = time.time()  # steps are seconds since the run's first attempt began
+            self._journal.metrics(int(now - self._began), values, time_ms=int(now * 1000))
+
+
+def _count_attempts(folder: Path) -> int:
+    """How many attempts at this run began before."""
+    path = folder / RECORDS
+    return path.read_bytes().count(b'"status": "RUNNING"') if path.exists() else 0
 
 
 def _close(journal: Journal, folder: Path, status: str) -> None:
     if left := journal.close(PATIENCE[status]):
         print(
-            f"{left} records for {uri()} are not delivered yet; they are kept in {folder}, and the same command delivers them",
+            f"{left} records for {store.shown()} are not delivered yet; they are kept in {folder}, and the same command "
+            "delivers them",
             file=sys.stderr,
         )
 
 
-def _send(store: "MlflowClient", run_id: str, records: list[Record]) -> None:
-    """Delivers records to MLflow, whose store ignores a metric that it has already, time and all.
-
-    Raises: Away if it is to be tried again.
-    """
-    from mlflow.exceptions import MlflowException
-
-    for kind, group in groupby(records, key=lambda record: record["kind"]):
-        for part in [list(group)] if kind == "metrics" else ([record] for record in group):
-            try:
-                _send_alike(store, run_id, kind, part)
-            except MlflowException as error:
-                reason = str(error).strip().splitlines()[0][:200]
-                if error.error_code not in REFUSALS:
-                    raise Away(reason) from error
-                print(f"{uri()} refused a record of run {run_id} ({reason}); it stays in {RECORDS}", file=sys.stderr)
-            except OSError as error:  # an artifact store that is away
-                raise Away(str(error)) from error
+def _tags(stage: str, folder: Path, given: Inputs) -> dict[str, str]:
+    parents = given.parents().items()
+    reads = "".join(f"- reads {role}: `{parent.source}` ({parent.digest[:12]})\n" for role, parent in parents)
+    note = f"Stage **{stage}** in `{folder}`.\n\n{reads}\nStarted by `{provenance.command()}`; the same command resumes it. "
+    tags = {"stage": stage, "folder": str(folder.resolve()), **provenance.tags()}
+    tags["mlflow.note.content"] = f"{note}Where it comes from: `illm lineage {folder}`."
+    tags |= {f"parent.{role}.digest": parent.digest for role, parent in parents}
+    return tags | {f"parent.{role}.run_id": parent.run_id for role, parent in parents if parent.run_id}
 
 
-def _send_alike(store: "MlflowClient", run_id: str, kind: str, records: list[Record]) -> None:
-    """Delivers several records of metrics, or one of another kind."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
-
-    if kind == "metrics":
-        points = [Metric(n, v, r["time_ms"], r["step"]) for r in records for n, v in r["metrics"].items()]
-        for start in range(0, len(points), MOST_METRICS):
-            store.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
-        return
-    (record,) = records
-    if kind == "tag":
-        store.set_tag(run_id, record["name"], record["value"])
-    elif kind == "dataset":
-        profile = json.dumps(record["profile"])
-        source = json.dumps({"uri": record["source"]})
-        found = Dataset(record["name"], record["digest"][:DIGEST_LENGTH], "illm-shards", source, profile=profile)
-        store.log_inputs(run_id, datasets=[DatasetInput(found, [InputTag("mlflow.data.context", record["context"])])])
-    elif kind == "artifact":
-        _upload(store, run_id, Path(record["path"]))
-    elif record["status"] == "RUNNING":
-        store.update_run(run_id, status="RUNNING")
-    else:
-        store.set_terminated(run_id, record["status"])
+def _params(cfg: config.Config) -> dict[str, str]:
+    flat = config.flatten(cfg).items()
+    return {re.sub(r"[^\w\-./ ]", "_", name): redaction.masked(str(value))[:MOST_PARAM] for name, value in flat}
 
 
-def _upload(store: "MlflowClient", run_id: str, path: Path) -> None:
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix not in artifacts.INDEXED:
-            below = file.parent.relative_to(path)
-            store.log_artifact(run_id, str(file), (Path("artifact") / below).as_posix())
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turns the tracking store's errors into one line for the user."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrackingError(f"cannot record in {uri()}: {reason}; mend that and run the same command") from error
-
-
-def _open(store: "MlflowClient", stage: str, folder: Path, cfg: config.Config, given: Inputs) -> str:
-    from mlflow.entities import Param, RunTag
+def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]) -> str:
+    """The id of the folder's run, made if the store has none."""
     from mlflow.exceptions import MlflowException
 
     record = folder / RUN_ID_FILE
     if record.is_file():
         run_id = record.read_text().strip()
         try:
-            store.get_run(run_id)
+            client.get_run(run_id)
             return run_id
         except MlflowException as error:
-            if error.error_code not in REFUSALS:
-                return run_id  # the store is away: it hears of this later
+            if store.is_away(error):
+                return run_id  # it hears of this later
         # the store was removed or changed: begin a new run
-    run_id = store.create_run(_experiment(store), run_name=f"{stage} {folder.name}").info.run_id
+    if parent := os.environ.get(PARENT):
+        tags["mlflow.parentRunId"] = parent
+    run_id = client.create_run(store.experiment(client), run_name=f"{stage} {folder.name}", tags=tags).info.run_id
     artifacts.write_durably(record, run_id.encode())
-    parents = given.parents().items()
-    tags = {"stage": stage, "folder": str(folder.resolve())}
-    tags |= {f"parent.{role}.digest": parent.digest for role, parent in parents}
-    tags |= {f"parent.{role}.run_id": parent.run_id for role, parent in parents if parent.run_id}
-    params = [Param(name, str(value)) for name, value in config.flatten(cfg).items()]
-    store.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
     return run_id
-
-
-def _experiment(store: "MlflowClient") -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "illm")
-    found = store.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    location = str((HOME / "mlflow-artifacts").resolve()) if uri().startswith("sqlite:///") else None
-    return store.create_experiment(name, artifact_location=location)

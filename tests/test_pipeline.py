@@ -30,14 +30,17 @@ def test_the_demo_ends_with_table_report_version_and_how_to_look(smoke):
     for row in ("pretrained", "fine-tuned", "jpeg", "webp"):
         assert re.search(rf"{row}[ │|]+\d+\.\d{{4}}[ │|]+\d+\.\d\d[ │|]+\d\.\d{{4}}", output), output
     assert f"{RUNS}/evaluate/artifact/report.html" in output
-    assert "illm-smoke version 1, alias champion" in output
+    assert "registered illm-smoke version 2 as models:/illm-smoke@champion, previous is version 1" in output
+    assert "illm-smoke@champion is version 1 again, and was 2" in output
+    assert re.search(r"rollback +│ 2 +│ 1 +│ to show how", output)
     assert "mlflow ui --backend-store-uri sqlite:///" in output
 
 
 def test_run_again_everything_is_already_done(smoke, images):
     again = illm("demo", CONFIGS, "--run", RUNS, "--data", images, cwd=smoke)
     assert again.code == 0, again.err
-    assert again.out.count("already done") == 6
+    assert again.out.count("already done") == 7
+    assert "$ illm rollback" not in again.out
 
 
 def test_every_artifact_names_its_parents_by_digest(smoke, monkeypatch):
@@ -147,7 +150,7 @@ def test_gates_that_do_not_hold_refuse_by_name_and_register_nothing(smoke):
         "gates={psnr_db: {at_least: 90}, bpp: {at_most: 0.0001}, ms_ssim: {at_least: 0}}", cwd=smoke,
     )  # fmt: skip
     assert ended.code == 3
-    assert "2 of 3 gates do not hold" in ended.err
+    assert "2 of 8 gates do not hold" in ended.err
     assert "psnr_db is" in ended.err
     assert "expected >= 90" in ended.err
     assert "ms_ssim is" not in ended.err

@@ -17,7 +17,7 @@ os.dup2(2, 1)
 
 import torch  # noqa: E402
 
-from pipeline import cli, tracking  # noqa: E402
+from pipeline import cli, store  # noqa: E402
 
 WANTED = (
     "deepspeed",
@@ -59,7 +59,7 @@ def serve() -> None:
         with contextlib.suppress(ImportError):  # DeepSpeed is not everywhere
             importlib.import_module(name)
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    tracking.client()  # imports what it imports, and leaves the address of its store
+    store.client()  # imports what it imports, and leaves the address of its store
     if before is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     for line in sys.stdin:

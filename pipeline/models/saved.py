@@ -50,7 +50,7 @@ def load_labeler(artifact: Artifact) -> Labeler:
 
 def _model_config(artifact: Artifact, cls: type[C]) -> C:
     try:
-        return cls.model_validate(config.read_yaml(artifact.path / MODEL))
+        return cls.model_validate(config.read_yaml(artifact.path / MODEL, may_extend=False))
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path / MODEL}: does not describe a {cls.__name__}: {error}") from None
 

@@ -1,123 +1,138 @@
-"""Registers an evaluated codec and points an alias at it, if its gates hold."""
+"""Decides whether an evaluated codec becomes the champion: gates, registration, alias, and a record of the decision."""
 
+import hashlib
 import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
-from rich.console import Console
-from rich.table import Table
-
-from pipeline import artifacts, registry, runs, tracking
+from pipeline import aliases, artifacts, gates, packaging, provenance, registry, runs, store, tracking
 from pipeline.artifacts import Artifact
-from pipeline.config import Config
-from pipeline.errors import ArtifactError, ConfigError, GatesNotMet
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-
-
-class Gate(Config):
-    """Bounds on one metric of the evaluation, inclusive; at least one of the two."""
-
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @model_validator(mode="after")
-    def has_a_bound(self) -> "Gate":
-        if self.at_least is None and self.at_most is None:
-            raise ValueError("needs at_least, at_most or both")
-        return self
-
-    def holds(self, value: float) -> bool:
-        above = self.at_least is None or value >= self.at_least
-        return above and (self.at_most is None or value <= self.at_most)
-
-    def __str__(self) -> str:
-        bounds = [f">= {self.at_least:g}"] if self.at_least is not None else []
-        return " and ".join(bounds + ([f"<= {self.at_most:g}"] if self.at_most is not None else []))
+from pipeline.errors import GatesNotMet
+from pipeline.evaluation.measure import METRICS
+from pipeline.judging import Decision, Terms, evaluated_codec, judge
 
 
-class StageConfig(Config):
-    """Which codec of which evaluation is registered, under which name, if which gates hold."""
+class StageConfig(Terms):
+    """What is promoted on which terms, and what its model card says besides the numbers."""
 
     stage: Literal["promote"] = "promote"
-    evaluation: str  # artifact of kind "evaluation"
-    codec: str  # a name among the evaluation's codecs
-    name: Name = "illm"
-    alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] = "champion"
-    gates: Annotated[dict[str, Gate], Field(min_length=1)]  # metric of the evaluation's totals -> bounds
+    licence: str = "not stated"
+    limits: tuple[str, ...] = ()  # sentences for the model card
 
 
-def run(cfg: StageConfig, folder: Path) -> Path:
-    """Checks the gates, registers the codec, sets the alias, and publishes a record of the decision.
+def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", why: str = "") -> Path:
+    """Judges, registers, moves the alias, and publishes the decision. force: a reason to go on without the gates.
 
-    Raises: GatesNotMet naming every gate that does not hold; nothing is registered then.
+    Raises: GatesNotMet naming every gate that does not hold; nothing is registered then. RegistryChanged if somebody else
+    moved the alias in the meantime.
     """
     if done := runs.finished(folder, cfg):
         return done
     evaluation = artifacts.read(cfg.evaluation, "evaluation")
-    codec = _evaluated_codec(cfg, evaluation)
-    values = _values(cfg, evaluation)
-    given = runs.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (codec[0], codec[1])}, {})
-    failed = [
-        f"{metric} is {values[metric]:g}, expected {gate}"
-        for metric, gate in cfg.gates.items()
-        if not gate.holds(values[metric])
-    ]
-    _print_gates(cfg, values)
-    if failed:
-        listed = "\n".join(f"  {line}" for line in failed)
-        raise GatesNotMet(
-            f"{cfg.codec} is not promoted; {len(failed)} of {len(cfg.gates)} gates do not hold:\n{listed}"
-        )
+    source, codec = evaluated_codec(cfg, evaluation)
+    decision = judge(cfg, codec, evaluation)
+    gates.print_table(f"{cfg.codec} for {cfg.name}@{cfg.alias}", decision.verdicts)
+    if decision.failed and not force:
+        if not dry_run:
+            _record_refusal(cfg, folder, source, decision)
+        raise _refusal(cfg, decision)
+    if dry_run:
+        print(f"dry run: {'would be forced' if decision.failed else 'all gates hold'}; nothing was registered")
+        return folder
+    given = runs.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
     runs.claim(folder, cfg, given)
+    reason = force or why or "all gates hold"
     with tracking.run("promote", folder, cfg, given) as tracker:
-        tracker.log(0, values)
-        tags = {f"gate.{metric}": f"{values[metric]:g} {gate}" for metric, gate in cfg.gates.items()}
-        version = registry.register(cfg.name, codec[1], tracker.run_id, tags | {"evaluation.digest": evaluation.digest})
-        registry.set_alias(cfg.name, cfg.alias, version)
-        decision = {
-            "name": cfg.name,
-            "version": version,
-            "alias": cfg.alias,
-            "gates": {metric: {"gate": str(gate), "value": values[metric]} for metric, gate in cfg.gates.items()},
-        }
-        manifest = runs.manifest("promotion", cfg, given, values, tracker.run_id)
-        artifact = artifacts.publish(
-            folder / "artifact",
-            manifest,
-            lambda scratch: (scratch / "decision.json").write_text(json.dumps(decision, indent=1), encoding="utf-8"),
-        )
+        tracker.log(0, decision.values)
+        version = _register(cfg, decision, tracker.run_id)
+        record = _record(cfg, decision, version.number, reason, bool(force))
+        registry.tag(version, _tags(cfg, decision, record, tracker.run_id))
+        if decision.expected != version.number:  # else an attempt that was cut short had come this far
+            action: aliases.Action = "force" if force else "promote"
+            aliases.move(cfg.name, cfg.alias, version.number, action, reason, decision.expected, tracker.run_id)
+        manifest = runs.manifest("promotion", cfg, given, decision.values, tracker.run_id)
+        artifact = artifacts.publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record))
+        tracker.tag("decision", f"version {version.number} became {cfg.alias}" + (" by force" if force else ""))
         tracker.artifact(artifact)
-    print(f"registered {cfg.name} version {version} as models:/{cfg.name}@{cfg.alias}")
+    before = f", {aliases.previous_of(cfg.alias)} is version {decision.expected}" if decision.expected else ""
+    print(f"registered {cfg.name} version {version.number} as models:/{cfg.name}@{cfg.alias}{before}")
     return artifact.path
 
 
-def _evaluated_codec(cfg: StageConfig, evaluation: Artifact) -> tuple[str, Artifact]:
-    """The codec artifact that was evaluated under that name, unchanged since."""
-    parents = {name: p for name, p in evaluation.manifest.parents.items() if name != "images"}
-    if cfg.codec not in parents:
-        raise ConfigError(f"codec: {cfg.codec!r} was not evaluated; expected one of {', '.join(parents)}")
-    parent = parents[cfg.codec]
-    artifact = artifacts.read(parent.source, "codec")
-    if artifact.digest != parent.digest:
-        raise ArtifactError(f"{parent.source}: is not the codec that {cfg.evaluation} evaluated; evaluate it again")
-    return parent.source, artifact
+def _refusal(cfg: StageConfig, decision: Decision) -> GatesNotMet:
+    listed = "\n".join(f"  {verdict}" for verdict in decision.failed)
+    total = len(decision.verdicts)
+    return GatesNotMet(
+        f"{cfg.codec} is not promoted; {len(decision.failed)} of {total} gates do not hold:\n{listed}\n"
+        '  --force "REASON" goes on all the same and records the reason'
+    )
 
 
-def _values(cfg: StageConfig, evaluation: Artifact) -> dict[str, float]:
-    totals = evaluation.json("totals.json")[cfg.codec]
-    missing = [metric for metric in cfg.gates if totals.get(metric) is None]
-    if missing:
-        known = ", ".join(metric for metric, value in totals.items() if value is not None)
-        raise ConfigError(f"gates: {', '.join(missing)} was not measured; the evaluation has {known}")
-    return {metric: float(totals[metric]) for metric in cfg.gates}
+def _record_refusal(cfg: StageConfig, folder: Path, source: str, decision: Decision) -> None:
+    """A refusal is a decision too: it gets a run of its own. The run folder stays free for another try."""
+    given = runs.Inputs({"evaluation": (cfg.evaluation, decision.evaluation), "codec": (source, decision.codec)}, {})
+    key = json.dumps([given.flat(), decision.champion, [str(gate) for gate in decision.verdicts]], sort_keys=True)
+    place = folder / "refused" / hashlib.sha256(key.encode()).hexdigest()[:12]
+    (place / "decision").mkdir(parents=True, exist_ok=True)
+    _write(place / "decision", _record(cfg, decision, "", "refused", False))
+    with tracking.run("promote", place, cfg, given) as tracker:
+        tracker.log(0, decision.values)
+        tracker.tag("decision", f"refused: {', '.join(verdict.gate for verdict in decision.failed)}")
+        tracker.files(place / "decision", "artifact")
 
 
-def _print_gates(cfg: StageConfig, values: dict[str, float]) -> None:
-    table = Table(title=f"gates for {cfg.codec}")
-    for heading in ("metric", "value", "gate", "holds"):
-        table.add_column(heading)
-    for metric, gate in cfg.gates.items():
-        table.add_row(metric, f"{values[metric]:.4f}", str(gate), "yes" if gate.holds(values[metric]) else "NO")
-    Console(width=80).print(table)
+def _register(cfg: StageConfig, decision: Decision, run_id: str) -> registry.Version:
+    images = decision.evaluation.manifest.config.get("images", "?")
+    with tempfile.TemporaryDirectory(dir=_beside(decision.codec)) as scratch:
+        results = (f"{images}, evaluation {decision.evaluation.digest[:12]}", decision.num_images, decision.intervals)
+        package = Path(scratch) / "model"
+        about = packaging.pack(package, cfg.name, decision.codec, results, cfg.licence, cfg.limits)
+        known = {
+            "bitstream_id": decision.bitstream_id,
+            "evaluation.digest": decision.evaluation.digest,
+            "stage": decision.codec.manifest.stage,
+        } | {f"metric.{name}": f"{value:.6g}" for name, value in decision.values.items() if name in METRICS}
+        return registry.register(cfg.name, package, decision.codec, run_id, known, about)
+
+
+def _beside(codec: Artifact) -> Path:
+    """A folder on the same disk as the weights, so that they are linked and not copied."""
+    store.HOME.mkdir(exist_ok=True)
+    return store.HOME if store.HOME.stat().st_dev == codec.path.stat().st_dev else codec.path.parent
+
+
+def _record(cfg: StageConfig, decision: Decision, version: str, reason: str, forced: bool) -> dict[str, Any]:
+    return {
+        "name": cfg.name,
+        "version": version,
+        "alias": cfg.alias,
+        "before": decision.expected,
+        "who": provenance.who(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "why": reason,
+        "forced": forced,
+        "codec": decision.codec.digest,
+        "bitstream_id": decision.bitstream_id,
+        "evaluation": {"digest": decision.evaluation.digest, "source": cfg.evaluation},
+        "champion": decision.champion,
+        "gates": [asdict(verdict) for verdict in decision.verdicts],
+    }
+
+
+def _tags(cfg: StageConfig, decision: Decision, record: Mapping[str, Any], run_id: str) -> dict[str, str]:
+    """What the version's page shows of this promotion; the alias's own tags, so that several aliases get along."""
+    failing = ", ".join(verdict.gate for verdict in decision.failed)
+    told = f"forced; failing: {failing}" if record["forced"] else f"{len(decision.verdicts)} judged, none fails"
+    own = {key: str(record[key]) for key in ("who", "when", "why")}
+    own |= {"gates": told, "decision": f"run {run_id}, artifact/decision.json"}
+    own["report"] = f"run {decision.evaluation.manifest.run_id}, artifact/report.html"
+    own |= {f"gate.{v.gate.replace(' ', '_')}": f"{v.value} (expected {v.bound})" for v in decision.verdicts}
+    return {f"{cfg.alias}.{key}": value for key, value in own.items()}
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
+    (folder / "decision.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

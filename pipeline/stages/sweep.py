@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifacts, config, runs, stages, tracking
+from pipeline import artifacts, config, runs, stages, store, tracking
 from pipeline.config import Config
 from pipeline.errors import ConfigError, UserError
 
@@ -65,7 +65,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     given = runs.inputs(shards=(cfg.shards, "shards"), labeler=(cfg.labeler, "labeler"))
     runs.claim(folder, cfg, given)
     with tracking.run("sweep", folder, cfg, given) as tracker:  # creates the store before the trials reach for it
-        points = _tune(cfg, folder)
+        points = _tune(cfg, folder, tracker.run_id)
         finished = [p for p in points if "bpp" in p]
         if not finished:
             logs = "\n".join(f"  {p['log']}" for p in points)
@@ -131,7 +131,7 @@ def _overrides(stage: str, values: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in mine.items()]
 
 
-def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
+def _tune(cfg: StageConfig, folder: Path, run_id: str) -> list[Point]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import ray
@@ -145,9 +145,9 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
     started_here = not ray.is_initialized()
     if started_here:  # on the cluster RAY_ADDRESS names, else here: "local" keeps Ray from looking for one that is gone
         ray.init() if "RAY_ADDRESS" in os.environ else ray.init("local", include_dashboard=False, log_to_driver=False)
-    here, place = Path.cwd(), folder.resolve()  # trials run in folders of their own
+    here, place, kept = Path.cwd(), folder.resolve(), store.uri()  # trials run in folders of their own
     trainable = tune.with_resources(
-        lambda values: _trial(cfg, place, here, values),
+        lambda values: _trial(cfg, place, here, values, {"MLFLOW_TRACKING_URI": kept, tracking.PARENT: run_id}),
         {"cpu": cfg.cpus_per_trial, "gpu": cfg.gpus_per_trial},
     )
     try:
@@ -168,12 +168,23 @@ def _tune(cfg: StageConfig, folder: Path) -> list[Point]:
             ray.shutdown()
 
 
-def _trial(cfg: StageConfig, folder: Path, here: Path, values: dict[str, Any]) -> Point:
+def _trial(cfg: StageConfig, folder: Path, here: Path, values: dict[str, Any], environment: dict[str, str]) -> Point:
     """Runs a trial's stages in `folder/trials/NAME`; a trial that was finished or interrupted earlier goes on from there."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / "trials" / digest
     place.mkdir(parents=True, exist_ok=True)
     artifacts.write_durably(place / "settings.json", json.dumps(values, indent=1).encode())
+    os.environ.update(environment)
+    told = ", ".join(f"{key} = {value}" for key, value in values.items())
+    with tracking.group("trial", place, f"A trial of the sweep in `{folder}`: {told}", values) as trial:
+        point = _run_stages(cfg, place, here, values, trial.environment)
+        trial.log({name: value for name, value in point.items() if isinstance(value, float)})
+        return point
+
+
+def _run_stages(
+    cfg: StageConfig, place: Path, here: Path, values: dict[str, Any], environment: dict[str, str]
+) -> Point:
     codec, tuned = place / "pretrain", place / "gan"
     connect = {
         "pretrain": [f"data.shards={cfg.shards}"],
@@ -184,9 +195,8 @@ def _trial(cfg: StageConfig, folder: Path, here: Path, values: dict[str, Any]) -
     for stage in TRIAL_STAGES:
         words = [stage, str(getattr(cfg, stage)), f"run={place / stage}", *connect[stage], *_overrides(stage, values)]
         with log.open("a") as stream:
-            ended = subprocess.run(
-                [sys.executable, "-m", "pipeline", *words], cwd=here, stdout=stream, stderr=stream, check=False
-            )
+            command, environ = [sys.executable, "-m", "pipeline", *words], os.environ | environment
+            ended = subprocess.run(command, cwd=here, env=environ, stdout=stream, stderr=stream, check=False)
         if ended.returncode:
             return {"failed": f"{stage}: exit code {ended.returncode}", "log": str(log)}
     totals = artifacts.read(str(place / "evaluate"), "evaluation").json("totals.json")["fine-tuned"]

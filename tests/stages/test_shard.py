@@ -296,12 +296,12 @@ def test_the_card_tells_what_is_in_the_shards(tmp_path):
 
 
 def test_shards_are_the_data_set_of_their_run_in_mlflow(tmp_path, monkeypatch):
-    from pipeline import tracking
+    from pipeline import store
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     made = run(config(write_images(tmp_path / "photos")), tmp_path / "run")
-    (given,) = tracking.client().get_run(made.manifest.run_id).inputs.dataset_inputs
+    (given,) = store.client().get_run(made.manifest.run_id).inputs.dataset_inputs
     assert given.dataset.digest == made.digest[:36]
     assert given.tags[0].value == "sharded"
     assert json.loads(given.dataset.profile)["train_images"] == made.manifest.metrics["train_images"]

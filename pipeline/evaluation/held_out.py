@@ -1,0 +1,48 @@
+"""The images that codecs are measured on."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.data.images import SUFFIXES, Pixels, decode
+from pipeline.data.reader import ShardReader
+from pipeline.data.sources import find_files
+from pipeline.errors import DataError
+
+
+class HeldOut:
+    """The images to measure on: (name, pixels), the same ones in the same order every time.
+
+    images: a shards artifact, whose validation images are taken, or a folder; limit: how many at most.
+
+    Raises: DataError if there are none.
+    """
+
+    def __init__(self, images: str, limit: int):
+        self.parents: dict[str, tuple[str, Artifact]] = {}
+        if (artifacts.resolve(images) / artifacts.MANIFEST).is_file():
+            shards = artifacts.read(images, "shards")
+            self.parents["images"] = (images, shards)
+            self.reader: ShardReader | None = ShardReader(shards, "valid")
+            self.files: list[Path] = []
+            self.digest, count = shards.digest, len(self.reader)
+        else:
+            self.reader = None
+            self.files = [p for p in find_files(images) if p.suffix.lower() in SUFFIXES]
+            self.digest = hashlib.sha256("".join(artifacts.sha256(p) for p in self.files).encode()).hexdigest()
+            count = len(self.files)
+        if not count:
+            raise DataError(f"{images}: no images to evaluate on")
+        self.count = min(count, limit)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[str, Pixels]]:
+        if self.reader is not None:
+            for sample, content in self.reader.first(self.count):
+                yield f"{sample.key}-{Path(sample.source).stem}", decode(content).pixels
+        for number, path in enumerate(self.files[: self.count]):
+            yield f"{number:05d}-{path.stem}", decode(path).pixels
