@@ -187,7 +187,7 @@ def test_killed_at_any_point_the_old_champion_stays_and_the_next_promotion_goes_
     for point in range(1, 20):
         version += 1
         told = killed_at(
-            point, after, lambda v=version: aliases.move("m", "champion", str(v), "promote", "k", now).after
+            point, after, lambda v=version, now=now: aliases.move("m", "champion", str(v), "promote", "k", now).after
         )
         if "value" in told:
             break

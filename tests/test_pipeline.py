@@ -123,7 +123,7 @@ def test_the_tracker_holds_configs_metrics_artifacts_and_parents(smoke):
 def test_the_registered_model_compresses_and_decompresses(smoke, tmp_path):
     photo = tmp_path / "photo.png"
     Image.fromarray(picture(4, 100, 90)).save(photo)
-    model = "models:/illm-smoke@champion"
+    model = "models:/illm-smoke/2"
     packed = illm("compress", photo, "--codec", model, cwd=smoke)
     assert packed.code == 0, packed.err
     file = tmp_path / "photo.illm"

@@ -153,7 +153,7 @@ def test_a_chain_runs_in_order_and_a_failure_cancels_the_rest(slurm, project):
         project, promote
     )
     assert slurm.state(evaluate) == "COMPLETED"
-    assert artifacts.read(str(project / "runs/smoke/promote"), "promotion").json("decision.json")["version"] == "2"
+    assert artifacts.read(str(project / "runs/smoke/promote"), "promotion").json("decision.json")["version"] == "3"
 
     shutil.rmtree(project / "runs/smoke/shard")
     told = slurm.run("jobs/slurm/pipeline.sh", "configs/smoke", "runs/other", "vqvae gan", "--time=10", cwd=project)

@@ -1,54 +1,18 @@
 """Runs on a real tracking server that goes away in the middle."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 
 from pipeline.journal import undelivered
 from tests.conftest import CONFIGS
-from tests.ranks import Zygote, free_port, wait_until
+from tests.ranks import Zygote, wait_until
+from tests.services import Server
 
 pytestmark = pytest.mark.slow
-
-
-class Server:
-    """`mlflow server` on a SQLite file."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.database = f"sqlite:///{folder}/server.db"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "bucket")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            [*command, "--workers", "1"], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        wait_until(self.answers, (self.folder / "server.log").read_text()[-2000:])
-
-    def answers(self) -> bool:
-        try:
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=2).status == 200
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

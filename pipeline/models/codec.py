@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,14 +22,17 @@ HYPER_STRIDE = 64  # image pixels per hyper-latent position; image sides must be
 SCALE_TABLE = torch.exp(torch.linspace(math.log(0.11), math.log(256), 64)).tolist()
 
 
+Width = Annotated[int, Field(gt=0, le=65536)]  # bounded, since files of strangers are read with this
+
+
 class CodecConfig(Config):
     """Widths and depth. The defaults are the published codec: 181,481,103 parameters."""
 
     # after the first convolution and after each of the four halvings
-    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=5)] = (60, 120, 240, 480, 960)
-    latent_channels: PositiveInt = 220
-    hyper_channels: PositiveInt = 320
-    residual_blocks: PositiveInt = 9
+    channels: Annotated[tuple[Width, ...], Field(min_length=5, max_length=5)] = (60, 120, 240, 480, 960)
+    latent_channels: Width = 220
+    hyper_channels: Width = 320
+    residual_blocks: Annotated[int, Field(gt=0, le=1000)] = 9
 
 
 class Noise(NamedTuple):

@@ -18,7 +18,7 @@ class LabelerConfig(Config):
 
     channels: PositiveInt = 64
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=4, max_length=4)] = (1, 2, 2, 4)
-    blocks: PositiveInt = 2  # residual blocks per resolution; the decoder has one more
+    blocks: Annotated[int, Field(gt=0, le=1000)] = 2  # residual blocks per resolution; the decoder has one more
     embedding: PositiveInt = 256
     code_dim: PositiveInt = 8
     num_codes: Annotated[int, Field(ge=2)] = 1024

@@ -19,6 +19,7 @@ from pipeline.models.labeler import Labeler, LabelerConfig
 
 WEIGHTS, MODEL = "weights.safetensors", "model.yaml"
 C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=nn.Module)
 
 
 def save(folder: Path, module: nn.Module, cfg: Config) -> None:
@@ -33,7 +34,7 @@ def load_codec(artifact: Artifact) -> Codec:
 
     Raises: ArtifactError if the files do not fit together.
     """
-    codec = Codec(_model_config(artifact, CodecConfig))
+    codec = _make(artifact, CodecConfig, Codec)
     _fill(artifact, codec.load_weights)
     return codec.requires_grad_(False).eval()
 
@@ -43,7 +44,7 @@ def load_labeler(artifact: Artifact) -> Labeler:
 
     Raises: ArtifactError if the files do not fit together.
     """
-    labeler = Labeler(_model_config(artifact, LabelerConfig))
+    labeler = _make(artifact, LabelerConfig, Labeler)
     _fill(artifact, labeler.load_state_dict)
     return labeler.requires_grad_(False).eval()
 
@@ -53,6 +54,17 @@ def _model_config(artifact: Artifact, cls: type[C]) -> C:
         return cls.model_validate(config.read_yaml(artifact.path / MODEL, may_extend=False))
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path / MODEL}: does not describe a {cls.__name__}: {error}") from None
+
+
+def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
+    """The network that `model.yaml` describes, if the weights file is large enough to fill it."""
+    cfg = _model_config(artifact, cls)
+    with torch.device("meta"):  # takes no memory, whatever a stranger's file asks for
+        needed = sum(p.numel() * p.element_size() for p in network(cfg).parameters())
+    found = (artifact.path / WEIGHTS).stat().st_size if (artifact.path / WEIGHTS).is_file() else 0
+    if needed > found:
+        raise ArtifactError(f"{artifact.path / MODEL}: describes {needed} bytes of weights, {WEIGHTS} has {found}")
+    return network(cfg)
 
 
 def _fill(artifact: Artifact, load_state: Callable[[dict[str, Tensor]], object]) -> None:
