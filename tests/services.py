@@ -65,7 +65,7 @@ def postgres() -> Iterator[str]:
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("needs PostgreSQL (Debian's package postgresql)")
-    pytest.importorskip("psycopg2", reason="needs requirements/server.txt")
+    pytest.importorskip("psycopg", reason="needs requirements/server.txt")
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     prefix = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
     folder, port = Path(tempfile.mkdtemp(prefix="illm-pg-")), free_port()

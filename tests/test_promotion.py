@@ -236,7 +236,7 @@ def test_prune_lists_and_removes_what_nothing_needs(there):
     assert listed.code == 0, listed.err
     assert "runs/spare/artifact" in listed.out
     assert f"{RUNS}/gan/checkpoints" in listed.out
-    for kept in (f"{RUNS}/gan/artifact", f"{RUNS}/shard", f"{RUNS}/evaluate", "runs/p1", "unfinished"):
+    for kept in (f"{RUNS}/gan/artifact", f"{RUNS}/shard", f"{RUNS}/evaluate", "runs/p1", "runs/unfinished"):
         assert kept not in listed.out
     assert (there / "runs/spare/artifact").is_dir()
     assert "0.0 MB  in all" in illm_here("prune", cwd=there).out  # nothing is a month old

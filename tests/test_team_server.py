@@ -38,9 +38,9 @@ def zygote(tmp_path):
 
 def rows(server: Server, query: str, *values: object) -> list[tuple]:
     """What the server's own database holds."""
-    import psycopg2
+    import psycopg
 
-    with psycopg2.connect(server.database) as connection, connection.cursor() as cursor:
+    with psycopg.connect(server.database) as connection, connection.cursor() as cursor:
         cursor.execute(query, values)
         return cursor.fetchall()
 
