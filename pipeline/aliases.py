@@ -60,7 +60,10 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
         if store.is_away(error):
             raise
     experiment = store.experiment(client, " registry", store.ABOUT_HISTORY)
-    run_id = client.create_run(experiment, run_name=f"history of {name}").info.run_id
+    tags = {
+        "mlflow.note.content": f"Every change of the aliases of {name}. `illm history {name}` prints it. Do not edit."
+    }
+    run_id = client.create_run(experiment, run_name=f"history of {name}", tags=tags).info.run_id
     about = (
         "MS-ILLM image codec: image files in, compressed files out, and back. `illm compress --codec models:/"
         f"{name}@champion`, `mlflow models serve -m models:/{name}@champion`. `illm history {name}` tells who moved the aliases."

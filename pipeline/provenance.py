@@ -41,21 +41,20 @@ def command() -> str:
 
 def tags() -> dict[str, str]:
     """Short facts, under MLflow's own names where it has one."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    shown = [f"{name} {version}" for name, version in packages().items() if name in SHOWN_PACKAGES]
     found = {
         "mlflow.user": _user(),
-        "mlflow.source.name": "illm",
         "mlflow.source.type": "LOCAL",
         "command": command(),
-        "code.version": __version__,
-        "machine.host": socket.gethostname(),
-        "machine.cpu": f"{_cpu()}, {len(os.sched_getaffinity(0))} core(s)",
-        "machine.memory_gib": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}",
-        "machine.gpu": _gpus(),
-        "python": platform.python_version(),
+        "code": f"illm-pipeline {__version__}",
+        "machine": f"{socket.gethostname()}: {_cpu()}, {len(os.sched_getaffinity(0))} core(s), {memory:.0f} GiB, {_gpus()}",
+        "packages": ", ".join([f"python {platform.python_version()}", *shown]),
     }
-    found |= {f"package.{name}": version for name, version in packages().items() if name in SHOWN_PACKAGES}
     if commit := _git("rev-parse", "HEAD"):
-        found |= {"mlflow.source.git.commit": commit, "code.dirty": "yes" if diff() else "no"}
+        found["mlflow.source.git.commit"] = commit
+        if diff():
+            found["code"] += ", with changes: provenance/.../changes.diff"
     return {name: value for name, value in found.items() if value}
 
 
@@ -102,7 +101,7 @@ def _gpus() -> str:
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{len(names)} x {names[0]}" if names else "none"
+    return f"{len(names)} x {names[0]}" if names else "no GPU"
 
 
 def _git(*words: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bitstream import container
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
@@ -25,11 +26,19 @@ class FileCodec:
     def predict(self, frame: "pandas.DataFrame") -> "pandas.DataFrame":
         """Column `content`: files that the codec wrote become PNGs, image files become compressed files.
 
-        Raises: UserError naming the row that is neither, or damaged.
+        Raises: MlflowException naming the row that is neither, or damaged; a server answers with it.
         """
         import pandas
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
-        return pandas.DataFrame({COLUMN: [self.convert(bytes(content)) for content in frame[COLUMN]]})
+        answers = []
+        for number, content in enumerate(frame[COLUMN]):
+            try:
+                answers.append(self.convert(bytes(content)))
+            except UserError as error:
+                raise MlflowException(f"row {number}: {error}", BAD_REQUEST) from None
+        return pandas.DataFrame({COLUMN: answers})
 
     def convert(self, content: bytes) -> bytes:
         """One file. Raises: BitstreamError, DataError."""

@@ -24,11 +24,12 @@ REFUSALS = (
 )
 ABOUT_RUNS = """Runs of the image codec's stages, written by `illm` (also through `make` and job scripts).
 
-- **Run name**: `stage folder`. A run that was preempted and resumed is one run; its tag `status` tells how often and where.
+- A run is named after its folder below `runs/`. Preempted and resumed, it stays one run: the tag `status` and a tag per
+  attempt tell.
 - **Parameters** are the stage's whole configuration; **tags** name the code, the machine, the command and the parents.
 - **Datasets** are the shards, by digest. **Artifacts**: `artifact/` is what the stage handed on, `provenance/` what made it.
-- Runs of one pipeline or sweep hang below its run: choose *Group by parent* or open the arrow before its name.
-- Columns worth showing: metrics `val/bpp`, `val/psnr_db`; parameters `stage`, `seed`, `rate.bpp`, `gan_weight`; tag `status`.
+- Runs of one pipeline or sweep hang below its run: open the + before its name.
+- Columns worth showing: metrics `val/bpp`, `val/psnr_db`; parameters `seed`, `rate.bpp`, `gan_weight`; tags `stage`, `status`.
 """
 ABOUT_HISTORY = (
     "One run per registered model: a write-once record of every change of its aliases. `illm history` prints it."
@@ -90,7 +91,8 @@ def experiment(store: "MlflowClient", suffix: str = "", about: str = ABOUT_RUNS)
         return str(found.experiment_id)
     location = str((HOME / "mlflow-artifacts").resolve()) if uri().startswith("sqlite:///") else None
     try:
-        return store.create_experiment(name, artifact_location=location, tags={"mlflow.note.content": about})
+        tags = {"mlflow.note.content": about, "mlflow.experimentKind": "custom_model_development"}  # not "GenAI"
+        return store.create_experiment(name, artifact_location=location, tags=tags)
     except MlflowException:
         found = store.get_experiment_by_name(name)  # another process was faster
         if found is None:

@@ -129,14 +129,14 @@ class Group:
 
 @contextmanager
 def group(
-    kind: str, folder: Path, about: str, parameters: Mapping[str, object] | None = None, parent: str = ""
+    kind: str, folder: Path, about: str, parameters: Mapping[str, object] | None = None, name: str = ""
 ) -> Iterator[Group]:
-    """A pipeline's run, or a trial's (below `parent`), opened again if it was interrupted."""
+    """A pipeline's run, or a trial's, opened again if it was interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
     client = store.client()
-    tags = provenance.tags() | {"mlflow.note.content": about, "stage": kind}
+    tags = provenance.tags() | {"mlflow.note.content": about, "stage": kind, "mlflow.source.name": kind}
     with store.told("record"):
-        run_id = _open(client, kind, folder, tags | ({"mlflow.parentRunId": parent} if parent else {}))
+        run_id = _open(client, kind, folder, tags, name)
         client.update_run(run_id, status="RUNNING")
         send_params(client, run_id, [{"params": {name: str(value) for name, value in (parameters or {}).items()}}])
     status = "FAILED"
@@ -211,7 +211,7 @@ def _tags(stage: str, folder: Path, given: Inputs) -> dict[str, str]:
     parents = given.parents().items()
     reads = "".join(f"- reads {role}: `{parent.source}` ({parent.digest[:12]})\n" for role, parent in parents)
     note = f"Stage **{stage}** in `{folder}`.\n\n{reads}\nStarted by `{provenance.command()}`; the same command resumes it. "
-    tags = {"stage": stage, "folder": str(folder.resolve()), **provenance.tags()}
+    tags = {"stage": stage, "mlflow.source.name": stage, "folder": str(folder.resolve()), **provenance.tags()}
     tags["mlflow.note.content"] = f"{note}Where it comes from: `illm lineage {folder}`."
     tags |= {f"parent.{role}.digest": parent.digest for role, parent in parents}
     return tags | {f"parent.{role}.run_id": parent.run_id for role, parent in parents if parent.run_id}
@@ -222,7 +222,14 @@ def _params(cfg: config.Config) -> dict[str, str]:
     return {re.sub(r"[^\w\-./ ]", "_", name): redaction.masked(str(value))[:MOST_PARAM] for name, value in flat}
 
 
-def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]) -> str:
+def _name(stage: str, folder: Path) -> str:
+    """The folder below runs/, its last two parts at most, and the stage if the folder's name does not tell it."""
+    place, home = folder.resolve(), store.HOME.resolve()
+    name = "/".join(place.relative_to(home).parts[-2:]) if place.is_relative_to(home) else place.name
+    return name if stage in folder.name else f"{name} ({stage})"
+
+
+def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str], name: str = "") -> str:
     """The id of the folder's run, made if the store has none."""
     from mlflow.exceptions import MlflowException
 
@@ -238,6 +245,6 @@ def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]
         # the store was removed or changed: begin a new run
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
-    run_id = client.create_run(store.experiment(client), run_name=f"{stage} {folder.name}", tags=tags).info.run_id
+    run_id = client.create_run(store.experiment(client), run_name=name or _name(stage, folder), tags=tags).info.run_id
     artifacts.write_durably(record, run_id.encode())
     return run_id

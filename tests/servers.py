@@ -36,7 +36,7 @@ class FileServer:
                         outer._now -= 1
 
             def do_HEAD(self) -> None:
-                path = outer.folder / self.path.lstrip("/")
+                path = outer.folder / self.path.partition("?")[0].lstrip("/")
                 self.send_response(200 if path.is_file() else 404)
                 self.send_header("Content-Length", str(path.stat().st_size if path.is_file() else 0))
                 self.send_header("Accept-Ranges", "bytes")
@@ -53,7 +53,7 @@ class FileServer:
             self.requests[request.path] += 1
             failing = self.errors.get(request.path, 0)
             self.errors[request.path] = max(0, failing - 1)
-        path = self.folder / request.path.lstrip("/")
+        path = self.folder / request.path.partition("?")[0].lstrip("/")
         if failing or not path.is_file():
             request.send_response(503 if failing else 404)
             request.send_header("Content-Length", "0")

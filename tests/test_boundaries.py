@@ -25,7 +25,10 @@ def imports(path) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "files"),
     [
-        ("mlflow", {"store.py", "tracking.py", "delivery.py", "registry.py", "aliases.py", "packaging.py"}),
+        (
+            "mlflow",
+            {"store.py", "tracking.py", "delivery.py", "registry.py", "aliases.py", "packaging.py", "serving.py"},
+        ),
         ("ray", {"sweep.py", "spread.py"}),
         ("accelerate", {"runtime.py", "engines.py"}),
         ("deepspeed", {"runtime.py", "engines.py"}),

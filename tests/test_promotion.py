@@ -1,13 +1,19 @@
 """Promotions, challengers, refusals and prunings on the smoke runs and a real registry in a SQLite file."""
 
+import base64
 import io
 import json
 import os
 import pickletools
 import re
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,7 +22,10 @@ from PIL import Image
 from pipeline import aliases, artifacts, store
 from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.bitstream.codec import ImageCodec
-from tests.conftest import CONFIGS, Finished, assert_one_clear_line, illm_here
+from pipeline.data.images import decode
+from tests.conftest import CONFIGS, ROOT, Finished, assert_one_clear_line, illm_here
+from tests.ranks import free_port, wait_until
+from tests.services import answers
 
 RUNS = "runs/smoke"
 pytestmark = pytest.mark.slow
@@ -218,12 +227,46 @@ def test_mlflow_loads_it_images_in_bytes_out_and_back(there):
     assert loaded.unwrap_python_model is not None
     packed = loaded.predict(pandas.DataFrame({"content": [photo]}))
     ours = ImageCodec.load("models:/m@champion")
-    from pipeline.data.images import decode
-
     assert packed["content"][0] == ours.compress(decode(photo).pixels)
     restored = loaded.predict(packed)["content"][0]
     with Image.open(io.BytesIO(restored)) as image:
         assert (ours.decompress(packed["content"][0]) == image).all()
+
+
+def test_mlflow_serves_it_over_http(there):
+    assert promote(there, "p1").code == 0
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/m@champion", "--env-manager", "local"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{there}/runs/mlflow.db", "PYTHONPATH": str(ROOT)}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
+    with (there / "served.log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "-p", str(port)], env=environment, stdout=log, stderr=log, start_new_session=True, cwd=there
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(f"{url}/ping"), "the model's server")
+        photo = next((there / RUNS / "evaluate/artifact/reconstructions/original").iterdir()).read_bytes()
+        packed = invoked(url, photo)
+        assert packed == ImageCodec.load("models:/m@champion").compress(decode(photo).pixels)
+        with Image.open(io.BytesIO(invoked(url, packed))) as restored:
+            assert (ImageCodec.load("models:/m@champion").decompress(packed) == restored).all()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            invoked(url, packed[:-5])
+        assert refused.value.code == 400
+        assert "row 0: damaged: the checksum does not match" in json.loads(refused.value.read())["message"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def invoked(url: str, content: bytes) -> bytes:
+    rows = {"dataframe_split": {"columns": ["content"], "data": [[base64.b64encode(content).decode()]]}}
+    question = urllib.request.Request(
+        f"{url}/invocations", json.dumps(rows).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(question, timeout=60) as answer:
+        return base64.b64decode(json.load(answer)["predictions"][0]["content"])
 
 
 def test_prune_lists_and_removes_what_nothing_needs(there):

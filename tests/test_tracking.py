@@ -1,6 +1,7 @@
 """Runs on a real tracking server that goes away in the middle."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -96,3 +97,11 @@ def test_a_run_that_ends_while_the_server_is_away_delivers_when_called_again(ser
     steps = history(server, run_id, "train/loss")
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > 20
+    from mlflow import MlflowClient
+
+    run = MlflowClient(server.database).get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert re.fullmatch(r"preempted at step \d+ \(attempt 2\)", run.data.tags["status"])
+    assert re.search(r": preempted at step \d+$", run.data.tags["attempt.001"])
+    assert re.search(r": preempted at step \d+$", run.data.tags["attempt.002"])
+    assert {p.parent.name for p in (tmp_path / "bucket").rglob("packages.txt")} == {"attempt-001", "attempt-002"}

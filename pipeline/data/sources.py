@@ -13,6 +13,7 @@ from typing import Literal
 import fsspec
 from pydantic import Field, PositiveFloat
 
+from pipeline import redaction
 from pipeline.config import Config
 from pipeline.data import archives
 from pipeline.data.fetch import is_url
@@ -129,7 +130,8 @@ def _one(name: str, source: Source) -> Iterator[Item]:
     if name.lower().endswith(archives.SUFFIXES):
         yield from _members(name, source)
     else:
-        yield Item(name, source.name, name, weight=source.weight)
+        # a list may hold signed URLs: what names an image ends up in tables that everybody reads
+        yield Item(redaction.masked(name), source.name, name, weight=source.weight)
 
 
 def _members(archive: str, source: Source) -> Iterator[Item]:
@@ -137,7 +139,7 @@ def _members(archive: str, source: Source) -> Iterator[Item]:
         if member.name.endswith(".json") or _hidden(member.name):  # shards hold a record beside each image
             continue
         yield Item(
-            f"{archive}/{member.name}",
+            f"{redaction.masked(archive)}/{member.name}",
             source.name,
             archive,
             member.offset,

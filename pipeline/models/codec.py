@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
-from pipeline.models.layers import ChannelNorm
+from pipeline.models.layers import ChannelNorm, Width
 
 LATENT_STRIDE = 16  # image pixels per latent position
 HYPER_STRIDE = 64  # image pixels per hyper-latent position; image sides must be multiples of it
@@ -20,9 +20,6 @@ HYPER_STRIDE = 64  # image pixels per hyper-latent position; image sides must be
 # Ballé et al. 2018: 64 standard deviations, evenly spaced in log scale; in single precision, as published, so that
 # the tables agree to the last bit
 SCALE_TABLE = torch.exp(torch.linspace(math.log(0.11), math.log(256), 64)).tolist()
-
-
-Width = Annotated[int, Field(gt=0, le=65536)]  # bounded, since files of strangers are read with this
 
 
 class CodecConfig(Config):

@@ -4,11 +4,11 @@ from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.models.layers import ChannelNorm
+from pipeline.models.layers import ChannelNorm, Width
 
 PATCH = 8  # image pixels per label, in each direction
 
@@ -16,12 +16,12 @@ PATCH = 8  # image pixels per label, in each direction
 class LabelerConfig(Config):
     """Widths and depth. The defaults are the published labeler: 18,116,178 parameters."""
 
-    channels: PositiveInt = 64
-    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=4, max_length=4)] = (1, 2, 2, 4)
+    channels: Width = 64
+    multipliers: Annotated[tuple[Width, ...], Field(min_length=4, max_length=4)] = (1, 2, 2, 4)
     blocks: Annotated[int, Field(gt=0, le=1000)] = 2  # residual blocks per resolution; the decoder has one more
-    embedding: PositiveInt = 256
-    code_dim: PositiveInt = 8
-    num_codes: Annotated[int, Field(ge=2)] = 1024
+    embedding: Width = 256
+    code_dim: Width = 8
+    num_codes: Annotated[int, Field(ge=2, le=2**24)] = 1024
 
 
 class LabelerOutput(NamedTuple):

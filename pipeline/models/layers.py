@@ -1,8 +1,15 @@
 """Layers that more than one network uses."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+Width = Annotated[
+    int, Field(gt=0, le=65536)
+]  # channels; bounded, since descriptions of networks come from strangers too
 
 
 class ChannelNorm(nn.Module):

@@ -47,6 +47,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         if weights.find(name) is None:
             print(weights.how_to_get(name))
     with tracking.run("evaluate", folder, cfg, given) as tracker:
+        for uri, shards in images.parents.values():
+            tracker.dataset(uri, shards, "evaluation")
         codecs = {name: ImageCodec(saved.load_codec(artifact)) for name, (_, artifact) in named.items()}
         evaluation = Measuring(codecs, cfg.anchors)
         totals: dict[str, dict[str, float | None]] = {}

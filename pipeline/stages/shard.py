@@ -24,7 +24,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import track
 
-from pipeline import artifacts, runs, tracking
+from pipeline import artifacts, redaction, runs, tracking
 from pipeline.data import card, fetch, recipes, shards, sources
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
 from pipeline.data.shards import SPLITS, Plan, Shard, Store
@@ -196,7 +196,7 @@ def examine_piece(
         try:
             content = fetch.read(item, max_bytes)
         except UnreachableError as error:
-            reason = str(error).removeprefix(f"{item.location}: ")
+            reason = redaction.masked(str(error).removeprefix(f"{item.location}: "))
             return Refusal(item.name, item.dataset, f"unreadable: {reason}")
         except DataError as error:
             return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")

@@ -175,8 +175,9 @@ def _trial(cfg: StageConfig, folder: Path, here: Path, values: dict[str, Any], e
     place.mkdir(parents=True, exist_ok=True)
     artifacts.write_durably(place / "settings.json", json.dumps(values, indent=1).encode())
     os.environ.update(environment)
-    told = ", ".join(f"{key} = {value}" for key, value in values.items())
-    with tracking.group("trial", place, f"A trial of the sweep in `{folder}`: {told}", values) as trial:
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    told = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in shown.items())
+    with tracking.group("trial", place, f"A trial of the sweep in `{folder}`.", values, name=told) as trial:
         point = _run_stages(cfg, place, here, values, trial.environment)
         trial.log({name: value for name, value in point.items() if isinstance(value, float)})
         return point
