@@ -178,8 +178,8 @@ def _manifests(packed: Iterable[Manifest]) -> dict[str, tuple[Manifest, Path | N
         for path in sorted(store.HOME.glob("*/" * depth + MANIFEST)):
             try:
                 manifest = Manifest.model_validate_json(path.read_bytes())
-            except ValueError:
-                continue  # of something else
+            except (ValueError, OSError):
+                continue  # of something else, or just removed
             found[manifest.digest] = (manifest, path.parent)
     return found
 

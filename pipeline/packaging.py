@@ -28,6 +28,7 @@ LIMITS = (
 )
 
 
+SCRATCH = ".package."  # begins the names of folders in which versions are packed
 Results = tuple[str, int, Mapping[str, Interval]]
 
 

@@ -51,6 +51,9 @@ def tags() -> dict[str, str]:
         "machine": f"{socket.gethostname()}: {_cpu()}, {len(os.sched_getaffinity(0))} core(s), {memory:.0f} GiB, {_gpus()}",
         "packages": ", ".join([f"python {platform.python_version()}", *shown]),
     }
+    places = {"processes": "WORLD_SIZE", "SLURM job": "SLURM_JOB_ID", "Ray job": "RAY_JOB_ID"}
+    launched = [f"{word} {os.environ[name]}" for word, name in places.items() if os.environ.get(name)]
+    found["launched"] = ", ".join(launched)
     if commit := _git("rev-parse", "HEAD"):
         found["mlflow.source.git.commit"] = commit
         if diff():
@@ -98,9 +101,8 @@ def _cpu() -> str:
 
 
 def _gpus() -> str:
-    import torch
-
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    torch = sys.modules.get("torch")  # a stage that does not use it needs no GPU either
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
     return f"{len(names)} x {names[0]}" if names else "no GPU"
 
 

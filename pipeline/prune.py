@@ -1,8 +1,10 @@
 """`illm prune`: what no registered version and no unfinished run needs any more."""
 
 import shutil
+import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import yaml
 from pipeline import artifacts, registry, store
 from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.errors import ArtifactError
+from pipeline.packaging import SCRATCH
 from pipeline.runs import RUN_FILE
 
 DEPTH = 6  # folders below the given one in which runs are looked for
@@ -49,6 +52,7 @@ def find(folder: Path, older_than_days: float) -> list[Leftover]:
         found += [(place / name, "of a finished run") for name in ("checkpoints", "work") if (place / name).is_dir()]
     for place in places:
         found += [(path, "left by a process that was killed") for path in place.glob(".artifact.*")]
+    found += [(path, "left by a promotion that was killed") for path in store.HOME.glob(f"{SCRATCH}*")]
     cache = store.HOME / "registry-cache"
     for path in sorted(cache.glob("*")) if cache.is_dir() else []:
         if path.is_dir() and len(path.name) == 64 and path.name not in registered:
@@ -108,5 +112,10 @@ def _manifest(path: Path) -> Manifest | None:
 
 def _size(path: Path) -> tuple[int, float]:
     """Bytes below a folder, and when anything in it last changed."""
-    found = [p.lstat() for p in [path, *path.rglob("*")]]
-    return sum(s.st_size for s in found if not s.st_mode & 0o040000), max(s.st_mtime for s in found)
+    found = []
+    for entry in [path, *path.rglob("*")]:
+        with suppress(FileNotFoundError):  # somebody works there
+            found.append(entry.lstat())
+    return sum(s.st_size for s in found if not stat.S_ISDIR(s.st_mode)), max(
+        (s.st_mtime for s in found), default=time.time()
+    )

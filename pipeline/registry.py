@@ -70,10 +70,13 @@ def find(uri: str) -> Version:
     parts = _URI.fullmatch(uri)
     if parts is None:
         raise ArtifactError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    client = store.client()
+    from mlflow.exceptions import MlflowException
+
     record = _cache() / "names" / f"{re.sub(r'[^A-Za-z0-9_.@-]', '-', uri.removeprefix('models:/'))}.json"
     try:
-        found = _described(_ask(store.client(), parts["name"], parts["alias"], parts["version"]))
-    except Exception as error:
+        found = _described(_ask(client, parts["name"], parts["alias"], parts["version"]))
+    except (MlflowException, OSError) as error:
         if not store.is_away(error):
             raise ArtifactError(
                 f"{uri}: nothing is registered under that name at {store.shown()}; `illm promote` first"

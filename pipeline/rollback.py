@@ -26,10 +26,10 @@ def rollback(name: str, alias: str, to: str, why: str) -> str:
     if target not in stood_for:
         known = ", ".join(sorted(stood_for, key=int)) or "none"
         raise ArtifactError(f"{name}@{alias}: never was version {target}; it was {known}. Others need `illm promote`")
-    if now:
-        stamp = {f"{alias}.rolled_back": f"to version {target}: {why}"}
-        registry.tag(registry.find(f"models:/{name}/{now}"), stamp)
     done = aliases.move(name, alias, target, "rollback", why, expected=now)
+    if now:
+        stamp = {f"{alias}.rolled_back": f"{done.when} by {done.who} to version {target}: {why}"}
+        registry.tag(registry.find(f"models:/{name}/{now}"), stamp)
     return f"{name}@{alias} is version {done.after} again, and was {done.before or 'unset'}"
 
 

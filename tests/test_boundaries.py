@@ -29,7 +29,7 @@ def imports(path) -> set[str]:
             "mlflow",
             {"store.py", "tracking.py", "delivery.py", "registry.py", "aliases.py", "packaging.py", "serving.py"},
         ),
-        ("ray", {"sweep.py", "spread.py"}),
+        ("ray", {"local_ray.py", "sweep.py", "spread.py"}),
         ("accelerate", {"runtime.py", "engines.py"}),
         ("deepspeed", {"runtime.py", "engines.py"}),
         ("compressai", {"codec.py"}),

@@ -113,17 +113,23 @@ def test_the_version_tells_who_when_why_gates_values_and_report(there):
 
 
 def test_a_promotion_that_was_cut_short_is_finished_by_the_same_command_with_the_same_version(there, monkeypatch):
-    def cut(*words: object) -> None:
+    def cut(*words: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(aliases, "move", cut)
         assert promote(there, "p1").code == 130
     assert ask(there, "select * from registered_model_aliases") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "publish", cut)
+        assert promote(there, "p1").code == 130
+    assert ask(there, "select alias, version from registered_model_aliases") == [("champion", 1)]
     ended = promote(there, "p1")
     assert ended.code == 0, ended.err
-    assert ask(there, "select alias, version from registered_model_aliases") == [("champion", 1)]
-    assert "already done" in promote(there, "p1").out or promote(there, "p1").code == 0
+    assert "m version 1 is models:/m@champion already" in ended.out
+    assert (there / "runs/p1/artifact/decision.json").is_file()
+    assert len(aliases.history("m", "champion")) == 1
+    assert promote(there, "p1").code == 0
     assert ask(there, "select count(*) from model_versions") == [(1,)]
 
 

@@ -1,10 +1,11 @@
 """Runs one function over many pieces of work: in threads of this process, or on a Ray cluster."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal, TypeVar
+
+from pipeline import local_ray
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,14 +34,8 @@ def spread(work: Callable[[T], R], pieces: Sequence[T], workers: int, on: On = "
 
 
 def _on_ray(work: Callable[[T], R], pieces: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
-    import ray
-
-    started_here = not ray.is_initialized()
-    if started_here and "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    elif started_here:
-        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with local_ray.running(workers):
+        import ray
 
         @ray.remote(num_cpus=1, max_retries=RETRIES)
         def task(piece: T) -> R:
@@ -63,6 +58,3 @@ def _on_ray(work: Callable[[T], R], pieces: Sequence[T], workers: int) -> Iterat
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             yield number, result
-    finally:
-        if started_here:
-            ray.shutdown()

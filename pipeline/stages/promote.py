@@ -58,8 +58,11 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
         artifact = artifacts.publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record))
         tracker.tag("decision", f"version {version.number} became {cfg.alias}" + (" by force" if force else ""))
         tracker.artifact(artifact)
-    before = f", {aliases.previous_of(cfg.alias)} is version {decision.expected}" if decision.expected else ""
-    print(f"registered {cfg.name} version {version.number} as models:/{cfg.name}@{cfg.alias}{before}")
+    if decision.expected == version.number:
+        print(f"{cfg.name} version {version.number} is models:/{cfg.name}@{cfg.alias} already")
+    else:
+        before = f", {aliases.previous_of(cfg.alias)} is version {decision.expected}" if decision.expected else ""
+        print(f"registered {cfg.name} version {version.number} as models:/{cfg.name}@{cfg.alias}{before}")
     return artifact.path
 
 
@@ -87,7 +90,7 @@ def _record_refusal(cfg: StageConfig, folder: Path, source: str, decision: Decis
 
 def _register(cfg: StageConfig, decision: Decision, run_id: str) -> registry.Version:
     images = decision.evaluation.manifest.config.get("images", "?")
-    with tempfile.TemporaryDirectory(dir=_beside(decision.codec)) as scratch:
+    with tempfile.TemporaryDirectory(prefix=packaging.SCRATCH, dir=_beside(decision.codec)) as scratch:
         results = (f"{images}, evaluation {decision.evaluation.digest[:12]}", decision.num_images, decision.intervals)
         package = Path(scratch) / "model"
         about = packaging.pack(package, cfg.name, decision.codec, results, cfg.licence, cfg.limits)

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifacts, config, runs, stages, store, tracking
+from pipeline import artifacts, config, local_ray, runs, stages, store, tracking
 from pipeline.config import Config
 from pipeline.errors import ConfigError, UserError
 
@@ -132,9 +132,12 @@ def _overrides(stage: str, values: dict[str, Any]) -> list[str]:
 
 
 def _tune(cfg: StageConfig, folder: Path, run_id: str) -> list[Point]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    import ray
+    with local_ray.running():
+        return _search(cfg, folder, run_id)
+
+
+def _search(cfg: StageConfig, folder: Path, run_id: str) -> list[Point]:
     from ray import tune
 
     makers = {"uniform": tune.uniform, "log_uniform": tune.loguniform}
@@ -142,30 +145,19 @@ def _tune(cfg: StageConfig, folder: Path, run_id: str) -> list[Point]:
         key: tune.grid_search(list(s.values)) if isinstance(s, Grid) else makers[s.kind](s.low, s.high)
         for key, s in cfg.search.items()
     }
-    started_here = not ray.is_initialized()
-    if started_here:  # on the cluster RAY_ADDRESS names, else here: "local" keeps Ray from looking for one that is gone
-        ray.init() if "RAY_ADDRESS" in os.environ else ray.init("local", include_dashboard=False, log_to_driver=False)
     here, place, kept = Path.cwd(), folder.resolve(), store.uri()  # trials run in folders of their own
     trainable = tune.with_resources(
         lambda values: _trial(cfg, place, here, values, {"MLFLOW_TRACKING_URI": kept, tracking.PARENT: run_id}),
         {"cpu": cfg.cpus_per_trial, "gpu": cfg.gpus_per_trial},
     )
-    try:
-        results = tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                num_samples=cfg.samples,
-                search_alg=tune.search.basic_variant.BasicVariantGenerator(
-                    max_concurrent=cfg.concurrent, random_state=cfg.seed
-                ),
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(place), verbose=0),
-        ).fit()
-        return [{**(r.metrics or {}), "settings": r.config or {}} for r in (results[i] for i in range(len(results)))]
-    finally:
-        if started_here:
-            ray.shutdown()
+    searching = tune.search.basic_variant.BasicVariantGenerator(max_concurrent=cfg.concurrent, random_state=cfg.seed)
+    results = tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(num_samples=cfg.samples, search_alg=searching),
+        run_config=tune.RunConfig(name="tune", storage_path=str(place), verbose=0),
+    ).fit()
+    return [{**(r.metrics or {}), "settings": r.config or {}} for r in (results[i] for i in range(len(results)))]
 
 
 def _trial(cfg: StageConfig, folder: Path, here: Path, values: dict[str, Any], environment: dict[str, str]) -> Point:

@@ -1,7 +1,10 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
+from pipeline import local_ray
 from pipeline.data.spread import spread
 from pipeline.errors import DataError
 
@@ -38,3 +41,18 @@ def test_little_work_starts_no_ray(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     list(spread(len, ["x"], 1))
     assert len(chosen) == 2
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_lets_nobody_in_without_its_token():
+    with local_ray.running(1):
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        join = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False); print('joined')"]
+        ours = subprocess.run(join, capture_output=True, text=True, timeout=120, check=False)
+        stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        theirs = subprocess.run(join, capture_output=True, text=True, timeout=120, check=False, env=stranger)
+    assert "joined" in ours.stdout, ours.stderr
+    assert "joined" not in theirs.stdout
+    assert theirs.returncode != 0

@@ -1,0 +1,39 @@
+"""Ray for as long as it is needed: the cluster that RAY_ADDRESS names, or one of our own."""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+
+@contextmanager
+def running(workers: int | None = None) -> Iterator[None]:
+    """Ray is up inside. workers: processors of a Ray of our own, by default all.
+
+    Ray listens on every network interface, whatever address it is given, and runs what it is sent. So one of our own asks for
+    a token that only this process and those it starts know. Import ray inside: it looks for the token when it is imported.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    known = "ray" not in sys.modules or _token.cache_info().currsize
+    if known and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ):
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here and "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    elif started_here:  # "local" keeps Ray from looking for a cluster that is gone
+        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+@cache  # Ray keeps to the token it found first
+def _token() -> str:
+    return secrets.token_hex(32)
