@@ -13,7 +13,7 @@ from pipeline.artifacts import Artifact
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.config import Config
 from pipeline.data.images import Pixels, decode
-from pipeline.errors import ArtifactError, BitstreamError, ConfigError
+from pipeline.errors import ArtifactError, BitstreamError, ConfigError, TrackingError
 from pipeline.evaluation import comparison, measure
 from pipeline.evaluation.comparison import Difference, Interval
 from pipeline.evaluation.measure import TIMES, Measuring
@@ -85,10 +85,13 @@ def judge(cfg: Terms, codec: Artifact, evaluation: Artifact) -> Decision:
         if totals.get(name) is not None
     }
     images = Originals(evaluation, cfg.max_images)
-    ours, theirs = ImageCodec(saved.load_codec(codec)), None
+    ours, theirs, verdicts = ImageCodec(saved.load_codec(codec)), None, []
     if champion:
-        theirs = ImageCodec.load(f"models:/{cfg.name}/{champion}")
-    verdicts = [_undecodable(cfg, ours, evaluation, images), _bitstream(cfg, ours, theirs, champion)]
+        try:
+            theirs = ImageCodec.load(f"models:/{cfg.name}/{champion}")
+        except (ArtifactError, TrackingError) as error:  # a champion that is lost can be replaced by force only
+            verdicts.append(Verdict("champion", str(error), "readable", False))
+    verdicts += [_undecodable(cfg, ours, evaluation, images), _bitstream(cfg, ours, theirs, champion)]
     found, times = _measure(cfg, ours, theirs, images)
     values |= times
     verdicts += gates.own(cfg.gates, values, intervals)
@@ -152,7 +155,8 @@ def _undecodable(cfg: Terms, codec: ImageCodec, evaluation: Artifact, images: Or
 def _bitstream(cfg: Terms, ours: ImageCodec, theirs: ImageCodec | None, champion: str) -> Verdict:
     mine = ours.bitstream_id.hex()
     if theirs is None:
-        return Verdict("bitstream id", mine, "as the champion's (no champion yet)", None)
+        bound = "as the champion's (unreadable)" if champion else "as the champion's (no champion yet)"
+        return Verdict("bitstream id", mine, bound, None)
     bound = f"{theirs.bitstream_id.hex()}, as version {champion}'s"
     if cfg.new_bitstream:
         return Verdict("bitstream id", mine, f"{bound} (a new one is declared)", True)

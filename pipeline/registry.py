@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+MOST_TEXT = 4900  # characters of a description or a tag that every database takes
 CODEC, LINEAGE = "codec", "lineage.json"  # in a version's folder
 _URI = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
 
@@ -48,7 +49,7 @@ def register(name: str, package: Path, artifact: Artifact, run_id: str, tags: di
             client.log_artifacts(run_id, str(package), "model")
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
             known = tags | {"artifact.digest": artifact.digest}
-            found = client.create_model_version(name, source, run_id, tags=known, description=about)
+            found = client.create_model_version(name, source, run_id, tags=known, description=about[:MOST_TEXT])
     return _described(found)
 
 
@@ -57,7 +58,7 @@ def tag(version: Version, tags: dict[str, str]) -> None:
     client = store.client()
     with store.told("tag a version"):
         for key, value in tags.items():
-            client.set_model_version_tag(version.name, version.number, key, value[:4900])
+            client.set_model_version_tag(version.name, version.number, key, value[:MOST_TEXT])
 
 
 def find(uri: str) -> Version:

@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +127,7 @@ def is_away(error: Exception) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with suppress(OSError):  # who may only read makes no tables either
+            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
         yield

@@ -26,7 +26,7 @@ RUN_ID_FILE = "mlflow-run-id"
 PARENT = "ILLM_PARENT_RUN"  # environment: the run below which this process's run hangs
 # Seconds to wait at the end of a run for a store that is away or slow; a stopped one has to leave
 PATIENCE = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
-MOST_PARAM = 6000  # characters
+MOST_PARAM, MOST_TAG = 6000, 5000  # characters
 SAMPLE_EVERY = 10.0  # seconds between two looks at the machine
 
 
@@ -47,7 +47,7 @@ class Tracker:
 
     def tag(self, name: str, value: str) -> None:
         if self._journal is not None:
-            self._journal.add({"kind": "tag", "name": name, "value": value})
+            self._journal.add({"kind": "tag", "name": name, "value": value[:MOST_TAG]})
 
     def artifact(self, artifact: Artifact) -> None:
         """Records an artifact: its files (of shards, the index only) and its digest as a tag."""
@@ -245,6 +245,7 @@ def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]
         # the store was removed or changed: begin a new run
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
-    run_id = client.create_run(store.experiment(client), run_name=name or _name(stage, folder), tags=tags).info.run_id
+    short = {name: value[:MOST_TAG] for name, value in tags.items()}
+    run_id = client.create_run(store.experiment(client), run_name=name or _name(stage, folder), tags=short).info.run_id
     artifacts.write_durably(record, run_id.encode())
     return run_id

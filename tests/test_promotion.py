@@ -172,6 +172,21 @@ def test_another_bitstream_is_refused_unless_it_is_declared(there):
     assert declared.code == 0, declared.err
 
 
+def test_a_champion_that_is_lost_is_replaced_by_force_only(there):
+    assert promote(there, "p1", "codec=pretrained").code == 0
+    ((source,),) = ask(there, "select storage_location from model_versions")
+    shutil.rmtree(source)
+    shutil.rmtree(there / "runs/registry-cache", ignore_errors=True)
+    ended = promote(there, "p2")
+    assert ended.code == 3
+    assert "champion is models:/m/1: codec/manifest.json cannot be had" in ended.err
+    forced = promote(there, "p2", "--force", "the old one is lost")
+    assert forced.code == 0, forced.err
+    assert ask(there, "select alias, version from registered_model_aliases where alias = 'champion'") == [
+        ("champion", 2)
+    ]
+
+
 def test_files_that_do_not_decode_to_what_was_measured_are_counted(there):
     folder = there / RUNS / "evaluate/artifact"
     (file,) = (folder / "files/fine-tuned").iterdir()
