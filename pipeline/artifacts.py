@@ -161,6 +161,17 @@ def read(name: str, kind: Kind) -> Artifact:
     return Artifact(path, manifest, origin)
 
 
+def parse(content: bytes, place: str) -> Manifest:
+    """A manifest from the bytes of its file at `place`. Raises: ArtifactError if it is none, or names files elsewhere."""
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ArtifactError(
+            f"{place}: damaged or foreign manifest ({error.error_count()} problem(s): {reason})"
+        ) from None
+
+
 def kind_of(name: str) -> Kind:
     """The kind of the artifact that `name` stands for. Raises: ArtifactError if there is none."""
     return _manifest(resolve(name), name).kind
@@ -207,13 +218,7 @@ def _manifest(path: Path, name: str) -> Manifest:
             "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"
         )
         raise ArtifactError(f"{name}: expected a finished artifact, found none; {state}")
-    try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
-    except ValidationError as error:
-        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise ArtifactError(
-            f"{path / MANIFEST}: damaged or foreign manifest ({error.error_count()} problem(s): {reason})"
-        ) from None
+    return parse((path / MANIFEST).read_bytes(), str(path / MANIFEST))
 
 
 def _entry(path: Path) -> FileEntry:

@@ -38,15 +38,10 @@ def mirror(url: str) -> tuple[Path, str]:
         except DataError as error:
             reasons.append(str(error))
             continue
-        try:
-            manifest = artifacts.Manifest.model_validate_json(content)
-        except ValueError:
-            raise ArtifactError(f"{base}/{MANIFEST}: damaged or foreign manifest") from None
+        manifest = artifacts.parse(content, f"{base}/{MANIFEST}")
         folder = home() / "artifacts" / manifest.digest
         folder.mkdir(parents=True, exist_ok=True)
         for name, entry in manifest.files.items():
-            if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise ArtifactError(f"{base}/{MANIFEST}: names a file outside its folder: {name!r}")
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f".{Path(name).name}.lock"):
                 if not (folder / name).is_file() or artifacts.sha256(folder / name) != entry.sha256:
