@@ -22,6 +22,8 @@ REFUSALS = (
     "BAD_REQUEST",
     "INVALID_STATE",
 )
+# What databases say when two write the same new row at once, for instance a data set: MLflow calls that a bad request
+COLLISIONS = ("UniqueViolation", "UNIQUE constraint failed", "duplicate key value", "Duplicate entry", "IntegrityError")
 ABOUT_RUNS = """Runs of the image codec's stages, written by `illm` (also through `make` and job scripts).
 
 - A run is named after its folder below `runs/`. Preempted and resumed, it stays one run: the tag `status` and a tag per
@@ -122,7 +124,9 @@ def is_away(error: Exception) -> bool:
     """Whether an error means that the store cannot be reached or is busy, and not that it refuses."""
     from mlflow.exceptions import MlflowException
 
-    return not isinstance(error, MlflowException) or error.error_code not in REFUSALS
+    if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
+        return True
+    return any(word in str(error) for word in COLLISIONS)
 
 
 @contextmanager

@@ -259,7 +259,8 @@ def test_mlflow_serves_it_over_http(there):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/m@champion", "--env-manager", "local"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{there}/runs/mlflow.db", "PYTHONPATH": str(ROOT)}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts uvicorn by its name
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore", "PATH": programs}
     with (there / "served.log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "-p", str(port)], env=environment, stdout=log, stderr=log, start_new_session=True, cwd=there

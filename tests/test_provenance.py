@@ -109,3 +109,18 @@ def test_the_load_of_the_machine_is_sampled(monkeypatch, tmp_path):
 def test_who_can_be_told_by_the_environment(monkeypatch):
     monkeypatch.setenv("ILLM_USER", "release robot")
     assert provenance.who() == "release robot"
+
+
+def test_two_who_write_the_same_row_at_once_are_not_refused_but_try_again():
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
+
+    from pipeline import store
+
+    collision = "(psycopg.errors.UniqueViolation) duplicate key value violates unique constraint"
+    assert store.is_away(MlflowException(collision, BAD_REQUEST))
+    assert store.is_away(
+        MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name", BAD_REQUEST)
+    )
+    assert store.is_away(ConnectionError("refused"))
+    assert not store.is_away(MlflowException("Changing param values is not allowed", INVALID_PARAMETER_VALUE))
