@@ -10,8 +10,8 @@ declared interrupted by the next who comes, CLAIM seconds later.
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -37,11 +37,11 @@ class Change:
     action: Action
     before: str
     after: str
-    who: str
-    when: str
     why: str
     run_id: str = ""
-    token: str = ""  # tells two equal claims apart
+    who: str = field(default_factory=provenance.who)
+    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    token: str = field(default_factory=lambda: secrets.token_hex(8))  # tells two equal claims apart
     end: str = ""  # "", "done" or "interrupted"
 
     @property
@@ -137,10 +137,11 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
             raise ArtifactError(f"{name}@{alias} is version {version} already; nothing to do")
         if now != (stack(changes) or [""])[-1]:
             changes.append(_found(client, log, alias, changes, now))
-        mine = _claim(client, log, alias, changes, action, now, version, why, run_id)
+        mine = Change(len(changes) + 1, alias, action, now, version, why[:MOST_WHY], run_id)
+        _claim(client, log, mine)
         begun, tried = time.monotonic(), False
         try:
-            _set(client, name, previous_of(alias), _before(changes, mine))
+            _set(client, name, previous_of(alias), _before_top([*changes, replace(mine, end="done")]))
             if time.monotonic() - begun > CLAIM / 2:
                 raise RegistryChanged(
                     f"{name}@{alias}: the store was too slow; nothing was changed, run the same command again"
@@ -158,12 +159,8 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
         raise RegistryChanged(f"{name}@{alias}: another change was faster; run the same command again to decide anew")
 
 
-def _before(changes: Sequence[Change], mine: Change) -> str:
-    """The version `previous` has to keep once `mine` is done."""
-    return _before_top([*changes, replace(mine, end="done")])
-
-
 def _before_top(changes: Sequence[Change]) -> str:
+    """The version that `previous` has to keep after these changes; "" if none."""
     versions = stack(changes)
     return versions[-2] if len(versions) > 1 else ""
 
@@ -214,18 +211,10 @@ def _write_once(client: "MlflowClient", log: str, key: str, value: str) -> bool:
     return True
 
 
-def _claim(
-    client: "MlflowClient", log: str, alias: str, changes: Sequence[Change], action: Action,
-    before: str, after: str, why: str, run_id: str,
-) -> Change:  # fmt: skip
-    made = Change(
-        len(changes) + 1, alias, action, before, after, provenance.who(),
-        datetime.now(UTC).isoformat(timespec="seconds"), why[:MOST_WHY], run_id, secrets.token_hex(8),
-    )  # fmt: skip
-    kept = {name: value for name, value in asdict(made).items() if name not in ("number", "alias", "end")}
-    if not _write_once(client, log, made.key, json.dumps(kept)):
-        raise RegistryChanged(f"{alias}: another change was faster; run the same command again to decide anew")
-    return made
+def _claim(client: "MlflowClient", log: str, change: Change) -> None:
+    kept = {name: value for name, value in asdict(change).items() if name not in ("number", "alias", "end")}
+    if not _write_once(client, log, change.key, json.dumps(kept)):
+        raise RegistryChanged(f"{change.alias}: another change was faster; run the same command again to decide anew")
 
 
 def _end(client: "MlflowClient", log: str, change: Change, end: str) -> bool:
@@ -235,14 +224,13 @@ def _end(client: "MlflowClient", log: str, change: Change, end: str) -> bool:
 def _found(client: "MlflowClient", log: str, alias: str, changes: Sequence[Change], now: str) -> Change:
     """Records that something else than illm had moved an alias."""
     before = (stack(changes) or [""])[-1]
-    change = _claim(client, log, alias, changes, "found", before, now, "moved by something else than illm", "")
+    change = Change(len(changes) + 1, alias, "found", before, now, "moved by something else than illm")
+    _claim(client, log, change)
     _end(client, log, change, "done")
     return replace(change, end="done")
 
 
-def _settled(
-    client: "MlflowClient", name: str, log: str, alias: str, told: Callable[[str], None] = print
-) -> list[Change]:
+def _settled(client: "MlflowClient", name: str, log: str, alias: str) -> list[Change]:
     """The log, after waiting for a change that is under way, or that was interrupted."""
     began = time.monotonic()
     waiting = False
@@ -259,7 +247,7 @@ def _settled(
                 _set(client, name, previous_of(alias), _before_top(_read(client, log, alias)))
         else:
             if not waiting:
-                told(
+                print(
                     f"waiting for a change of {name}@{alias} that {last.who} began at {last.when}, {CLAIM:.0f} s at most"
                 )
             waiting = True

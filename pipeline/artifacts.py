@@ -151,7 +151,7 @@ def read(name: str, kind: Kind) -> Artifact:
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
     path, origin = _located(name)
-    manifest = _manifest(path, name)
+    manifest = manifest_at(path, name)
     if manifest.kind != kind:
         raise ArtifactError(f"{name}: expected a {kind!r} artifact, found {manifest.kind!r}; name another input")
     if manifest.format != FORMAT:
@@ -174,12 +174,12 @@ def parse(content: bytes, place: str) -> Manifest:
 
 def kind_of(name: str) -> Kind:
     """The kind of the artifact that `name` stands for. Raises: ArtifactError if there is none."""
-    return _manifest(resolve(name), name).kind
+    return manifest_at(resolve(name), name).kind
 
 
 def digest_of(path: Path) -> str:
     """The digest that an artifact folder's manifest claims; `read` checks the files. Raises: ArtifactError."""
-    return _manifest(path, str(path)).digest
+    return manifest_at(path, str(path)).digest
 
 
 def sha256(path: Path) -> str:
@@ -211,7 +211,8 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _manifest(path: Path, name: str) -> Manifest:
+def manifest_at(path: Path, name: str) -> Manifest:
+    """The manifest in an artifact folder that the user calls `name`. Raises: ArtifactError if there is none."""
     if not (path / MANIFEST).is_file():
         unfinished = (path / "run.yaml").is_file()
         state = (

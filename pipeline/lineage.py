@@ -51,7 +51,7 @@ def trace(name: str, tars: bool = False) -> Node:
     Raises: ArtifactError if there is none.
     """
     path = artifacts.resolve(name)
-    artifact = artifacts.read(name, artifacts.kind_of(name))
+    artifact = artifacts.read(str(path), artifacts.kind_of(str(path)))
     known = _manifests(_packed(name))
     return _node("", artifact.digest, name, known | {artifact.digest: (artifact.manifest, path)}, tars)
 
@@ -191,8 +191,9 @@ def _known(
     if "://" not in source and not source.startswith("models:/"):
         path = artifacts.resolve(source)
         try:
-            if artifacts.digest_of(path) == digest:
-                return Manifest.model_validate_json((path / MANIFEST).read_bytes()), path
+            manifest = artifacts.manifest_at(path, source)
+            if manifest.digest == digest:
+                return manifest, path
         except ArtifactError:
             pass  # moved, removed, or another one by now
     return known.get(digest, (None, None))

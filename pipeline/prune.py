@@ -104,8 +104,7 @@ def _inputs(place: Path) -> Iterator[str]:
 
 def _manifest(path: Path) -> Manifest | None:
     try:
-        artifacts.digest_of(path)
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        return artifacts.manifest_at(path, str(path))
     except ArtifactError:
         return None
 

@@ -150,6 +150,11 @@ def test_a_challenger_is_compared_and_becomes_champion_as_the_same_version(there
     assert by_name["bpp"]["worse_by"]["value"] == 0
     gap = by_name["psnr_db"]["theirs"] - by_name["psnr_db"]["ours"]
     assert by_name["psnr_db"]["worse_by"]["value"] == pytest.approx(gap)
+    before = sorted(p for p in (there / RUNS / "gan").rglob("*"))
+    paths = ("compare", there / RUNS / "gan", there / RUNS / "gan", "--images", photos, "--json")
+    same = json.loads(illm_here(*paths, cwd=there).out)  # absolute paths, and the same codec twice
+    assert all(m["worse_by"]["value"] == 0 for m in same["metrics"] if "seconds" not in m["metric"])
+    assert sorted(p for p in (there / RUNS / "gan").rglob("*")) == before  # nothing is written into what is compared
     assert promote(there, "p3").code == 0
     assert ask(there, "select alias, version from registered_model_aliases where alias = 'champion'") == [
         ("champion", 2)

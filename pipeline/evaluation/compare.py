@@ -21,16 +21,17 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
     """What the user sees. first, second: an alias of the model, a run folder, or a models:/ URI."""
     names = [named(word, model) for word in (first, second)]
     found = HeldOut(images, limit)
+    # not under their own names: these may be paths, or the same codec twice
     codecs = {
-        word: ImageCodec(saved.load_codec(artifacts.read(name, "codec")))
-        for word, name in zip((first, second), names, strict=True)
+        place: ImageCodec(saved.load_codec(artifacts.read(name, "codec")))
+        for place, name in zip(("first", "second"), names, strict=True)
     }
     ids = [codec.bitstream_id.hex() for codec in codecs.values()]
     measuring = Measuring(codecs)
     with tempfile.TemporaryDirectory() as scratch:
         measuring.measure(found, len(found), Path(scratch))
-    differences = comparison.differences(measuring.of(first), measuring.of(second))
-    differences += comparison.fidelity_differences(measuring, first, second)
+    differences = comparison.differences(measuring.of("first"), measuring.of("second"))
+    differences += comparison.fidelity_differences(measuring, "first", "second")
     if as_json:
         told = {"images": len(found), "names": names, "bitstream_ids": ids}
         return json.dumps(told | {"metrics": [asdict(difference) for difference in differences]}, indent=1)
