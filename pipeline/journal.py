@@ -78,12 +78,14 @@ class Journal:
     def _deliver(self) -> None:
         pause, told = FIRST_PAUSE, False
         while True:
+            closing = self._closing  # before looking: what is recorded before closing is found by this or the next look
             records, end = self._next()
             if not records:
+                if closing:
+                    return
                 with self._changed:
-                    if self._closing:
-                        return
-                    self._changed.wait(timeout=1)
+                    if not self._closing:
+                        self._changed.wait(timeout=1)
                 continue
             try:
                 self._send(records)

@@ -106,6 +106,26 @@ def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path):
     assert store.steps() == [1, 2]
 
 
+def test_what_is_recorded_just_before_closing_is_delivered(tmp_path):
+    store, taken = Store(), threading.Event()
+    store_takes = store.take
+
+    def take(records):
+        store_takes(records)
+        taken.wait(10)
+
+    journal = Journal(tmp_path, "r", "the store", take)
+    logged(journal, 1)
+    until(lambda: store.got)
+    with journal._changed:  # the delivering thread looks once more, finds nothing, and comes no further than here
+        taken.set()
+        time.sleep(0.3)
+        logged(journal, 2)
+        journal._closing = True
+    assert journal.close(10) == 0
+    assert store.steps() == [1, 2]
+
+
 @pytest.mark.parametrize("damage", ["", "{", '{"run": "r"}', "[1]"])
 def test_without_a_readable_mark_everything_is_sent_again(tmp_path, damage):
     first = Journal(tmp_path, "r", "the store", Store().take)
