@@ -7,8 +7,8 @@ SET ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep describe \
-  fetch-weights mlflow format check test bench clean
+.PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
+  submit-slurm submit-ray doctor describe fetch-weights mlflow format check test bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -42,6 +42,16 @@ promote: $(READY) ## Register an evaluated codec if its gates hold
 	$(call stage,promote)
 sweep: $(READY) ## Search with Ray Tune; CONFIG=configs/sweep/smoke.yaml is the small one
 	$(ILLM) sweep $(or $(CONFIG),configs/sweep/rate_gan.yaml) run=$(or $(RUN),runs/sweep) $(SET)
+
+# Clusters: STAGES="vqvae pretrain gan evaluate", ARGS="--nodes 2 --gpus 8 --time 24:00:00"; jobs/README.md shows the rest.
+submit = $(ILLM) submit $(1) --stages "$(or $(STAGES),vqvae pretrain gan evaluate)" --configs $(or $(CONFIGS),configs) --runs $(or $(RUN),runs) $(ARGS) $(SET)
+
+submit-slurm: $(READY) ## Submit STAGES to SLURM, each after the one before; ARGS="--dry-run" only shows
+	$(call submit,slurm)
+submit-ray: $(READY) ## Submit STAGES to the Ray cluster at RAY_ADDRESS
+	$(call submit,ray)
+doctor: $(READY) ## Check that this machine has what jobs need; ARGS="--nodes 2" looks at SLURM nodes
+	$(ILLM) doctor $(ARGS)
 
 smoke: $(READY) ## Run every stage on tiny networks (about a minute)
 	$(ILLM) demo configs/smoke --run runs/smoke

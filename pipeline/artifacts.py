@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from pipeline import __version__
+from pipeline import __version__, patience
 from pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -213,7 +213,7 @@ def flush_folder(folder: Path) -> None:
 
 def manifest_at(path: Path, name: str) -> Manifest:
     """The manifest in an artifact folder that the user calls `name`. Raises: ArtifactError if there is none."""
-    if not (path / MANIFEST).is_file():
+    if not patience.wait_for(path / MANIFEST):
         unfinished = (path / "run.yaml").is_file()
         state = (
             "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"
@@ -232,7 +232,7 @@ def _verify(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(f"{folder / MANIFEST}: names a file outside its folder: {name!r}")
-    if not path.is_file():
+    if not patience.wait_for(path):
         raise ArtifactError(f"{path}: missing, but the manifest lists it; make the artifact again")
     size = path.stat().st_size
     if size != entry.size:

@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_registry
+from pipeline import cli_cluster, cli_registry
 from pipeline.cli_registry import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError
+from pipeline.process import follow_parent
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -44,7 +45,9 @@ def _stage(name: str, summary: str) -> None:
             tracking.deliver_rest(folder)
             print(f"{name}: already done: {done}")
             return
-        print(f"{name}: done: {stage.run(cfg, folder)}")
+        artifact = stage.run(cfg, folder)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: done: {artifact}")
 
     command.__doc__ = summary
     app.command(name)(command)
@@ -57,6 +60,7 @@ _stage("gan", "Fine-tune a codec against the label discriminator.")
 _stage("evaluate", "Compress held-out images to files, measure, and write a report.")
 _stage("sweep", "Search over settings with Ray Tune.")
 app.add_typer(cli_registry.app)
+app.add_typer(cli_cluster.app)
 
 
 @app.command()
@@ -157,6 +161,7 @@ def fetch_weights() -> None:
 
 def main() -> None:
     """Runs a command; turns what a user can mend into one line and a documented exit code."""
+    follow_parent()
     # compressai 1.2.8 scripts one function with torch.jit, which newer torch deprecates; nothing a user can mend
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script")
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script")

@@ -1,63 +1,159 @@
-"""The Ray submission script against a real one-node cluster with a dashboard."""
+"""Stages on a real Ray cluster of two nodes on this machine, some of which die."""
 
 import os
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import artifacts
-from tests.conftest import ROOT
-from tests.test_slurm import free_ports
+from tests.conftest import ROOT, Finished, assert_one_clear_line, illm
+from tests.ranks import free_port
 
 pytestmark = [pytest.mark.ray_jobs, pytest.mark.slow]
-
-
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[str]:
-    pytest.importorskip("ray.dashboard.optional_deps", reason="needs requirements/jobs.txt: ray[default]")
-    gcs, dashboard = free_ports(2)
-    ray = os.path.join(os.path.dirname(sys.executable), "ray")
-    started = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={gcs}", "--node-ip-address=127.0.0.1",
-         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2", "--object-store-memory=200000000",
-         "--disable-usage-stats", f"--temp-dir=/tmp/ray-{dashboard}"],
-        stdout=(tmp_path / "ray.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | AUTH,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not answers(dashboard):
-        assert started.poll() is None, (tmp_path / "ray.log").read_text()
-        assert time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
-        time.sleep(0.5)
-    yield f"http://127.0.0.1:{dashboard}"
-    os.killpg(started.pid, 9)
-    started.wait()
+class Cluster:
+    """A head with one processor, and a second node with two."""
+
+    def __init__(self, folder: Path):
+        self.gcs, self.dashboard, self.log = free_port(), free_port(), folder / "ray.log"
+        self.scratch = f"/tmp/ray-{self.dashboard}"
+        self.address = f"http://127.0.0.1:{self.dashboard}"
+        self.env = os.environ | AUTH | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        # a lost node is noticed after 3 seconds, not after 30
+        self.env |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        self.nodes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        own = ["--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
+        self._node([*own, "--num-cpus=3", f"--temp-dir={self.scratch}"])
+        self.until(lambda: listens(self.dashboard), "no dashboard")
+        self._node([f"--address=127.0.0.1:{self.gcs}", "--num-cpus=2"])
+        self.until(lambda: len(self.raylets()) == 2, "no second node")
+
+    def _node(self, options: list[str]) -> None:
+        ray = Path(sys.executable).with_name("ray")
+        common = ["--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats"]
+        with self.log.open("ab") as log:
+            self.nodes.append(
+                subprocess.Popen(
+                    [ray, "start", *common, *options], stdout=log, stderr=log, start_new_session=True, env=self.env
+                )
+            )
+
+    def raylets(self) -> list[psutil.Process]:
+        """The nodes' own processes, the head's first."""
+        groups = {os.getpgid(node.pid) for node in self.nodes}
+        found = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet" and os.getpgid(p.pid) in groups]
+        return sorted(found, key=lambda p: p.create_time())
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that train, on any node."""
+        below = [child for raylet in self.raylets() for child in raylet.children()]
+        return [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+
+    def until(self, true: Callable[[], object], told: str, limit: float = 120) -> None:
+        deadline = time.monotonic() + limit
+        while not true():
+            assert time.monotonic() < deadline, f"{told}\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.3)
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
 
 
-def answers(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_stage_runs_as_a_ray_job(smoke, cluster):
-    env = os.environ | AUTH | {
-        "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore",
-        "ILLM_VENV": os.path.dirname(os.path.dirname(sys.executable)),
-    }  # fmt: skip
-    ended = subprocess.run(
-        [str(ROOT / "jobs/ray/submit.sh"), "vqvae", str(ROOT / "configs/smoke/vqvae.yaml"), "runs/by-ray"],
-        cwd=smoke, env=env, capture_output=True, text=True, timeout=240, check=False,
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    pytest.importorskip("ray.dashboard.optional_deps", reason="needs requirements/jobs.txt: ray[default]")
+    made = Cluster(tmp_path_factory.mktemp("ray"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def submit(cluster: Cluster, smoke: Path) -> Callable[..., Finished]:
+    def run(*words: str) -> Finished:
+        common = ["submit", "ray", "--configs", str(ROOT / "configs/smoke"), "--address", cluster.address]
+        return illm(*common, *words, cwd=smoke, env=cluster.env, limit=240)
+
+    return run
+
+
+def test_stages_run_as_one_job_and_outlive_a_worker_and_a_node(submit, cluster, smoke):
+    run = smoke / "runs/by-ray"
+    given = [
+        f"vqvae.data.shards={smoke}/runs/smoke/shard",
+        "vqvae.fit={steps: 160, checkpoint_every: 10, validate_every: 100}",
+    ]
+    given += [
+        f"gan.data.shards={smoke}/runs/smoke/shard",
+        f"gan.codec={smoke}/runs/smoke/pretrain",
+        "evaluate.max_images=1",
+    ]
+    told = submit("--stages", "vqvae gan evaluate", "--runs", "runs/by-ray", "--workers", "2", *given)
+    assert told.code == 0, told
+    job = told.out.split()[1]
+
+    def newest() -> int:
+        return max((int(p.name.removeprefix("step-")) for p in run.glob("vqvae/checkpoints/step-*")), default=0)
+
+    cluster.until(lambda: newest() > 0 and len(cluster.workers()) == 2, "training has not begun")
+    cluster.workers()[-1].kill()
+    before = newest()
+    cluster.until(lambda: newest() > before + 10, "it does not go on after a worker died")
+    cluster.raylets()[1].kill()
+    before = newest()
+    cluster.until(lambda: newest() > before + 10, "it does not go on after a node died")
+    ray = str(Path(sys.executable).with_name("ray"))
+
+    def state() -> str:
+        words = [ray, "job", "status", f"--address={cluster.address}", job]
+        ended = subprocess.run(words, env=cluster.env, capture_output=True, text=True, check=False)
+        return (ended.stdout + ended.stderr).lower()
+
+    cluster.until(lambda: "succeeded" in (seen := state()) or "failed" in seen, "the job does not end", limit=200)
+    logs = subprocess.run(
+        [ray, "job", "logs", f"--address={cluster.address}", job],
+        env=cluster.env, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "succeeded" in ended.stdout
-    made = artifacts.read(
-        str(smoke / "runs/by-ray"), "labeler"
-    )  # Ray gives a job one thread, so its last bits may differ
-    assert made.manifest.parents["shards"].digest == artifacts.read(str(smoke / "runs/smoke/shard"), "shards").digest
+    assert "succeeded" in state(), logs.stdout[-5000:]
+    assert "2 x cpu, DDP" in logs.stdout
+    labeler = artifacts.read(str(run / "vqvae"), "labeler")
+    assert artifacts.read(str(run / "gan"), "codec").manifest.parents["labeler"].digest == labeler.digest
+    assert artifacts.read(str(run / "evaluate"), "evaluation").json("totals.json")["fine-tuned"]["bpp"] > 0
+
+
+def test_what_a_user_can_mend_is_told_once_and_not_tried_again(submit, smoke, tmp_path):
+    damaged = shutil.copytree(smoke / "runs/smoke/shard", tmp_path / "shard")
+    (damaged / "artifact/index.json").chmod(0o644)
+    (damaged / "artifact/index.json").write_text("{}")
+    told = submit("--stages", "vqvae", "--runs", "runs/spoilt", "--wait", f"vqvae.data.shards={damaged}")
+    assert told.code == 1, told
+    assert told.out.count("Started training worker group") == 1
+    assert "index.json: 2 bytes, expected" in told.out
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(submit, smoke):
+    words = ["--stages", "vqvae", "--runs", "runs/x", f"vqvae.data.shards={smoke}/runs/smoke/shard"]
+    refused = submit(*words, "--address", f"http://127.0.0.1:{free_port()}")
+    assert_one_clear_line(refused, "does not take the job")

@@ -1,186 +1,164 @@
-"""The job scripts on a real SLURM of two nodes on this machine."""
+"""Submission and the job script on a real SLURM of two nodes on this machine."""
 
 import os
+import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline import artifacts
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_one_clear_line, illm_here
+from tests.slurm import MISSING, Slurm
 
-missing = [
-    name
-    for name in ("slurmctld", "slurmd", "munged")
-    if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
-]
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing) or os.getuid() != 0, reason=f"needs root and SLURM; missing: {missing}"),
+    pytest.mark.skipif(bool(MISSING) or os.getuid() != 0, reason=f"needs root and SLURM; missing: {MISSING}"),
 ]
-
-CONF = """
-ClusterName=loop
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CryptoType=crypto/munge
-AuthInfo=cred_expire=5
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool.%n
-SlurmctldPidFile={root}/pid/slurmctld.pid
-SlurmdPidFile={root}/pid/slurmd.%n.pid
-SlurmctldLogFile={root}/log/slurmctld.log
-SlurmdLogFile={root}/log/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,requeue_setup_env_fail
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-ReturnToService=2
-KillWait=10
-MinJobAge=600
-SlurmctldTimeout=30
-SlurmdTimeout=30
-PropagateResourceLimitsExcept=MEMLOCK
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=2 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=2 State=UNKNOWN
-PartitionName=train Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-class Slurm:
-    """A running cluster and the environment of its commands."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.env = os.environ | {
-            "SLURM_CONF": str(root / "slurm.conf"),
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "ignore",
-            "ILLM_MASTER": "127.0.0.1",  # the node names here are no host names
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{os.environ['PATH']}:/usr/sbin",
-        }
-
-    def run(self, *words: str, cwd: Path | None = None) -> str:
-        ended = subprocess.run(words, env=self.env, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
-        assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
-        return ended.stdout
-
-    def state(self, job: str) -> str:
-        shown = self.run("scontrol", "show", "job", job)
-        return shown.split("JobState=")[1].split()[0]
-
-    def wait(self, job: str, *states: str, limit: float = 240) -> str:
-        deadline = time.monotonic() + limit
-        while (state := self.state(job)) not in states:
-            assert time.monotonic() < deadline, f"job {job} is {state}, expected {states}"
-            time.sleep(0.5)
-        return state
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    root = tmp_path_factory.mktemp("slurm")
-    for name in ("state", "log", "pid"):
-        (root / name).mkdir()
-    port, port1, port2 = free_ports(3)
-    conf = CONF.format(host=socket.gethostname(), root=root, port=port, port1=port1, port2=port2)
-    (root / "slurm.conf").write_text(conf)
-    cluster = Slurm(root)
-    if subprocess.run(["pgrep", "-x", "munged"], capture_output=True, check=False).returncode:
-        subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge"], check=True)
-        subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged"], check=True)
-    cluster.run("slurmctld", "-i")
-    for node in ("n1", "n2"):
-        cluster.run("slurmd", "-N", node)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    cluster.start()
     yield cluster
-    for pid in (root / "pid").iterdir():
-        subprocess.run(["kill", pid.read_text().strip()], check=False)
+    cluster.stop()
 
 
 @pytest.fixture
 def project(smoke: Path, tmp_path: Path) -> Path:
-    """A project folder as a user has it: scripts, configurations, finished runs; and a virtual environment by link."""
+    """A project folder as a user has it: scripts, configurations, finished runs."""
     for name in ("jobs", "configs", "pipeline"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(smoke / "runs", tmp_path / "runs")
-    venv = tmp_path / ".venv" / "bin"
-    venv.mkdir(parents=True)
-    (venv / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (venv / "python").chmod(0o755)
     return tmp_path
 
 
+def jobs_in(told: str) -> dict[str, str]:
+    """What `illm submit slurm` said: name of the job -> its number."""
+    return dict(re.findall(r"^([\w-]+): job (\d+)", told, re.MULTILINE))
+
+
 def log_of(project: Path, job: str) -> str:
-    return "".join(path.read_text() for path in project.glob(f"slurm-{job}-*.log"))
+    return "".join(path.read_text() for path in sorted(project.glob(f"runs/**/logs/{job}-*.log")))
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
 
 def test_a_chain_runs_in_order_and_a_failure_cancels_the_rest(slurm, project):
-    shutil.rmtree(project / "runs/smoke/gan")
-    shutil.rmtree(project / "runs/smoke/evaluate")
-    shutil.rmtree(project / "runs/smoke/promote")
-    told = slurm.run(
-        "jobs/slurm/pipeline.sh", "configs/smoke", "runs/smoke", "gan evaluate promote", "--time=10", cwd=project
-    )
-    gan, evaluate, promote = (line.split("job ")[1].split(",")[0] for line in told.splitlines()[:3])
-    assert slurm.wait(promote, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", log_of(project, gan) + log_of(
-        project, promote
-    )
-    assert slurm.state(evaluate) == "COMPLETED"
+    for stage in ("gan", "evaluate", "promote"):
+        shutil.rmtree(project / "runs/smoke" / stage)
+    chain = ["submit", "slurm", "--configs", "configs/smoke", "--runs", "runs/smoke", "--time", "10"]
+    told = slurm.illm(*chain, "--stages", "pretrain gan evaluate promote", "--nodes", "2", cwd=project)
+    assert told.code == 0, told
+    assert "pretrain: already done" in told.out
+    jobs = jobs_in(told.out)
+    assert list(jobs) == ["gan", "evaluate", "promote"]
+    again = slurm.illm(*chain, "--stages", "gan evaluate", cwd=project)
+    assert_one_clear_line(again, "queued already", f"job {jobs['gan']}")
+
+    assert slurm.wait(jobs["promote"], *ENDED) == "COMPLETED", "".join(log_of(project, job) for job in jobs.values())
+    assert "2 x cpu, DDP" in log_of(project, jobs["gan"])  # on two nodes, each with a launcher of its own
+    assert slurm.about(jobs["gan"], "NodeList") == "n[1-2]"
     assert artifacts.read(str(project / "runs/smoke/promote"), "promotion").json("decision.json")["version"] == "3"
 
+    shutil.rmtree(project / "runs/smoke/gan")
+    shutil.rmtree(project / "runs/smoke/vqvae")
+    (project / "runs/smoke/shard/artifact/index.json").chmod(0o644)
+    (project / "runs/smoke/shard/artifact/index.json").write_text("{}")  # digests are looked at by the stage
+    told = slurm.illm(*chain, "--stages", "vqvae gan", cwd=project)
+    jobs = jobs_in(told.out)
+    assert slurm.wait(jobs["vqvae"], *ENDED) == "FAILED"
+    assert slurm.about(jobs["vqvae"], "Restarts") == "0"  # what fails for good is not queued again
+    assert "index.json: 2 bytes, expected" in log_of(project, jobs["vqvae"])
+    assert "jobs that wait for it are cancelled (DependencyNeverSatisfied)" in log_of(project, jobs["vqvae"])
+    assert slurm.wait(jobs["gan"], "CANCELLED", limit=60) == "CANCELLED"
+
+
+def test_what_cannot_run_is_refused_before_anything_is_queued(slurm, project):
+    chain = ["submit", "slurm", "--configs", "configs/smoke", "--runs", "runs/new"]
+    refused = slurm.illm(*chain, "--stages", "vqvae", "--partition", "nowhere", cwd=project)
+    assert_one_clear_line(refused, "vqvae: SLURM refuses: invalid partition specified: nowhere")
     shutil.rmtree(project / "runs/smoke/shard")
-    told = slurm.run("jobs/slurm/pipeline.sh", "configs/smoke", "runs/other", "vqvae gan", "--time=10", cwd=project)
-    vqvae, gan = (line.split("job ")[1].split(",")[0] for line in told.splitlines()[:2])
-    assert slurm.wait(vqvae, "FAILED", "COMPLETED") == "FAILED"
-    assert "expected a finished artifact, found none" in log_of(project, vqvae)
-    assert slurm.wait(gan, "CANCELLED", limit=60) == "CANCELLED"
+    refused = slurm.illm(*chain, "--stages", "vqvae gan", "--nodes", "3", "gan.gan_wait=1", cwd=project)
+    assert_one_clear_line(refused, "vqvae: data.shards: runs/smoke/shard: expected a finished artifact", "gan_wait")
+    assert slurm.run("squeue", "--noheader") == ""
 
 
-def test_two_nodes_train_one_stage_and_a_signal_requeues_it(slurm, project):
-    submit = ["sbatch", "--parsable", "--nodes=2", "--time=10", "jobs/slurm/stage.sbatch"]
-    words = ["gan", "configs/smoke/gan.yaml", "runs/two", "fit.steps=3000", "fit.checkpoint_every=50"]
-    job = slurm.run(*submit, *words, cwd=project).strip()
-    deadline = time.monotonic() + 120
-    while not list((project / "runs/two/checkpoints").glob("step-*")):
-        assert time.monotonic() < deadline, log_of(project, job)
-        time.sleep(0.5)
-    slurm.run("scancel", "--signal=USR2", "--batch", job)
-    deadline = time.monotonic() + 60
-    while "Restarts=1" not in slurm.run("scontrol", "show", "job", job):
-        assert time.monotonic() < deadline, log_of(project, job)
-        time.sleep(0.5)
+def test_signal_requeue_and_lost_node_change_nothing_in_the_result(slurm, project):
+    """One two-node run is preempted, queued again by hand, and loses a node; it ends like one that was left alone."""
+    words = ["configs/smoke/gan.yaml", "fit.steps=240", "fit.checkpoint_every=20", "fit.validate_every=400"]
+    submit = ["sbatch", "--parsable", "--nodes=2", "--time=10", "--output=runs/logs/%j-gan.log"]
+    (project / "runs/logs").mkdir()
+    alone = slurm.run(*submit, "jobs/slurm/stage.sbatch", "gan", *words, "run=runs/alone", cwd=project).strip()
+    assert slurm.wait(alone, *ENDED) == "COMPLETED", log_of(project, alone)
+    job = slurm.run(*submit, "jobs/slurm/stage.sbatch", "gan", *words, "run=runs/two", cwd=project).strip()
+
+    def saved_more(than: int) -> bool:
+        found = checkpoints(project / "runs/two")
+        return bool(found) and int(found[-1].removeprefix("step-")) > than
+
+    def newest() -> int:
+        return int(checkpoints(project / "runs/two")[-1].removeprefix("step-"))
+
+    slurm.until(lambda: saved_more(0), "no checkpoint")
+    slurm.run("scancel", "--signal=USR2", "--batch", job)  # what the time limit and a preemption send
+    slurm.start_now(job, 1)
     assert "preempted at step" in log_of(project, job)
-    assert "2 x cpu, DDP" in log_of(project, job)
-    deadline = time.monotonic() + 120
-    while "resumed at step" not in log_of(project, job):
-        assert time.monotonic() < deadline, log_of(project, job)
-        time.sleep(0.5)
+    before = newest()
+    slurm.until(lambda: saved_more(before), "it does not go on")
+    slurm.run("scontrol", "requeue", job)
+    slurm.start_now(job, 2)
+    before = newest()
+    slurm.until(lambda: saved_more(before), "it does not go on")
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    slurm.until(lambda: slurm.about(job, "JobState") == "PENDING", "it is not queued again")
+    slurm.tried("scontrol", "update", "NodeName=n2", "State=RESUME")  # unless it has come back by itself
+    slurm.start_now(job, 3)
+    assert slurm.wait(job, *ENDED) == "COMPLETED", log_of(project, job)
+    digests = [artifacts.read(str(project / f"runs/{name}"), "codec").digest for name in ("two", "alone")]
+    assert digests[0] == digests[1]
+
+
+def test_the_time_limit_queues_again_and_scancel_does_not(slurm, project):
+    words = ["gan", "configs/smoke/gan.yaml", "run=runs/long", "fit.steps=100000"]
+    (project / "runs/logs").mkdir()
+    submit = ["sbatch", "--parsable", "--time=1", "--output=runs/logs/%j-gan.log", "jobs/slurm/stage.sbatch"]
+    job = slurm.run(*submit, *words, cwd=project).strip()  # the warning comes at once: two minutes before the end
+    slurm.start_now(job, 1)
+    assert "saved and queued again" in log_of(project, job)
+    slurm.wait(job, "RUNNING")
     slurm.run("scancel", job)
     assert slurm.wait(job, "CANCELLED") == "CANCELLED"
+
+
+def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
+    given = ["configs/smoke/shard.yaml", "run=runs/parts", f"source={images}", "piece=2"]
+    told = slurm.illm("submit", "slurm-shard", *given, "--parts", "2", "--sbatch=--time=10", cwd=project)
+    assert told.code == 0, told
+    (project / "sweep.yaml").write_text(
+        "stage: sweep\nshards: runs/smoke/shard\nlabeler: runs/smoke/vqvae\n"
+        + "".join(f"{stage}: configs/smoke/{stage}.yaml\n" for stage in ("pretrain", "gan", "evaluate"))
+        + "search: {gan.gan_weight: {kind: grid, values: [0.0, 0.1]}}\n"
+    )
+    swept = slurm.illm("submit", "slurm-sweep", "sweep.yaml", "run=runs/sweep", "--sbatch=--time=10", cwd=project)
+    assert swept.code == 0, swept
+    assert slurm.wait(jobs_in(told.out)["shard"], *ENDED) == "COMPLETED"
+    whole = illm_here("shard", *given[:1], "run=runs/whole", *given[2:], cwd=project)
+    assert whole.code == 0, whole
+    digests = [artifacts.digest_of(project / "runs" / name / "artifact") for name in ("parts", "whole")]
+    assert digests[0] == digests[1]
+    assert slurm.wait(jobs_in(swept.out)["sweep"], *ENDED) == "COMPLETED", log_of(project, "*")
+    assert (project / "runs/sweep/artifact/trials.csv").read_text().count("\n") == 3
+
+
+def test_the_doctor_looks_at_two_nodes(slurm, project):
+    seen = slurm.illm("doctor", "--nodes", "2", cwd=project)
+    assert seen.code == 0, seen
+    for line in ("0: ok    shared folder", "1: ok    shared folder", "1: ok    network", "0: ok    packages"):
+        assert line in seen.out

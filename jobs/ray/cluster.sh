@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a one-node Ray cluster on this machine, to try jobs/ray/submit.sh. `ray stop` ends every Ray process of the host.
+# Starts a one-node Ray cluster on this machine, to try `illm submit ray`. `ray stop` ends every Ray process of the host.
 set -euo pipefail
 : "${ILLM_VENV:=$PWD/.venv}"
 export RAY_AUTH_MODE=token # without it, whoever reaches the port can run code

@@ -9,11 +9,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import webdataset as wds
 from PIL import Image
@@ -203,3 +204,15 @@ def _stored(content: bytes, photo: Photo, store: Store) -> tuple[bytes, str, boo
 
 def _split_hash(photo: Photo) -> int:
     return int(hashlib.sha256(f"split {photo.group}".encode()).hexdigest()[:8], 16)
+
+
+def assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: Path) -> None:
+    """Links tars and tables into the artifact's folder and writes the index."""
+    for shard in written:
+        for name in (shard.file, shard.table):
+            try:
+                os.link(work / name, scratch / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(work / name, scratch / name)
+            (scratch / name).chmod(0o444)
+    (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

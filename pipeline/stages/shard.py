@@ -12,7 +12,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,15 +23,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import track
 
-from pipeline import artifacts, redaction, runs, tracking
+from pipeline import artifacts, patience, runs, tracking
 from pipeline.data import card, fetch, recipes, shards, sources
-from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
-from pipeline.data.shards import SPLITS, Plan, Shard, Store
+from pipeline.data.examine import Lists, Photo, Refusal, Rules, without_duplicates
+from pipeline.data.piece import examine_piece
+from pipeline.data.shards import SPLITS, Plan, Shard, Split, Store
 from pipeline.data.sources import Item, Source
 from pipeline.data.spread import On, spread
-from pipeline.errors import DataError, UnreachableError
+from pipeline.errors import DataError
 
-FETCHED_AT_ONCE = 8  # by each worker
 NOT_FETCHED = "unreadable: cannot be fetched"
 
 
@@ -40,19 +39,13 @@ class StageConfig(Rules):
     """Which images become shards, and how."""
 
     stage: Literal["shard"] = "shard"
-    source: (
-        str | list[Source]
-    )  # a folder, glob, archive, list, URL or shards; samples://photos for some inside packages
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = (
-        0.02  # share of images, chosen by content, kept from training
-    )
+    source: str | list[Source]  # a folder, glob, archive, list, URL, shards; or samples://photos, inside packages
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02  # of images, chosen by content, kept from training
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # likewise
     shard_mb: PositiveFloat = 256.0  # a tar is closed when it holds this much
     store: Store = "original"  # bytes as found, lossless webp, jpeg at quality 95, or decoded pixels
     max_file_mb: PositiveFloat = 256.0  # larger files are refused
-    max_failed_share: Annotated[float, Field(ge=0, le=1)] = (
-        0.05  # of URLs that cannot be fetched before the stage stops
-    )
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.05  # of URLs that cannot be fetched; more stop the stage
     workers: NonNegativeInt = 0  # processes or threads; 0: one per core
     spread: On = "auto"  # threads, ray, or what suits the amount of work
     piece: PositiveInt = 256  # images that a worker examines at a time
@@ -66,21 +59,64 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     work = folder / "work"
     if done := _finished(cfg, folder):
         return done
-    found = [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
-    Lists.of(cfg)
+    found = _found(cfg, work)
     runs.claim(folder, cfg, runs.inputs())
     with _alone(folder):
         if done := _finished(cfg, folder):  # by a job that had the lock before
             return done
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
-            for name in ("examined", "spool", "shards"):
-                (work / name).mkdir(parents=True, exist_ok=True)
-            if not (work / "items.jsonl").exists():
-                lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
-                artifacts.write_durably(work / "items.jsonl", lines.encode())
+            _list(work, found)
             _shard(cfg, folder, work, tracker)
         shutil.rmtree(work)
     return folder / "artifact"
+
+
+def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: int = 1) -> str:
+    """The share of one of `count` jobs in a pass: first "list", then all of "examine", then all of "write", then `run`.
+
+    Raises: DataError if the pass before has not been done.
+    """
+    work = folder / "work"
+    if done := _finished(cfg, folder):
+        return f"already done: {done}"
+    if what == "list":
+        found = (
+            [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
+        )
+        Lists.of(cfg)
+        runs.claim(folder, cfg, runs.inputs())
+        _list(work, found)
+        return f"listed {len(_items(work))} files"
+    if not patience.wait_for(work / "items.jsonl"):
+        raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
+    items = _items(work)
+    pieces = math.ceil(len(items) / cfg.piece)
+    if what == "examine":
+        _examine(cfg, items, work, range(number, pieces, count))
+        return f"examined pieces {number}, {number + count}, ... of {pieces}"
+    if not all(patience.wait_for(_examined_file(work, piece)) for piece in range(pieces)):
+        raise DataError(f"{folder}: not all of its {pieces} pieces have been examined; run those parts first")
+    plans, *_ = _planned(cfg, items, _examined(cfg, items, work), work)
+    _written(cfg, plans, work / "shards", range(number, len(plans), count))
+    return f"wrote shards {number}, {number + count}, ... of {len(plans)}"
+
+
+def _found(cfg: StageConfig, work: Path) -> list[Item]:
+    """What the sources hold, unless that has been written down; reads the lists of excluded images, too."""
+    Lists.of(cfg)
+    return [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
+
+
+def _list(work: Path, found: list[Item]) -> None:
+    for name in ("examined", "spool", "shards"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    if not (work / "items.jsonl").exists():
+        lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
+        artifacts.write_durably(work / "items.jsonl", lines.encode())
+
+
+def _items(work: Path) -> list[Item]:
+    return [Item(**json.loads(line)) for line in (work / "items.jsonl").read_text().splitlines()]
 
 
 def _finished(cfg: StageConfig, folder: Path) -> Path | None:
@@ -92,9 +128,45 @@ def _finished(cfg: StageConfig, folder: Path) -> Path | None:
 
 def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker) -> None:
     """Both passes over the listed items, and the publication."""
-    items = [Item(**json.loads(line)) for line in (work / "items.jsonl").read_text().splitlines()]
+    items = _items(work)
     results = _examined(cfg, items, work)
     _check_fetched(cfg, items, results, work)
+    plans, photos, splits, refused = _planned(cfg, items, results, work)
+    written = _written(cfg, plans, work / "shards", range(len(plans)))
+    metrics = {
+        **{f"{split}_images": len(splits[split]) for split in SPLITS},
+        "refused_files": len(refused),
+        "bytes": sum(shard.bytes for shard in written),
+    }
+    manifest = runs.manifest("shards", cfg, runs.inputs(), metrics, tracker.run_id)
+    tracker.log(0, metrics)
+    index = {
+        "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
+        "sources": Counter(photo.dataset for photo in photos),
+        "refused": [asdict(refusal) for refusal in refused],
+    }
+
+    def assemble(scratch: Path) -> None:
+        shards.assemble(work / "shards", written, index, scratch)
+        deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
+        card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
+
+    made = artifacts.publish(folder / "artifact", manifest, assemble)
+    tracker.artifact(made)
+    tracker.dataset(folder.name, made, "sharded")
+    print(f"data card: {folder / 'artifact' / 'card.html'}")
+    counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
+    print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
+    for refusal in refused[:10]:
+        print(f"  refused {refusal.path}: {refusal.reason}")
+    if len(refused) > 10:
+        print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
+
+
+def _planned(
+    cfg: StageConfig, items: list[Item], results: list[Photo | Refusal], work: Path
+) -> tuple[list[Plan], list[Photo], dict[Split, list[Photo]], list[Refusal]]:
+    """Which photo goes to which split and shard, and what is left out. Depends on the images alone."""
     photos, refused = _weighted(*without_duplicates(results, cfg), items)
     if not photos:
         reasons = "\n".join(f"  {r.path}: {r.reason}" for r in refused[:20])
@@ -113,35 +185,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker
         for split in SPLITS
         for number, group in enumerate(shards.in_shards(splits[split], int(cfg.shard_mb * 1e6)))
     ]
-    written = _written(cfg, plans, work / "shards")
-    metrics = {
-        **{f"{split}_images": len(splits[split]) for split in SPLITS},
-        "refused_files": len(refused),
-        "bytes": sum(shard.bytes for shard in written),
-    }
-    manifest = runs.manifest("shards", cfg, runs.inputs(), metrics, tracker.run_id)
-    tracker.log(0, metrics)
-    index = {
-        "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
-        "sources": Counter(photo.dataset for photo in photos),
-        "refused": [asdict(refusal) for refusal in refused],
-    }
-
-    def assemble(scratch: Path) -> None:
-        _assemble(work / "shards", written, index, scratch)
-        deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
-        card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
-
-    made = artifacts.publish(folder / "artifact", manifest, assemble)
-    tracker.artifact(made)
-    tracker.dataset(folder.name, made, "sharded")
-    print(f"data card: {folder / 'artifact' / 'card.html'}")
-    counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
-    print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
-    for refusal in refused[:10]:
-        print(f"  refused {refusal.path}: {refusal.reason}")
-    if len(refused) > 10:
-        print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
+    return plans, photos, splits, refused
 
 
 def _listed(source: Source) -> list[Item]:
@@ -168,46 +212,28 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _examined(cfg: StageConfig, items: list[Item], work: Path) -> list[Photo | Refusal]:
     """What examining each item found, in their order; pieces that an earlier job examined are not done again."""
-    pieces = [items[start : start + cfg.piece] for start in range(0, len(items), cfg.piece)]
-    files = [_examined_file(work, number) for number in range(len(pieces))]
-    missing = [number for number, file in enumerate(files) if not file.is_file()]
-    task = partial(
-        examine_piece, rules=cfg, lists=Lists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
-    )
-    workers = _workers(cfg)
-    if len(pieces) == 1:  # a small folder: the threads of one piece are enough
-        task, workers = partial(task, threads=workers), 1
-    done = spread(task, [pieces[number] for number in missing], workers, cfg.spread)
-    for place, found in _shown(done, "examining", len(missing)):
-        lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
-        artifacts.write_durably(files[missing[place]], lines.encode())
+    pieces = math.ceil(len(items) / cfg.piece)
+    _examine(cfg, items, work, range(pieces))
+    files = [_examined_file(work, number) for number in range(pieces)]
     kinds: dict[str, Any] = {"Photo": Photo, "Refusal": Refusal}
     records = (json.loads(line) for file in files for line in file.read_text().splitlines())
     results = [kinds[kind](**fields) for kind, fields in records]
     return [replace(r, item=n) if isinstance(r, Photo) else r for n, r in enumerate(results)]
 
 
-def examine_piece(
-    items: list[Item], rules: Rules, lists: Lists, spool: Path, max_bytes: int, threads: int = 1
-) -> list[Photo | Refusal]:
-    """Examines some items; keeps the bytes of accepted ones that came over a network."""
-
-    def one(item: Item) -> Photo | Refusal:
-        try:
-            content = fetch.read(item, max_bytes)
-        except UnreachableError as error:
-            reason = redaction.masked(str(error).removeprefix(f"{item.location}: "))
-            return Refusal(item.name, item.dataset, f"unreadable: {reason}")
-        except DataError as error:
-            return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
-        result = examine(item.name, item.dataset, content, rules, lists)
-        if isinstance(result, Photo) and fetch.is_url(item.location):
-            artifacts.write_durably(spool / result.sha256, content)
-        return result
-
-    remote = any(fetch.is_url(item.location) for item in items)
-    with ThreadPoolExecutor(FETCHED_AT_ONCE if remote else threads) as pool:
-        return list(pool.map(one, items))
+def _examine(cfg: StageConfig, items: list[Item], work: Path, numbers: range) -> None:
+    """Examines the pieces of these numbers that have not been examined yet."""
+    missing = [number for number in numbers if not _examined_file(work, number).is_file()]
+    task = partial(
+        examine_piece, rules=cfg, lists=Lists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
+    )
+    workers = _workers(cfg)
+    if len(items) <= cfg.piece:  # a small folder: the threads of one piece are enough
+        task, workers = partial(task, threads=workers), 1
+    pieces = [items[number * cfg.piece : (number + 1) * cfg.piece] for number in missing]
+    for place, found in _shown(spread(task, pieces, workers, cfg.spread), "examining", len(missing)):
+        lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
+        artifacts.write_durably(_examined_file(work, missing[place]), lines.encode())
 
 
 def _check_fetched(cfg: StageConfig, items: list[Item], results: list[Photo | Refusal], work: Path) -> None:
@@ -241,28 +267,16 @@ def _weighted(photos: list[Photo], refused: list[Refusal], items: list[Item]) ->
     return kept, refused
 
 
-def _written(cfg: StageConfig, plans: list[Plan], folder: Path) -> list[Shard]:
-    """All shards in order; those that an earlier job wrote are not written again."""
-    written = {number: shard for number, plan in enumerate(plans) if (shard := plan.done(folder))}
-    missing = [number for number in range(len(plans)) if number not in written]
+def _written(cfg: StageConfig, plans: list[Plan], folder: Path, numbers: range) -> list[Shard]:
+    """The shards of these numbers, in order; those that an earlier job wrote are not written again."""
+    written = {number: shard for number in numbers if (shard := plans[number].done(folder))}
+    missing = [number for number in numbers if number not in written]
     done = spread(
         partial(shards.write, folder=folder), [plans[number] for number in missing], _workers(cfg), cfg.spread
     )
     for place, shard in _shown(done, "writing", len(missing)):
         written[missing[place]] = shard
-    return [written[number] for number in range(len(plans))]
-
-
-def _assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: Path) -> None:
-    """Links tars and tables into the artifact's folder and writes the index."""
-    for shard in written:
-        for name in (shard.file, shard.table):
-            try:
-                os.link(work / name, scratch / name)
-            except OSError:  # a file system without links
-                shutil.copyfile(work / name, scratch / name)
-            (scratch / name).chmod(0o444)
-    (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    return [written[number] for number in numbers]
 
 
 def _workers(cfg: StageConfig) -> int:

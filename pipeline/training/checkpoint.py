@@ -38,7 +38,7 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
     Raises: OSError if there is no room for it; the earlier ones are as they were then.
     """
     root = folder / "checkpoints"
-    target = root / f"step-{progress.step:09d}"
+    target = path_of(folder, progress.step)
     scratch = root / f".{target.name}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -136,9 +136,9 @@ def on_host(state: Any) -> Any:
     return state
 
 
-def restore(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
-    """The newest undamaged checkpoint, on the CPU; says which damaged ones it passed over."""
-    for path in _newest_first(folder / "checkpoints"):
+def restore(folder: Path, step: int | None = None) -> tuple[Progress, dict[str, Any]] | None:
+    """The newest undamaged checkpoint, or that of `step`, on the CPU; says which damaged ones it passed over."""
+    for path in _newest_first(folder / "checkpoints") if step is None else [path_of(folder, step)]:
         try:
             about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             progress = Progress(**about["progress"])
@@ -149,6 +149,11 @@ def restore(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
             reason = str(error).splitlines()[0]
             print(f"checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
     return None
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the run in `folder` keeps its checkpoint of a step."""
+    return folder / "checkpoints" / f"step-{step:09d}"
 
 
 def _newest_first(root: Path) -> list[Path]:

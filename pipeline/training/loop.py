@@ -1,17 +1,19 @@
 """fit(): the one training loop. It knows *when*; the task it trains knows *what*."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from pipeline import ownership, patience
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import Preempted, TrainingError
@@ -52,10 +54,12 @@ def fit(
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
     `batches(start)` is the stream from the sample at `start`.
-    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row are not finite.
+    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row are not finite; ArtifactError if
+    another process has taken over the folder.
     """
+    owner = runtime.on_main(lambda: ownership.take(folder))
     progress = Progress(step=0, samples=0)
-    if (found := checkpoint.restore(folder)) is not None:
+    if (found := _newest_checkpoint(runtime, folder)) is not None:
         progress, state = found
         runtime.load_state_dict(state)
     stream = batches(progress.samples)
@@ -90,6 +94,7 @@ def fit(
                     log(step, validated)
                     display.note(step, validated)
                 if saving:
+                    runtime.on_main(lambda: ownership.check(folder, owner))
                     state = runtime.state_dict()
                     if runtime.is_main:
                         log(step, {"time/checkpoint_stall_s": saver.save(progress, state, needed=stopping or ending)})
@@ -98,6 +103,21 @@ def fit(
             if stopping and not ending:
                 raise Preempted(step)
     return validated or task.validate()
+
+
+def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[Progress, dict[str, Any]] | None:
+    """The one that the main process sees, on every process: a shared folder may show it to some of them later."""
+    found = checkpoint.restore(folder) if runtime.is_main else None
+    step = runtime.on_main(lambda: found[0].step if found else None)
+    if runtime.is_main or step is None:
+        return found
+    patience.wait_for(checkpoint.path_of(folder, step) / "manifest.json")
+    if (found := checkpoint.restore(folder, step)) is None:
+        raise TrainingError(
+            f"{folder}: process {runtime.rank} on {os.uname().nodename} cannot read the checkpoint of step {step} that the main "
+            "process found; all nodes need to see the run folder"
+        )
+    return found
 
 
 class Window:

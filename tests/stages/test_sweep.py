@@ -1,52 +1,167 @@
-import csv
+"""The search space, its trials and their results; sweeps on a real Ray are in test_sweeps.py."""
+
+import fcntl
+import json
+import signal
 
 import pytest
 import yaml
 
-from pipeline import config
-from pipeline.stages import sweep
-from tests.conftest import ROOT, assert_one_clear_line, illm, illm_here
+from pipeline import config, stages
+from pipeline.errors import ConfigError
+from pipeline.sweep import results, space, trial
+from tests.conftest import ROOT, assert_one_clear_line, illm_here
+
+BASE = {
+    "shards": "runs/smoke/shard",
+    "labeler": "runs/smoke/vqvae",
+    **{stage: f"{ROOT}/configs/smoke/{stage}.yaml" for stage in ("pretrain", "gan", "evaluate")},
+}
+RATES = {"kind": "grid", "values": [0.45, 0.9]}
+WEIGHTS = {"kind": "grid", "values": [0.0, 0.01, 0.1]}
 
 
-def point(bpp: float, psnr_db: float) -> sweep.Point:
-    return {"bpp": bpp, "psnr_db": psnr_db}
+def made(**values) -> space.Space:
+    return config.parse(space.Space, BASE | values, [], "test")
 
 
-def test_the_pareto_front_keeps_what_no_other_dominates():
-    points = [point(0.1, 20), point(0.2, 25), point(0.2, 24), point(0.3, 25), point(0.4, 30), point(0.4, 30)]
-    sweep.mark_pareto(points, "psnr_db")
-    assert [p["pareto"] for p in points] == [True, True, False, False, True, True]
+def test_grids_are_combined_and_different_pretrained_codecs_come_first():
+    listed = space.points(made(search={"pretrain.rate.bpp": RATES, "gan.gan_weight": WEIGHTS}))
+    assert [(p["pretrain.rate.bpp"], p["gan.gan_weight"]) for p in listed] == [
+        (0.45, 0.0), (0.9, 0.0), (0.45, 0.01), (0.9, 0.01), (0.45, 0.1), (0.9, 0.1),
+    ]  # fmt: skip
+
+
+def test_random_values_keep_to_their_bounds_and_to_the_seed():
+    search = {
+        "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
+        "gan.seed": {"kind": "whole", "low": 3, "high": 5},
+        "pretrain.rate.bpp": {"kind": "uniform", "low": 0.1, "high": 0.2},
+        "gan.data.batch_size": {"kind": "choice", "values": [4, 8]},
+    }
+    drawn = space.points(made(search=search, samples=200))
+    assert drawn == space.points(made(search=search, samples=200))
+    assert drawn != space.points(made(search=search, samples=200, seed=1))
+    assert {p["gan.seed"] for p in drawn} == {3, 4, 5}
+    assert {p["gan.data.batch_size"] for p in drawn} == {4, 8}
+    assert all(0.001 <= p["gan.gan_weight"] <= 0.1 for p in drawn)
+    assert 60 < sum(p["gan.gan_weight"] < 0.01 for p in drawn) < 140  # half of them below the geometric mean
+    assert all(0.1 <= p["pretrain.rate.bpp"] <= 0.2 for p in drawn)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"search": {"gan.gan_weight": {"kind": "uniform", "low": 1, "high": 0}}}, "expected low < high"),
+        ({"search": {"gan.gan_weight": {"kind": "log_uniform", "low": 0, "high": 1}}}, "expected 0 < low < high"),
+        ({"search": {"gan.gan_weight": WEIGHTS}, "algorithm": {"kind": "optuna"}}, "a grid is tried as a whole"),
+        (
+            {
+                "search": {"pretrain.rate.bpp": {"kind": "choice", "values": [0.1]}},
+                "stopping": {"kind": "population", "metric": "val/psnr_db", "every": 5},
+            },
+            "so only gan.*",
+        ),
+        ({"search": {"gan.gan_weight": WEIGHTS}, "processes": 2, "gpus_per_trial": 0.5}, "need a GPU each"),
+        ({"search": {"gan.gan_weight": WEIGHTS}, "stopping": {"kind": "ascha"}}, "ascha"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(values, told):
+    with pytest.raises(ConfigError, match=told.replace("*", r"\*")):
+        made(**values)
 
 
 def test_a_mistake_in_the_search_space_is_found_before_any_trial(smoke):
-    base = ["sweep", ROOT / "configs/sweep/smoke.yaml", "run=runs/typo"]
-    where = [f"{stage}={ROOT}/configs/smoke/{stage}.yaml" for stage in ("pretrain", "gan", "evaluate")]
-    ended = illm_here(*base, *where, "search={gan.gan_wait: {kind: grid, values: [1]}}", cwd=smoke)
+    base = ["sweep", ROOT / "configs/sweep/smoke.yaml", "run=runs/typo", *(f"{k}={v}" for k, v in BASE.items())]
+    ended = illm_here(*base, "search={gan.gan_wait: {kind: grid, values: [1]}}", cwd=smoke)
     assert_one_clear_line(ended, "gan_wait: unknown key; did you mean 'gan_weight'?")
-    ended = illm_here(*base, *where, "search={gun.gan_weight: {kind: grid, values: [1]}}", cwd=smoke)
+    ended = illm_here(*base, "search={gun.gan_weight: {kind: grid, values: [1]}}", cwd=smoke)
     assert_one_clear_line(ended, "search.gun.gan_weight: begins with no stage")
-    ended = illm_here(*base, *where, "search={pretrain.rate.weight: {kind: grid, values: [0.5, -1]}}", cwd=smoke)
+    ended = illm_here(*base, "search={pretrain.rate.weight: {kind: grid, values: [0.5, -1]}}", cwd=smoke)
     assert_one_clear_line(ended, "rate.weight: input should be greater than 0, got -1")
+    assert not (smoke / "runs/typo").exists()
 
 
-@pytest.mark.slow
-def test_a_sweep_runs_its_trials_and_draws_their_front(smoke, tmp_path):
-    base = config.read_yaml(ROOT / "configs/sweep/smoke.yaml")
-    base |= {stage: f"{ROOT}/configs/smoke/{stage}.yaml" for stage in sweep.TRIAL_STAGES}
-    base["search"] = {
-        "pretrain.data.shards": {"kind": "grid", "values": ["runs/smoke/shard", "nowhere"]},  # the second trial fails
-        "gan.discriminator": {"kind": "grid", "values": [{"kind": "patch", "channels": [4, 4, 4, 8]}]},
-        "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
-    }
-    path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(base))
-    ended = illm("sweep", path, "run=runs/sweep", cwd=smoke, limit=400)
-    assert ended.code == 0, ended.err + ended.out
-    rows = list(csv.DictReader((smoke / "runs/sweep/artifact/trials.csv").open()))
-    good, bad = sorted(rows, key=lambda row: row["failed"])
-    assert good["pareto"] == "True"
-    assert "'kind': 'patch'" in good["gan.discriminator"]
-    assert 0.001 <= float(good["gan.gan_weight"]) <= 0.1
-    assert float(good["bpp"]) > 0
-    assert bad["failed"] == "pretrain: exit code 2"
-    assert (smoke / "runs/sweep/artifact/pareto.png").stat().st_size > 5000
+def test_two_sweeps_do_not_share_a_folder(smoke, tmp_path):
+    base = ["sweep", ROOT / "configs/sweep/smoke.yaml", f"run={tmp_path}/sweep", *(f"{k}={v}" for k, v in BASE.items())]
+    (tmp_path / "sweep").mkdir()
+    with (tmp_path / "sweep/lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert_one_clear_line(illm_here(*base, cwd=smoke), "another sweep is running here")
+
+
+def point(bpp: float, psnr_db: float, fid: float, **settings) -> trial.Point:
+    return {"name": str(bpp), "bpp": bpp, "psnr_db": psnr_db, "fid": fid, "settings": settings}
+
+
+def test_fronts_hold_what_nothing_of_the_same_rate_dominates():
+    points = [
+        point(0.100, 30, 5), point(0.101, 29, 4), point(0.102, 29, 6),  # the third: both worse than the first
+        point(0.200, 28, 9), point(0.229, 28, 9), point(0.231, 20, 50),  # equals stay; 0.231 is a rate of its own
+    ]  # fmt: skip
+    results.mark_fronts(points, "psnr_db", "fid")
+    assert [p["rate_group"] for p in points] == [0, 0, 0, 1, 1, 2]
+    assert [p["front"] for p in points] == [True, True, False, True, True, True]
+
+
+def test_fidelity_is_the_best_metric_that_every_trial_has():
+    points = [
+        {"psnr_db": 1.0, "ms_ssim": 0.9, "lpips": 0.1, "fid": 3.0},
+        {"psnr_db": 1.0, "ms_ssim": 0.9, "lpips": 0.1},
+    ]
+    assert results.fidelity_of(points) == "lpips"
+    assert results.fidelity_of(points[:1]) == "fid"
+
+
+def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
+    patch = {"kind": "patch"}
+    points = [
+        point(0.1, 30, 9, **{"gan.gan_weight": 0.1}), point(0.1, 31, 8, **{"gan.gan_weight": 0.0}),
+        point(0.1, 28, 7, **{"gan.gan_weight": 0.2, "gan.discriminator": patch}),
+    ]  # fmt: skip
+    results.mark_fronts(points, "psnr_db", "fid")
+    figure = results.headline_figure(points, "psnr_db", "fid")
+    patchgan, label = figure.axes[0].lines
+    assert (label.get_label(), patchgan.get_label()) == ("label discriminator", "PatchGAN")
+    assert list(label.get_xdata()) == [31, 30]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.2", "0", "0.1"]
+    assert results.headline_figure([point(0.1, 30, 9)], "psnr_db", "fid") is None
+
+
+def test_the_best_trials_become_configurations_that_load(tmp_path):
+    searched = made(
+        search={"pretrain.rate.bpp": RATES, "gan.gan_weight": WEIGHTS}, promote=f"{ROOT}/configs/smoke/promote.yaml"
+    )
+    best = {"name": "abc", "bpp": 0.1, "psnr_db": 30.0, "settings": {"pretrain.rate.bpp": 0.9, "gan.gan_weight": 0.1}}
+    results.write_configs(tmp_path / "abc", searched, best, tmp_path / "sweep")
+    loaded = {p.stem: config.load(stages.get(p.stem).StageConfig, p) for p in (tmp_path / "abc").glob("*.yaml")}
+    assert set(loaded) == {"pretrain", "gan", "evaluate", "promote"}
+    assert loaded["pretrain"].rate.bpp == 0.9
+    assert loaded["gan"].gan_weight == 0.1
+    assert loaded["promote"].evaluation == str(tmp_path / "sweep/trials/abc/evaluate")
+
+
+def test_why_a_stage_ended(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("working\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")
+    assert trial.reason(1, log).startswith("out of memory; lower data.batch_size")
+    log.write_text("working\n")
+    assert "as the system does when memory runs out" in trial.reason(-signal.SIGKILL, log)
+    log.write_text("working\nillm: data.batch_size is 3, expected a multiple of 2\n")
+    assert trial.reason(2, log) == "data.batch_size is 3, expected a multiple of 2"
+
+
+def test_a_member_goes_on_from_another_ones_newest_checkpoint(tmp_path):
+    ours, theirs = tmp_path / "member-00", tmp_path / "member-01"
+    for place in (ours, theirs):
+        trial.prepare(place, {"gan.gan_weight": 0.1})
+    for step in (10, 20):
+        folder = theirs / "gan-00/checkpoints" / f"step-{step:09d}"
+        folder.mkdir(parents=True)
+        (folder / "state.pt").write_text(str(step))
+    trial.fork(ours, theirs, {"gan.gan_weight": 0.12})
+    assert trial.generation(ours) == (1, {"gan.gan_weight": 0.12})
+    assert [p.name for p in (ours / "gan-01/checkpoints").iterdir()] == ["step-000000020"]
+    about = json.loads((ours / trial.GENERATION).read_text())
+    assert about["from"] == str(theirs / "gan-00")
+    assert yaml.safe_load((ours / trial.SETTINGS).read_text()) == {"gan.gan_weight": 0.1}

@@ -9,8 +9,9 @@ import time
 import pytest
 import torch
 
+from pipeline import ownership
 from pipeline.data.loader import Batch
-from pipeline.errors import TrainingError
+from pipeline.errors import ArtifactError, TrainingError
 from pipeline.training import checkpoint
 from pipeline.training.loop import FitConfig, Window, fit
 from pipeline.training.optim import AdamConfig
@@ -66,6 +67,21 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path, capsys)
     assert 0 < logged[10]["train/loss"] < 1  # the mean of the three good ones
     assert "train/skipped_steps" not in logged[5] | logged[15]
     assert "skipped 2 of 5 steps before step 10: train/loss, train/line_norm not finite" in capsys.readouterr().err
+
+
+def test_who_lost_its_run_folder_writes_no_checkpoint(tmp_path, monkeypatch):
+    """For instance on a node that the cluster held for dead, after another one took over."""
+    take_step = Line.train_step
+
+    def train_step(task, parts, step):
+        if step == 7:
+            ownership.take(tmp_path)
+        return take_step(task, parts, step)
+
+    monkeypatch.setattr(Line, "train_step", train_step)
+    with pytest.raises(ArtifactError, match="taken over by process"):
+        train(tmp_path, 20, bad=set())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000005"]
 
 
 def test_too_many_in_a_row_stop_the_stage_and_the_last_checkpoint_is_good(tmp_path):

@@ -1,0 +1,35 @@
+"""What one worker of the shard stage does at a time: fetch some images and examine them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline import artifacts, redaction
+from pipeline.data import fetch
+from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine
+from pipeline.data.sources import Item
+from pipeline.errors import DataError, UnreachableError
+
+FETCHED_AT_ONCE = 8  # by each worker
+
+
+def examine_piece(
+    items: list[Item], rules: Rules, lists: Lists, spool: Path, max_bytes: int, threads: int = 1
+) -> list[Photo | Refusal]:
+    """Examines some items; keeps the bytes of accepted ones that came over a network."""
+
+    def one(item: Item) -> Photo | Refusal:
+        try:
+            content = fetch.read(item, max_bytes)
+        except UnreachableError as error:
+            reason = redaction.masked(str(error).removeprefix(f"{item.location}: "))
+            return Refusal(item.name, item.dataset, f"unreadable: {reason}")
+        except DataError as error:
+            return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
+        result = examine(item.name, item.dataset, content, rules, lists)
+        if isinstance(result, Photo) and fetch.is_url(item.location):
+            artifacts.write_durably(spool / result.sha256, content)
+        return result
+
+    remote = any(fetch.is_url(item.location) for item in items)
+    with ThreadPoolExecutor(FETCHED_AT_ONCE if remote else threads) as pool:
+        return list(pool.map(one, items))

@@ -1,0 +1,203 @@
+"""What comes out of a sweep: a table, fronts, figures, and the best trials' configurations ready to run."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import config, stages
+from pipeline.evaluation.report import COLUMNS, shown
+from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
+from pipeline.sweep.trial import Point
+
+BETTER = {"psnr_db": 1, "ms_ssim": 1, "lpips": -1, "fid": -1, "kid": -1}  # 1: higher is better
+FIDELITY = ("fid", "kid", "lpips", "ms_ssim")  # the first that was measured stands for it
+MATCHED = 1.15  # rates of trials that are compared with each other differ by less than this factor
+KINDS = {"label": "label discriminator", "patch": "PatchGAN"}
+
+
+def fidelity_of(points: Sequence[Point]) -> str:
+    """The metric that stands for fidelity: FID where there are its weights and enough patches, else the next best."""
+    return next(name for name in (*FIDELITY, "psnr_db") if all(name in p for p in points))
+
+
+def mark_fronts(points: Sequence[Point], distortion: str, fidelity: str) -> None:
+    """Sets on each point `rate_group`, and `front`: no other of its group is at least as good in both and better in one."""
+    ordered = sorted(points, key=lambda p: p["bpp"])
+    group, start = -1, 0.0
+    for p in ordered:
+        if group < 0 or p["bpp"] > start * MATCHED:
+            group, start = group + 1, p["bpp"]
+        p["rate_group"] = group
+    for p in points:
+        ours = _goodness(p, distortion, fidelity)
+        rivals = [_goodness(q, distortion, fidelity) for q in points if q["rate_group"] == p["rate_group"]]
+        p["front"] = not any(
+            all(t >= o for t, o in zip(theirs, ours, strict=True)) and theirs != ours for theirs in rivals
+        )
+
+
+def _goodness(point: Point, *metrics: str) -> tuple[float, ...]:
+    return tuple(BETTER[metric] * point[metric] for metric in metrics)
+
+
+def fronts_figure(points: Sequence[Point], distortion: str, fidelity: str) -> Figure:
+    """Distortion against fidelity, a front per rate, dominated points in grey."""
+    figure = Figure(figsize=(6.8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for group in sorted({p["rate_group"] for p in points}):
+        mine = [p for p in points if p["rate_group"] == group]
+        front = sorted((p[distortion], p[fidelity]) for p in mine if p["front"])
+        rates = sorted(p["bpp"] for p in mine)
+        label = f"{rates[0]:.3f} bpp" if rates[0] == rates[-1] else f"{rates[0]:.3f} to {rates[-1]:.3f} bpp"
+        (line,) = axes.plot(*zip(*front, strict=True), "o-", label=label)
+        others = [(p[distortion], p[fidelity]) for p in mine if not p["front"]]
+        if others:
+            axes.plot(*zip(*others, strict=True), "o", color=line.get_color(), alpha=0.25)
+    axes.plot([], [], "o", color="0.5", alpha=0.4, label="dominated")
+    return _finished(figure, distortion, fidelity)
+
+
+def rate_figure(points: Sequence[Point], metric: str) -> Figure:
+    """All trials in the plane of rate and one metric."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([p["bpp"] for p in points], [p[metric] for p in points], "o")
+    return _finished(figure, "bpp", metric, legend=False)
+
+
+def headline_figure(points: Sequence[Point], distortion: str, fidelity: str) -> Figure | None:
+    """The paper's comparison: both metrics along the GAN weight, a line per discriminator; None if they were not searched.
+
+    Source: Muckley et al. 2023, the figure of PSNR against FID over GAN weights.
+    """
+    if not all("gan.gan_weight" in p["settings"] for p in points):
+        return None
+    figure = Figure(figsize=(6.8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[Point]] = {}
+    for p in points:
+        kind = (p["settings"].get("gan.discriminator") or {}).get("kind", "label")
+        several = len({q["rate_group"] for q in points}) > 1
+        rate = f", {p['bpp']:.2f} bpp" if several else ""
+        lines.setdefault(f"{KINDS.get(kind, kind)}{rate}", []).append(p)
+    for label, mine in sorted(lines.items()):
+        ordered = sorted(mine, key=lambda p: p["settings"]["gan.gan_weight"])
+        axes.plot([p[distortion] for p in ordered], [p[fidelity] for p in ordered], "o-", label=label)
+        for p in ordered:
+            weight = f"{p['settings']['gan.gan_weight']:.3g}"
+            axes.annotate(weight, (p[distortion], p[fidelity]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    axes.set_title("numbers at the points: GAN weight", fontsize=9)
+    return _finished(figure, distortion, fidelity)
+
+
+def _finished(figure: Figure, x: str, y: str, legend: bool = True) -> Figure:
+    axes = figure.axes[0]
+    axes.set(xlabel=COLUMNS[x][0], ylabel=COLUMNS[y][0])
+    axes.grid(alpha=0.3)
+    if legend:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def write(scratch: Path, space: Space, points: Sequence[Point], sweep: Path) -> None:
+    """Table, figures and the best trials' configurations, into a sweep's artifact. sweep: its run folder."""
+    _write_table(scratch / "trials.csv", space, points)
+    finished = [p for p in points if "bpp" in p]
+    fidelity = fidelity_of(finished)
+    fronts_figure(finished, "psnr_db", fidelity).savefig(scratch / "fronts.png", dpi=110)
+    rate_figure(finished, "psnr_db").savefig(scratch / "rate.png", dpi=110)
+    headline = headline_figure(finished, "psnr_db", fidelity)
+    if headline is not None:
+        headline.savefig(scratch / "gan_weights.png", dpi=110)
+    for p in finished:
+        if p["front"]:
+            write_configs(scratch / "best" / p["name"], space, p, sweep)
+
+
+def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None:
+    """A trial's stages as files that `illm STAGE FILE run=...` takes; `promote.yaml` promotes the trial itself."""
+    folder.mkdir(parents=True)
+    for stage in TRIAL_STAGES:
+        cfg = config.load(
+            stages.get(stage).StageConfig,
+            getattr(space, stage),
+            [*_inputs(space, stage), *overrides(stage, point["settings"])],
+        )
+        told = f"# {stage} of trial {point['name']}: bpp {point['bpp']:.4g}, PSNR {point['psnr_db']:.2f} dB\n"
+        (folder / f"{stage}.yaml").write_text(told + config.dump(cfg), encoding="utf-8")
+    if space.promote is not None:
+        judged = [f"evaluation={sweep / 'trials' / point['name'] / 'evaluate'}", "codec=fine-tuned"]
+        values = config.read_yaml(space.promote)
+        values |= dict(word.split("=", 1) for word in judged)
+        (folder / "promote.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _inputs(space: Space, stage: str) -> list[str]:
+    """The base configs name runs/pretrain and so on; shards and labeler are the sweep's."""
+    shards = f"images={space.shards}" if stage == "evaluate" else f"data.shards={space.shards}"
+    return [shards, *([f"labeler={space.labeler}"] if stage == "gan" else [])]
+
+
+def columns(space: Space) -> list[str]:
+    measured = [name for name in COLUMNS if name != "bpp"]
+    return ["name", *space.search, "bpp", *measured, "rate_group", "front", "stopped", "failed"]
+
+
+def _row(space: Space, point: Point) -> list[Any]:
+    settings = point.get("settings", {})
+    return [settings.get(name, point.get(name, "")) for name in columns(space)]
+
+
+def _write_table(path: Path, space: Space, points: Sequence[Point]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns(space))
+        writer.writerows([json.dumps(v) if isinstance(v, dict) else v for v in _row(space, p)] for p in points)
+
+
+def print_table(space: Space, points: Sequence[Point]) -> None:
+    """One row per trial, the best first within its rate."""
+    rows = [_row(space, p) for p in points]
+    used = [
+        n for n, name in enumerate(columns(space)) if name == "name" or any(row[n] not in ("", None) for row in rows)
+    ]
+    table = Table(title=f"{len(points)} trials")
+    for n in used:
+        table.add_column(columns(space)[n])
+    for row in rows:
+        table.add_row(*(_cell(columns(space)[n], row[n]) for n in used))
+    Console(width=140).print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in COLUMNS and isinstance(value, float):
+        return shown(name, value)
+    if isinstance(value, dict):
+        return str(value.get("kind", value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def saving(sweep: Path, points: Sequence[Point]) -> str:
+    """How much the sharing of pretrained codecs saved, in measured time."""
+    times = [float(path.read_text()) for path in (sweep / "pretrained").glob("*/seconds")]
+    trials = sum("failed" not in p for p in points)
+    if not times or trials <= len(times):
+        return ""
+    spared = (trials - len(times)) * sum(times) / len(times)
+    return (
+        f"pretrained {len(times)} codec(s) for {trials} trials: about {_duration(spared)} of training were not repeated"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

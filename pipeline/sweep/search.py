@@ -1,0 +1,323 @@
+"""Ray Tune at work: which trials run when and where, which are proposed, and which are stopped. Imports ray.
+
+All state that a sweep needs to go on is in the trials' own folders; Ray's is thrown away. So a sweep that was killed with
+its driver, its workers or the whole cluster starts again from what the trials' folders hold.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
+
+from pipeline import artifacts, process
+from pipeline.errors import Preempted, UserError
+from pipeline.journal import RECORDS
+from pipeline.sweep import space as spaces
+from pipeline.sweep import trial as trials
+from pipeline.sweep.space import Asha, Bayesian, Choice, Dimension, Grid, Population, Space, Uniform, Values, Whole
+
+LOOK_EVERY = 0.5  # seconds between two looks at a trial's process
+PATIENCE = 120.0  # seconds for a trial to save when it is stopped
+STEP = "step"  # of the gan stage: what schedulers count
+MEMBER = "member"  # number in a population
+
+
+def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str]) -> None:
+    """Runs all trials that have not finished. What came of them is in their folders."""
+    scratch = sweep.resolve() / "tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    _check_resources(space)
+    context = {"space": space, "sweep": sweep.resolve(), "here": Path.cwd(), "environment": environment}
+    resources = {"cpu": space.cpus_per_trial, "gpu": space.gpus_per_trial}
+    trainable = tune.with_resources(tune.with_parameters(_Trial, context=context), resources)
+    searching, parameters, samples = _searched(space, sweep)
+    if samples:
+        tune.Tuner(
+            trainable,
+            param_space=parameters,
+            tune_config=tune.TuneConfig(
+                num_samples=samples,
+                search_alg=searching,
+                scheduler=_scheduler(space),
+                max_concurrent_trials=concurrent,
+                reuse_actors=False,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[_Stopped()],
+                failure_config=tune.FailureConfig(max_failures=3),  # a worker or a node that died: go on elsewhere
+            ),
+        ).fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _searched(space: Space, sweep: Path) -> tuple[Any, dict[str, Any], int]:
+    """Search algorithm, parameters, and how many trials are left."""
+    if space.stopping.kind == "population":
+        return _members(space, sweep)
+    if isinstance(space.algorithm, Bayesian):
+        return _bayesian(space, sweep, space.algorithm)
+    waiting = [p for p in spaces.points(space) if not _ended(trials.place_of(sweep, p))]
+    return None, {"values": tune.grid_search(waiting)}, int(bool(waiting))
+
+
+def _members(space: Space, sweep: Path) -> tuple[Any, dict[str, Any], int]:
+    """The population's members that have not finished, each with the values it has now."""
+    present: dict[int, Values] = {}
+    for number, values in enumerate(spaces.points(space)):
+        place = sweep / "trials" / _member(number)
+        if not (place / trials.SETTINGS).is_file():
+            trials.prepare(place, values)
+        if not (place / trials.RESULT).is_file():
+            present[number] = trials.generation(place)[1]
+
+    def of_its_member(key: str) -> Any:
+        def value(spec: Any) -> Any:
+            return present[spec.config[MEMBER]][key]
+
+        return tune.sample_from(value)
+
+    theirs = {key: of_its_member(key) for key in space.search}
+    return None, {MEMBER: tune.grid_search(list(present)), **theirs}, int(bool(present))
+
+
+def _bayesian(space: Space, sweep: Path, algorithm: Bayesian) -> tuple[Any, dict[str, Any], int]:
+    """Optuna, told of every trial that ended, and asked first for those that have not."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    class AtTheEnd(OptunaSearch):
+        """Learns from a trial's evaluation, not from what the gan stage validates on the way."""
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            """Nothing yet."""
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            measured = result is not None and algorithm.metric in result
+            super().on_trial_complete(trial_id, result if measured else None, error or not measured)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    known, unfinished = [], []
+    for place in sorted((sweep / "trials").glob("*")):
+        values = json.loads((place / trials.SETTINGS).read_text(encoding="utf-8"))
+        found = trials.outcome(place) if _ended(place) else None
+        if found is None:
+            unfinished.append(values)
+        elif algorithm.metric in found:
+            known.append((values, found[algorithm.metric]))
+    study = optuna.create_study(direction="maximize" if algorithm.mode == "max" else "minimize")
+    distributions = {key: _distribution(dimension) for key, dimension in space.search.items()}
+    for values, value in known:
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=value))
+    sampler = optuna.samplers.TPESampler(seed=space.seed + len(known), n_startup_trials=algorithm.random_first)
+    storage = optuna.storages.InMemoryStorage()
+    optuna.copy_study(
+        from_study_name=study.study_name, from_storage=study._storage, to_storage=storage, to_study_name="sweep"
+    )
+    searching = AtTheEnd(
+        {key: _domain(dimension) for key, dimension in space.search.items()},
+        metric=algorithm.metric, mode=algorithm.mode, points_to_evaluate=unfinished or None,
+        sampler=sampler, study_name="sweep", storage=storage,
+    )  # fmt: skip
+    return searching, {}, max(0, space.samples - len(known))
+
+
+def _domain(dimension: Dimension) -> Any:
+    match dimension:
+        case Uniform(kind="log_uniform"):
+            return tune.loguniform(dimension.low, dimension.high)
+        case Uniform():
+            return tune.uniform(dimension.low, dimension.high)
+        case Whole():
+            return tune.randint(dimension.low, dimension.high + 1)
+        case _:
+            return tune.choice(list(dimension.values))
+
+
+def _distribution(dimension: Dimension) -> Any:
+    from optuna import distributions
+
+    match dimension:
+        case Uniform():
+            return distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.kind == "log_uniform")
+        case Whole():
+            return distributions.IntDistribution(dimension.low, dimension.high)
+        case _:
+            return distributions.CategoricalDistribution(list(dimension.values))
+
+
+def _scheduler(space: Space) -> TrialScheduler | None:
+    match space.stopping:
+        case Asha() as asha:
+            return AsyncHyperBandScheduler(
+                STEP,
+                metric=asha.metric,
+                mode=asha.mode,
+                grace_period=asha.first,
+                reduction_factor=asha.factor,
+                max_t=10**9,
+            )
+        case Population() as population:
+            return PopulationBasedTraining(
+                STEP,
+                metric=population.metric,
+                mode=population.mode,
+                perturbation_interval=population.every,
+                quantile_fraction=population.replaced,
+                hyperparam_mutations={
+                    key: list(d.values) if isinstance(d, Choice | Grid) else _domain(d)
+                    for key, d in space.search.items()
+                },
+                custom_explore_fn=partial(_within_bounds, space),
+            )
+    return None
+
+
+def _within_bounds(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """Values that were changed by a fifth, back within their bounds."""
+    for key, dimension in space.search.items():
+        if isinstance(dimension, Uniform | Whole):
+            config[key] = type(dimension.low)(min(max(config[key], dimension.low), dimension.high))
+    return config
+
+
+def _check_resources(space: Space) -> None:
+    """Raises: UserError if no node can hold a trial; on a cluster that grows, Ray is left to try."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    has = ray.cluster_resources()
+    for name, wanted in (("CPU", space.cpus_per_trial), ("GPU", space.gpus_per_trial)):
+        if wanted > has.get(name, 0):
+            raise UserError(
+                f"a trial wants {wanted:g} {name}s, this machine has {has.get(name, 0):g}; lower {name.lower()}s_per_trial, or "
+                "name a larger cluster in RAY_ADDRESS"
+            )
+
+
+def _ended(place: Path) -> bool:
+    """Whether a trial is not to be run again: it finished, or was stopped since others were better. Failed ones are."""
+    return (place / trials.RESULT).is_file() or (place / trials.STOPPED).is_file()
+
+
+def _member(number: int) -> str:
+    return f"member-{number:02d}"
+
+
+class _Stopped(tune.Callback):
+    """Writes down which trials the scheduler stopped, so that the same sweep does not start them again."""
+
+    def on_trial_complete(self, *_: Any, trial: Any, **__: Any) -> None:  # type: ignore[override]  # called by name
+        last = trial.last_result or {}
+        if "place" in last and "ended" not in last:
+            told = {name: value for name, value in last.items() if name.startswith("val/")}
+            record = {"stopped": f"at step {last[STEP]}", **told}
+            artifacts.write_durably(Path(last["place"]) / "stopped.json", json.dumps(record).encode())
+
+
+class _Trial(tune.Trainable):
+    """Watches a trial's process, which does the work and can be killed and started again at any time."""
+
+    def setup(self, config: dict[str, Any], context: dict[str, Any]) -> None:  # type: ignore[override]  # Ray's own way
+        self.space, self.sweep, self.here = context["space"], context["sweep"], context["here"]
+        self.environment: dict[str, str] = context["environment"]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.last: dict[str, Any] = {STEP: 0}
+        if MEMBER in config:
+            self.place = self.sweep / "trials" / _member(self._member_of(config))
+            self.values: Values = {key: value for key, value in config.items() if key != MEMBER}
+        else:
+            self.values = config.get("values", config)
+            self.place = trials.place_of(self.sweep, self.values)
+            trials.prepare(self.place, self.values)
+
+    def _member_of(self, config: dict[str, Any]) -> int:
+        """Who this is: Tune copies all of a better member's values to a worse one, its number too."""
+        known = self.sweep / "tune" / f"member-of-{self.trial_id}"
+        if not known.is_file():
+            known.parent.mkdir(parents=True, exist_ok=True)
+            artifacts.write_durably(known, str(config[MEMBER]).encode())
+        return int(known.read_text())
+
+    def step(self) -> dict[str, Any]:
+        """The trial's next validation, or its end."""
+        if self.process is None:
+            self._start()
+        assert self.process is not None
+        while True:
+            code = self.process.poll()
+            if (found := self._validated()) is not None:
+                self.last = found
+                return found | {"place": str(self.place)}
+            if code is not None:
+                return self._ended(code)
+            time.sleep(LOOK_EVERY)
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "pipeline", "trial", str(self.sweep), self.place.name]
+        with (self.place / "log.txt").open("ab") as log:
+            environment = os.environ | self.environment | process.tied()
+            self.process = subprocess.Popen(command, cwd=self.here, env=environment, stdout=log, stderr=log)
+
+    def _ended(self, code: int) -> dict[str, Any]:
+        point = trials.outcome(self.place) or {}
+        if code == Preempted.exit_code:
+            raise RuntimeError("the trial was interrupted and goes on")  # Tune starts it again
+        if code and "failed" not in point:
+            told = trials.reason(code, self.place / "log.txt")
+            artifacts.write_durably(self.place / trials.FAILED, json.dumps({"failed": told}).encode())
+        measured = {name: value for name, value in point.items() if isinstance(value, float)}
+        return self.last | measured | {"place": str(self.place), "ended": True, "done": True}
+
+    def _validated(self) -> dict[str, Any] | None:
+        """The newest validation of the gan stage after the last one that was told."""
+        newest = None
+        for record in _records(self._gan_folder() / RECORDS):
+            metrics = record.get("metrics") or {}
+            if record.get("step", 0) > self.last[STEP] and any(name.startswith("val/") for name in metrics):
+                newest = {STEP: record["step"], **metrics}
+        return newest
+
+    def _gan_folder(self) -> Path:
+        if self.space.stopping.kind != "population":
+            return self.place / "gan"
+        return self.place / f"gan-{trials.generation(self.place)[0]:02d}"
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Only a pointer: checkpoints are the stage's own, in the trial's folder."""
+        (Path(checkpoint_dir) / "place").write_text(str(self.place))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # a folder, as it was saved
+        """A population's member goes on from another one's checkpoint; any other trial from its own folder anyway."""
+        donor = Path((Path(checkpoint_dir) / "place").read_text())
+        if donor != self.place:
+            trials.fork(self.place, donor, self.values)
+
+    def cleanup(self) -> None:
+        """Tune stops this trial: its stage saves and ends."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,229 @@
+"""The search space of a sweep, how it is searched, and which trials are stopped early."""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pipeline import config, stages
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+
+Values = dict[str, Any]  # of one trial: "stage.key" -> value
+Mode = Literal["max", "min"]
+TRIAL_STAGES = ("pretrain", "gan", "evaluate")
+
+
+class Grid(Config):
+    """Every value is tried with every value of the other grids."""
+
+    kind: Literal["grid"]
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class Choice(Config):
+    """One of some values, at random."""
+
+    kind: Literal["choice"]
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class Uniform(Config):
+    """Random values between two bounds; log_uniform: as many between 1 and 10 as between 10 and 100."""
+
+    kind: Literal["uniform", "log_uniform"]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def in_order(self) -> "Uniform":
+        if not self.low < self.high or (self.kind == "log_uniform" and self.low <= 0):
+            least = "0 < " if self.kind == "log_uniform" else ""
+            raise ValueError(f"expected {least}low < high, found low {self.low:g} and high {self.high:g}")
+        return self
+
+
+class Whole(Config):
+    """Random whole numbers from low to high, both included."""
+
+    kind: Literal["whole"]
+    low: int
+    high: int
+
+
+Dimension = Annotated[Grid | Choice | Uniform | Whole, Field(discriminator="kind")]
+
+
+class GridAndRandom(Config):
+    """All combinations of the grids, `samples` times, each time with new random values for the rest."""
+
+    kind: Literal["grid_and_random"] = "grid_and_random"
+
+
+class Bayesian(Config):
+    """Optuna's tree-structured Parzen estimator proposes `samples` trials, each from the outcomes of those before."""
+
+    kind: Literal["optuna"]
+    metric: str = "psnr_db"  # of the fine-tuned codec's evaluation
+    mode: Mode = "max"
+    random_first: PositiveInt = 8  # trials before it begins to learn
+
+
+class Never(Config):
+    """Every trial runs to its end."""
+
+    kind: Literal["none"] = "none"
+
+
+class Asha(Config):
+    """Asynchronous successive halving: at steps first, first * factor, ... only the best 1/factor of the trials go on.
+
+    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
+    """
+
+    kind: Literal["asha"]
+    metric: str  # what the gan stage validates, for instance val/psnr_db
+    mode: Mode = "max"
+    first: PositiveInt  # steps of the gan stage
+    factor: Annotated[float, Field(gt=1)] = 3
+
+
+class Population(Config):
+    """Population based training: every so many steps, the worst trials go on from the best ones' checkpoints, with their
+    values changed a little. `samples` is the size of the population; only the gan stage's values can be searched.
+
+    Source: Jaderberg et al., Population Based Training of Neural Networks, 2017.
+    """
+
+    kind: Literal["population"]
+    metric: str  # what the gan stage validates
+    mode: Mode = "max"
+    every: PositiveInt  # steps of the gan stage
+    replaced: Annotated[float, Field(gt=0, le=0.5)] = 0.25  # share of the population
+
+
+class Space(Config):
+    """What is searched over which configurations, and how."""
+
+    shards: str  # artifact of kind "shards"
+    labeler: str  # artifact of kind "labeler"
+    pretrain: Path  # base configuration of each stage of a trial
+    gan: Path
+    evaluate: Path
+    promote: Path | None = None  # of the best trials' ready-made promotion
+    search: Annotated[dict[str, Dimension], Field(min_length=1)]  # "stage.key", for instance gan.gan_weight
+    samples: PositiveInt = 1  # repetitions of the grid; with optuna: trials; with population: its size
+    seed: int = 0
+    algorithm: Annotated[GridAndRandom | Bayesian, Field(discriminator="kind")] = GridAndRandom()
+    stopping: Annotated[Never | Asha | Population, Field(discriminator="kind")] = Never()
+    processes: PositiveInt = 1  # that train one trial, on one node
+    cpus_per_trial: PositiveFloat = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0  # 0.5: two trials share one
+
+    @model_validator(mode="after")
+    def fits(self) -> "Space":
+        grids = [key for key, dimension in self.search.items() if isinstance(dimension, Grid)]
+        learned = self.algorithm.kind == "optuna" or self.stopping.kind == "population"
+        if learned and grids:
+            raise ValueError(f"{grids[0]}: a grid is tried as a whole; give `choice` or bounds to search it otherwise")
+        if self.stopping.kind == "population":
+            if self.algorithm.kind == "optuna":
+                raise ValueError("population based training changes values itself; leave `algorithm` out")
+            others = [key for key in self.search if not key.startswith("gan.")]
+            if others:
+                raise ValueError(
+                    f"{others[0]}: population based training changes values while the gan stage runs, so only gan.*"
+                )
+        if 0 < self.gpus_per_trial < 1 and self.processes > 1:
+            raise ValueError("several processes need a GPU each; gpus_per_trial below 1 is for one process")
+        return self
+
+
+def points(space: Space) -> list[Values]:
+    """The trials of a search that does not learn, the same at every call: grids' combinations, then random values.
+
+    Ordered so that trials of different pretrained codecs come first: they can be trained at the same time.
+    """
+    rng = np.random.default_rng(space.seed)
+    grids = {key: d.values for key, d in space.search.items() if isinstance(d, Grid)}
+    drawn: list[Values] = []
+    for _ in range(space.samples):
+        for combination in itertools.product(*grids.values()):
+            values = dict(zip(grids, combination, strict=True))
+            drawn.append({key: values[key] if key in values else _draw(d, rng) for key, d in space.search.items()})
+    unique = {name_of(values): values for values in drawn}
+    turns: dict[str, int] = {}
+    order = []
+    for values in unique.values():
+        key = name_of(of_stage("pretrain", values))
+        turns[key] = turns.get(key, 0) + 1
+        order.append((turns[key], values))
+    return [values for _, values in sorted(order, key=lambda pair: pair[0])]
+
+
+def refuse_learning(space: Space) -> None:
+    """Raises: ConfigError if trials depend on each other's outcomes, so that they cannot be listed beforehand."""
+    if space.algorithm.kind != "grid_and_random" or space.stopping.kind != "none":
+        kinds = f"algorithm {space.algorithm.kind}, stopping {space.stopping.kind}"
+        raise ConfigError(
+            f"{kinds}: these trials depend on each other; run `illm sweep` on Ray, or search grids and random values"
+        )
+
+
+def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
+    match dimension:
+        case Uniform(kind="log_uniform"):
+            return float(math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high))))
+        case Uniform():
+            return float(rng.uniform(dimension.low, dimension.high))
+        case Whole():
+            return int(rng.integers(dimension.low, dimension.high, endpoint=True))
+        case _:
+            return dimension.values[int(rng.integers(len(dimension.values)))]
+
+
+def name_of(values: Values) -> str:
+    """A trial's name: the same for the same values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+def of_stage(stage: str, values: Values) -> Values:
+    """The values that concern one stage, without its name."""
+    return {key.removeprefix(f"{stage}."): value for key, value in values.items() if key.startswith(f"{stage}.")}
+
+
+def overrides(stage: str, values: Values) -> list[str]:
+    """Words for a stage's command line."""
+    return [f"{key}={json.dumps(value, default=list)}" for key, value in of_stage(stage, values).items()]
+
+
+def check(space: Space) -> None:
+    """Loads the base configurations with the searched values, so that a mistake is found before any trial.
+
+    Raises: ConfigError naming the first.
+    """
+    problems = [
+        f"search.{key}: begins with no stage of a trial ({', '.join(TRIAL_STAGES)})"
+        for key in space.search
+        if key.split(".")[0] not in TRIAL_STAGES
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    for values in _extremes(space):
+        for stage in TRIAL_STAGES:
+            config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))
+
+
+def _extremes(space: Space) -> Iterator[Values]:
+    """Every value and every bound once; of grids every combination."""
+    if space.algorithm.kind == "grid_and_random":
+        yield from points(space)
+    ends = {key: list(d.values) if isinstance(d, Grid | Choice) else [d.low, d.high] for key, d in space.search.items()}
+    for number in range(max(map(len, ends.values()))):
+        yield {key: values[number % len(values)] for key, values in ends.items()}

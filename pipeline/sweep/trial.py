@@ -1,0 +1,197 @@
+"""One trial: pretrain, gan and evaluate as ordinary stages in `SWEEP/trials/NAME`, resumed wherever they stopped.
+
+Trials that differ only after pretraining share the pretrained codec, which lies in `SWEEP/pretrained/NAME`.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline import artifacts, process, tracking
+from pipeline.chain import TRAINING
+from pipeline.errors import Preempted, UserError
+from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
+
+SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"
+GENERATION = "generation.json"  # of a population's member: which run of the gan stage is the present one
+Point = dict[str, Any]  # a trial's outcome
+
+
+class TrialFailed(UserError):
+    """A stage of a trial ended with an error."""
+
+
+class Interrupted(Preempted):
+    """The trial was asked to stop, and its stage has saved."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "stopped; the same command goes on")
+
+
+def place_of(sweep: Path, values: Values) -> Path:
+    """A trial's folder."""
+    return sweep / "trials" / name_of(values)
+
+
+def prepare(place: Path, values: Values) -> None:
+    """Writes down what the trial tries."""
+    place.mkdir(parents=True, exist_ok=True)
+    artifacts.write_durably(place / SETTINGS, json.dumps(values, indent=1, default=list).encode())
+
+
+def outcome(place: Path) -> Point | None:
+    """What is known of a trial that ended: metrics of its codec, or `stopped`, or `failed`; None if it has not ended."""
+    for name in (RESULT, STOPPED, FAILED):
+        if (place / name).is_file():
+            found: Point = json.loads((place / name).read_text(encoding="utf-8"))
+            return found
+    return None
+
+
+def run(space: Space, sweep: Path, place: Path) -> Point:
+    """Runs what is left of a trial whose settings are written down.
+
+    Raises: TrialFailed if a stage failed; Preempted after SIGTERM, when the stage has saved.
+    """
+    values = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+    if (place / RESULT).is_file():
+        return json.loads((place / RESULT).read_text(encoding="utf-8"))
+    for stale in (FAILED, STOPPED):
+        (place / stale).unlink(missing_ok=True)
+    told = ", ".join(f"{key.split('.')[-1]} {_short(value)}" for key, value in values.items())
+    with tracking.group("trial", place, f"A trial of the sweep in `{sweep}`.", values, name=told) as group:
+        try:
+            point = _stages(space, sweep, place, values, group.environment)
+        except TrialFailed as error:
+            artifacts.write_durably(place / FAILED, json.dumps({"failed": str(error)}).encode())
+            raise
+        group.log({name: value for name, value in point.items() if isinstance(value, float)})
+    artifacts.write_durably(place / RESULT, json.dumps(point, indent=1).encode())
+    return point
+
+
+def _stages(space: Space, sweep: Path, place: Path, values: Values, environment: dict[str, str]) -> Point:
+    log = place / "log.txt"
+    codec = _pretrained(space, sweep, values, environment, log)
+    tuned = place / "gan"
+    if space.stopping.kind == "population":
+        number, values = generation(place)
+        tuned = place / f"gan-{number:02d}"
+    words = [f"data.shards={space.shards}", f"codec={codec}", f"labeler={space.labeler}"]
+    _stage(space, "gan", tuned, [*words, *overrides("gan", values)], environment, log)
+    words = [f"images={space.shards}", f"codecs={{pretrained: {codec}, fine-tuned: {tuned}}}"]
+    _stage(space, "evaluate", place / "evaluate", [*words, *overrides("evaluate", values)], environment, log)
+    evaluation = artifacts.read(str(place / "evaluate"), "evaluation")
+    totals = evaluation.json("totals.json")["fine-tuned"]
+    return {name: value for name, value in totals.items() if value is not None} | {"settings": values}
+
+
+def _pretrained(space: Space, sweep: Path, values: Values, environment: dict[str, str], log: Path) -> Path:
+    """The run folder of the pretrained codec, trained by the first trial that needs it while the others wait."""
+    place = sweep / "pretrained" / name_of(of_stage("pretrain", values))
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "artifact").is_dir():
+        with _locked(place / "lock"):
+            if not (place / "artifact").is_dir():
+                started = time.monotonic()
+                words = [f"data.shards={space.shards}", *overrides("pretrain", values)]
+                _stage(space, "pretrain", place, words, environment, log)
+                (place / "seconds").write_text(f"{time.monotonic() - started:.1f}")
+    return place
+
+
+def _stage(
+    space: Space, stage: str, folder: Path, words: Sequence[str], environment: dict[str, str], log: Path
+) -> None:
+    command = [sys.executable, "-m"]
+    if stage in TRAINING and space.processes > 1:
+        command += [
+            "pipeline.launch",
+            "--multi_gpu",
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--main_process_port=0",
+        ]
+        command += [f"--num_processes={space.processes}", "-m"]
+        environment = environment | ({} if space.gpus_per_trial else {"ACCELERATE_USE_CPU": "true"})
+    command += ["pipeline", stage, str(getattr(space, stage)), f"run={folder}", *words]
+    with log.open("a", encoding="utf-8") as stream:
+        child = subprocess.Popen(command, env=os.environ | environment | process.tied(), stdout=stream, stderr=stream)
+        with _signals_to(child) as received:
+            code = child.wait()
+    if code and received:
+        raise Interrupted
+    if code:
+        raise TrialFailed(f"{stage}: {reason(code, log)}; all it said is in {log}")
+
+
+@contextmanager
+def _signals_to(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Within it, the signals that ask to stop go to the stage."""
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        with suppress(ProcessLookupError):
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reason(code: int, log: Path) -> str:
+    """Why a stage ended, from its exit code and the last lines of its log."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-60:] if line.strip()]
+    if any("out of memory" in line.lower() or "OutOfMemoryError" in line for line in lines[-25:]):
+        return "out of memory; lower data.batch_size, or raise engine.passes or gpus_per_trial"
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return "killed (signal 9), as the system does when memory runs out; lower `concurrent` or data.batch_size"
+    told = [line.removeprefix("illm: ") for line in lines if line.startswith("illm: ")]
+    return (told or lines or [f"exit code {code}"])[-1][:300]
+
+
+def generation(place: Path) -> tuple[int, Values]:
+    """Of a population's member: the number of its present gan run, and that run's values."""
+    if not (place / GENERATION).is_file():
+        return 0, json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+    found = json.loads((place / GENERATION).read_text(encoding="utf-8"))
+    return found["number"], found["values"]
+
+
+def fork(place: Path, donor: Path, values: Values) -> None:
+    """Makes a population's member go on from another member's newest checkpoint, with other values."""
+    number, _ = generation(place)
+    theirs, _ = generation(donor)
+    target = place / f"gan-{number + 1:02d}"
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt to do this
+    for checkpoint in sorted((donor / f"gan-{theirs:02d}" / "checkpoints").glob("step-*"), reverse=True):
+        with suppress(FileNotFoundError):  # the donor trains on, and removes old ones
+            shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
+            break
+    about = {"number": number + 1, "values": values, "from": str(donor / f"gan-{theirs:02d}")}
+    artifacts.write_durably(place / GENERATION, json.dumps(about, indent=1, default=list).encode())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
