@@ -142,6 +142,7 @@ def _located(name: str) -> tuple[Path, str]:
 
         return cache.mirror(name)
     path = Path(name)
+    patience.wait_for(path / MANIFEST, path / "artifact" / MANIFEST)
     return path / "artifact" if (path / "artifact").is_dir() else path, ""
 
 

@@ -10,8 +10,8 @@ from pipeline.artifacts import Kind
 from pipeline.data import fetch
 from pipeline.data.loader import Share
 from pipeline.errors import ConfigError, UserError
+from pipeline.stages import TRAINING
 
-TRAINING = ("vqvae", "pretrain", "gan")  # the stages that run as several processes
 KINDS: dict[str, Kind] = {
     "shards": "shards",
     "images": "shards",

@@ -18,9 +18,10 @@ from ray import train
 from ray.train.torch import TorchTrainer
 
 from pipeline import artifacts, config, process, stages
-from pipeline.chain import TRAINING, Step
+from pipeline.chain import Step
 from pipeline.cli_registry import folder_and_overrides
 from pipeline.errors import Preempted, UserError
+from pipeline.stages import TRAINING
 
 MOST_FAILURES = 10  # workers or nodes that may die during one stage
 CONCERNING = ("ILLM_", "MLFLOW_", "AWS_", "TORCH_HOME", "ACCELERATE_USE_CPU", "OMP_NUM_THREADS")  # of the environment

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.chain import TRAINING, Step
+from pipeline.chain import Step
 from pipeline.errors import ConfigError, UserError
+from pipeline.stages import TRAINING
 
 SCRIPT = Path("jobs/slurm/stage.sbatch")
 WITHOUT_GPU = ("shard", "promote")

@@ -156,10 +156,11 @@ def test_files_of_other_nodes_are_waited_for(tmp_path, monkeypatch):
 
 def test_an_artifact_of_another_node_is_waited_for(project, monkeypatch):
     monkeypatch.setenv(patience.SECONDS, "20")
-    (project / "runs/smoke/vqvae").rename(project / "hidden")
-    shown = threading.Timer(0.7, lambda: (project / "hidden").rename(project / "runs/smoke/vqvae"))
+    vqvae = project / "runs/smoke/vqvae"
+    (vqvae / "artifact").rename(project / "hidden")
+    shown = threading.Timer(0.7, lambda: (project / "hidden").rename(vqvae / "artifact"))
     shown.start()
-    assert artifacts.read(str(project / "runs/smoke/vqvae"), "labeler").manifest.kind == "labeler"
+    assert artifacts.read(str(vqvae), "labeler").manifest.kind == "labeler"
     shown.join()
 
 

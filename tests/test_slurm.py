@@ -90,6 +90,13 @@ def test_what_cannot_run_is_refused_before_anything_is_queued(slurm, project):
     assert slurm.run("squeue", "--noheader") == ""
 
 
+def test_the_doctor_looks_at_two_nodes(slurm, project):
+    seen = slurm.illm("doctor", "--nodes", "2", cwd=project)
+    assert seen.code == 0, seen
+    for line in ("0: ok    shared folder", "1: ok    shared folder", "1: ok    network", "0: ok    packages"):
+        assert line in seen.out
+
+
 def test_signal_requeue_and_lost_node_change_nothing_in_the_result(slurm, project):
     """One two-node run is preempted, queued again by hand, and loses a node; it ends like one that was left alone."""
     words = ["configs/smoke/gan.yaml", "fit.steps=240", "fit.checkpoint_every=20", "fit.validate_every=400"]
@@ -155,10 +162,3 @@ def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
     assert digests[0] == digests[1]
     assert slurm.wait(jobs_in(swept.out)["sweep"], *ENDED) == "COMPLETED", log_of(project, "*")
     assert (project / "runs/sweep/artifact/trials.csv").read_text().count("\n") == 3
-
-
-def test_the_doctor_looks_at_two_nodes(slurm, project):
-    seen = slurm.illm("doctor", "--nodes", "2", cwd=project)
-    assert seen.code == 0, seen
-    for line in ("0: ok    shared folder", "1: ok    shared folder", "1: ok    network", "0: ok    packages"):
-        assert line in seen.out

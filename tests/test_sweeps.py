@@ -99,9 +99,9 @@ def test_optuna_proposes_trials_and_goes_on_from_those_that_ended(smoke, tmp_pat
 def test_a_population_goes_on_from_its_better_half(smoke, tmp_path):
     search = {
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.0001, "high": 100.0},
-        "gan.fit": fit(steps=400, validate_every=20),
+        "gan.fit": fit(steps=160, validate_every=20),
     }
-    stopping = {"kind": "population", "metric": "val/psnr_db", "every": 40, "replaced": 0.5}
+    stopping = {"kind": "population", "metric": "val/psnr_db", "every": 60, "replaced": 0.5}
     path = sweep_file(tmp_path, search, stopping=stopping, samples=2)
     ended = illm("sweep", path, "run=runs/population", cwd=smoke, limit=400)
     assert ended.code == 0, ended

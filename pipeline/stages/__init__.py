@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 
 # In the order of the pipeline. Modules are imported when asked for: they pull in torch.
 STAGES = ("shard", "vqvae", "pretrain", "gan", "evaluate", "promote", "sweep")
+TRAINING = ("vqvae", "pretrain", "gan")  # these run as several processes
 
 
 class Stage(Protocol):

@@ -164,7 +164,8 @@ def _write_table(path: Path, space: Space, points: Sequence[Point]) -> None:
 
 def print_table(space: Space, points: Sequence[Point]) -> None:
     """One row per trial, the best first within its rate."""
-    rows = [_row(space, p) for p in points]
+    ordered = sorted(points, key=lambda p: (p.get("rate_group", len(points)), not p.get("front"), -p.get("psnr_db", 0)))
+    rows = [_row(space, p) for p in ordered]
     used = [
         n for n, name in enumerate(columns(space)) if name == "name" or any(row[n] not in ("", None) for row in rows)
     ]

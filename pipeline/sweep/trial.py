@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from pipeline import artifacts, process, tracking
-from pipeline.chain import TRAINING
 from pipeline.errors import Preempted, UserError
+from pipeline.stages import TRAINING
 from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
 
 SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from pipeline import artifacts
-from pipeline.data import fetch
+from pipeline.data import fetch, piece
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
 from pipeline.stages import shard
@@ -171,7 +171,7 @@ def test_urls_are_fetched_once_and_failures_are_recorded(tmp_path, monkeypatch):
         (tmp_path / "urls.txt").write_text("\n".join(urls))
         cfg = config(tmp_path / "urls.txt", shard_mb=0.05)
         made = run(cfg, tmp_path / "run")
-        assert server.most_at_once <= shard.FETCHED_AT_ONCE
+        assert server.most_at_once <= piece.FETCHED_AT_ONCE
         whole = sum(p.stat().st_size for p in served.rglob("*.png"))
         assert server.bytes == whole  # each byte once, for both passes
     (refusal,) = made.json("index.json")["refused"]
