@@ -37,6 +37,7 @@ def submit_slurm(
     runs: RunsOption = Path("runs"),
     nodes: Annotated[int, typer.Option(min=1, help="For each stage that trains.")] = 1,
     gpus: GpusOption = 0,
+    cpus: Annotated[int, typer.Option(min=0, help="Per process that trains; 0: what the site gives.")] = 0,
     time: Annotated[str, typer.Option(help="As sbatch takes it, for instance 24:00:00.")] = "",
     partition: Annotated[str, typer.Option(help="Default: the cluster's.")] = "",
     sbatch: Annotated[str, typer.Option(help='More options, for instance "--account=a --qos=b".')] = "",
@@ -47,7 +48,7 @@ def submit_slurm(
 
     steps = chain.plan(stages.split(), configs, runs, words or [], nodes * max(gpus, 1))
     _tell_done(steps)
-    resources = slurm.Resources(nodes, gpus, time, partition, shlex.split(sbatch))
+    resources = slurm.Resources(nodes, gpus, cpus, time, partition, shlex.split(sbatch))
     for line in slurm.submit(slurm.jobs_of(steps, resources), runs, dry_run):
         print(line)
 
@@ -95,7 +96,7 @@ def submit_slurm_sweep(
     if dry_run:
         space.check(cfg)
     else:
-        stage.begin(cfg, folder)
+        stage.begin_array(cfg, folder)
     resources = slurm.Resources(gpus=gpus, options=shlex.split(sbatch))
     for line in slurm.submit(slurm.sweep_jobs(folder, len(space.points(cfg)), at_once, resources), folder, dry_run):
         print(line)

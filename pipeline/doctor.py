@@ -24,6 +24,7 @@ Level = Literal["ok", "note", "FAIL"]
 DISTRIBUTION = "illm-pipeline"
 FREE_GB, SHM_GB, OPEN_FILES = 20.0, 1.0, 4096  # below: too little for full-size runs
 SKEW = 5.0  # seconds between two clocks, above which times in logs and caches mislead
+CPUS_PER_GPU = 4  # below, loading may hold up training
 MEETING = 60.0  # seconds that nodes wait for each other
 
 
@@ -46,7 +47,7 @@ class Finding:
 
 def run(folder: Path) -> Iterator[Finding]:
     """All findings on this machine; as one task of several under SLURM, on what the nodes have in common too."""
-    for check in (_packages, _gpus, _folder, _disk, _shm, _limits, _tracking, _weights, _port, _slurm):
+    for check in (_packages, _gpus, _processors, _folder, _disk, _shm, _limits, _tracking, _weights, _port, _slurm):
         try:
             yield from check(folder)
         except Exception as error:  # a check that breaks is a finding, too
@@ -159,6 +160,24 @@ def _limits(_folder: Path) -> Iterator[Finding]:
     yield Finding("ok" if enough else "note", "open files", f"at most {soft}", remedy)
 
 
+def _processors(_folder: Path) -> Iterator[Finding]:
+    import torch
+
+    usable, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    enough = usable >= CPUS_PER_GPU * gpus
+    remedy = (
+        ""
+        if enough
+        else f"ask for {CPUS_PER_GPU} per GPU (illm submit slurm --cpus {CPUS_PER_GPU}): they load the data"
+    )
+    yield Finding(
+        "ok" if enough else "note",
+        "processors",
+        f"{usable} may be used" + (f", for {gpus} GPUs" if gpus else ""),
+        remedy,
+    )
+
+
 def _tracking(_folder: Path) -> Iterator[Finding]:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "0", "10"
     try:
@@ -202,7 +221,8 @@ def _slurm(_folder: Path) -> Iterator[Finding]:
     answered = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=20)
     up = "is UP" in answered.stdout
     remedy = "" if up else "ask the admin; `scontrol ping` has to say UP"
-    yield Finding("ok" if up else "FAIL", "SLURM", (answered.stdout or answered.stderr).strip().splitlines()[0], remedy)
+    told = (answered.stdout or answered.stderr or "no answer").strip().splitlines()[0]
+    yield Finding("ok" if up else "FAIL", "SLURM", told, remedy)
     if not Path("jobs/slurm/stage.sbatch").is_file():
         yield Finding("FAIL", "job scripts", "jobs/slurm/stage.sbatch is not here", "submit from the project's folder")
 

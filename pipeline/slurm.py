@@ -27,6 +27,7 @@ class Resources:
 
     nodes: int = 1
     gpus: int = 0  # per node
+    cpus: int = 0  # per process that trains; 0: what the site gives
     time: str = ""  # as sbatch takes it; empty: the partition's default
     partition: str = ""
     options: Sequence[str] = field(default_factory=tuple)  # further options of sbatch, for every job
@@ -36,6 +37,9 @@ class Resources:
         gpus = self.gpus if training else min(self.gpus, stage not in WITHOUT_GPU)
         words = [f"--nodes={self.nodes if training else 1}"]
         words += [f"--gpus-per-node={gpus}"] if gpus else []
+        words += (
+            [f"--cpus-per-task={self.cpus * max(gpus, 1)}"] if self.cpus else []
+        )  # one task per node starts them all
         words += [f"--time={self.time}"] if self.time else []
         words += [f"--partition={self.partition}"] if self.partition else []
         return [*words, *self.options]

@@ -29,13 +29,14 @@ CHAIN = ["submit", "slurm", "--configs", "configs/smoke", "--dry-run"]
 
 
 def test_a_dry_run_prints_each_line_of_sbatch(project):
-    given = ["--nodes", "2", "--gpus", "1", "--time", "60", "--sbatch", "--account=a --qos=b", "gan.seed=7"]
+    given = ["--nodes=2", "--gpus=1", "--cpus=6", "--time=60", "--sbatch=--account=a --qos=b", "gan.seed=7"]
     told = illm_here(*CHAIN, "--stages", "gan evaluate promote", "--runs", "runs/new", *given, cwd=project)
     assert told.code == 0, told
     gan, evaluate, promote = told.out.splitlines()
     assert gan == (
         f"sbatch --parsable --job-name=illm-gan --output=runs/new/logs/%j-gan.log '--comment=illm {project}/runs/new/gan' "
-        "--nodes=2 --gpus-per-node=1 --time=60 --account=a --qos=b jobs/slurm/stage.sbatch gan configs/smoke/gan.yaml "
+        "--nodes=2 --gpus-per-node=1 --cpus-per-task=6 --time=60 --account=a --qos=b "
+        "jobs/slurm/stage.sbatch gan configs/smoke/gan.yaml "
         "run=runs/new/gan seed=7"
     )
     assert "--dependency=afterok:JOB_OF_gan --kill-on-invalid-dep=yes --nodes=1 --gpus-per-node=1" in evaluate

@@ -1,5 +1,6 @@
 """Submission and the job script on a real SLURM of two nodes on this machine."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline import artifacts
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
@@ -144,6 +146,19 @@ def test_the_time_limit_queues_again_and_scancel_does_not(slurm, project):
     assert slurm.wait(job, "CANCELLED") == "CANCELLED"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs requirements/deepspeed.txt")
+def test_deepspeed_on_two_nodes_behind_a_containers_command(slurm, project):
+    (project / "inside.sh").write_text('echo "inside: $#" >&2; exec "$@"')
+    (project / "runs/logs").mkdir()
+    launch = "--export=ALL,ILLM_LAUNCH=configs/launch/zero2.yaml,ILLM_CONTAINER=sh inside.sh"
+    submit = ["sbatch", "--parsable", "--nodes=2", "--time=10", "--output=runs/logs/%j-gan.log", launch]
+    words = ["gan", "configs/smoke/gan.yaml", "run=runs/zero", "fit.steps=5"]
+    job = slurm.run(*submit, "jobs/slurm/stage.sbatch", *words, cwd=project).strip()
+    assert slurm.wait(job, *ENDED) == "COMPLETED", log_of(project, job)
+    assert "2 x cpu, ZeRO-2" in log_of(project, job)
+    assert log_of(project, job).count("inside: ") == 2
+
+
 def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
     given = ["configs/smoke/shard.yaml", "run=runs/parts", f"source={images}", "piece=2"]
     told = slurm.illm("submit", "slurm-shard", *given, "--parts", "2", "--sbatch=--time=10", cwd=project)
@@ -162,3 +177,6 @@ def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
     assert digests[0] == digests[1]
     assert slurm.wait(jobs_in(swept.out)["sweep"], *ENDED) == "COMPLETED", log_of(project, "*")
     assert (project / "runs/sweep/artifact/trials.csv").read_text().count("\n") == 3
+    runs = MlflowClient(f"sqlite:///{project}/runs/mlflow.db").search_runs(["1"], "tags.stage = 'trial'")
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
+    assert parents == {(project / "runs/sweep/mlflow-run-id").read_text()}

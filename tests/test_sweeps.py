@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -85,15 +86,28 @@ def test_hopeless_trials_are_stopped(smoke, tmp_path):
     assert int(by_weight[100.0]["stopped"].split()[-1]) < 60
 
 
-def test_optuna_proposes_trials_and_goes_on_from_those_that_ended(smoke, tmp_path):
-    search = {"gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1}}
+def test_optuna_proposes_trials_and_a_killed_worker_costs_little(smoke, tmp_path):
+    search = {
+        "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
+        "gan.fit": fit(steps=100, validate_every=50),
+    }
     algorithm = {"kind": "optuna", "metric": "psnr_db", "random_first": 1}
-    path = sweep_file(tmp_path, search, algorithm=algorithm, samples=2)
-    ended = illm("sweep", path, "run=runs/optuna", cwd=smoke, limit=300)
-    assert ended.code == 0, ended
-    weights = [float(r["gan.gan_weight"]) for r in rows(smoke / "runs/optuna")]
+    path = sweep_file(tmp_path, search, algorithm=algorithm, samples=2, concurrent=1)
+    place = smoke / "runs/optuna"
+    words = [sys.executable, "-m", "pipeline", "sweep", str(path), "run=runs/optuna"]
+    with (tmp_path / "output.txt").open("w") as output:
+        sweep = subprocess.Popen(words, cwd=smoke, env=QUIET, stdout=output, stderr=output)
+    deadline = time.monotonic() + 120
+    while not list(place.glob("trials/*/gan/checkpoints/step-*")):
+        assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
+        time.sleep(0.2)
+    workers = [p for p in psutil.Process(sweep.pid).children(recursive=True) if "Trainable" in " ".join(p.cmdline())]
+    workers[0].kill()
+    assert sweep.wait(300) == 0, (tmp_path / "output.txt").read_text()
+    weights = [float(r["gan.gan_weight"]) for r in rows(place)]
     assert len(set(weights)) == 2
     assert all(0.001 <= weight <= 0.1 for weight in weights)
+    assert "resumed at step" in "".join(log.read_text() for log in place.glob("trials/*/log.txt"))
 
 
 def test_a_population_goes_on_from_its_better_half(smoke, tmp_path):

@@ -89,12 +89,21 @@ def begin(cfg: StageConfig, folder: Path) -> runs.Inputs:
     return given
 
 
+def begin_array(cfg: StageConfig, folder: Path) -> None:
+    """Like `begin`, for trials that are jobs of their own: makes the run below which theirs hang."""
+    given = begin(cfg, folder)
+    with tracking.run("sweep", folder, cfg, given):
+        pass
+
+
 def run_trial(folder: Path, name: str) -> trial.Point:
     """Runs one trial of the sweep in `folder`. name: of its folder, or its number in a search that does not learn.
 
     Raises: ConfigError if there is none of that name.
     """
     cfg = config.load(StageConfig, folder / CONFIG)
+    if (folder / tracking.RUN_ID_FILE).is_file():
+        os.environ.setdefault(tracking.PARENT, (folder / tracking.RUN_ID_FILE).read_text().strip())
     place = folder / "trials" / name
     if not (place / trial.SETTINGS).is_file() and name.isdigit():
         listed = space.points(cfg)

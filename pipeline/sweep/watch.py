@@ -37,6 +37,7 @@ class Watch(tune.Trainable):
         self.environment: dict[str, str] = context["environment"]
         self.process: subprocess.Popen[bytes] | None = None
         self.last: dict[str, Any] = {STEP: 0}
+        self.seen = 0  # bytes of the gan stage's records
         if MEMBER in config:
             self.place = self.sweep / "trials" / member(self._member_of(config))
             self.values: Values = {key: value for key, value in config.items() if key != MEMBER}
@@ -86,11 +87,21 @@ class Watch(tune.Trainable):
     def _validated(self) -> dict[str, Any] | None:
         """The newest validation of the gan stage after the last one that was told."""
         newest = None
-        for record in _records(self._gan_folder() / RECORDS):
+        for record in self._new_records(self._gan_folder() / RECORDS):
             metrics = record.get("metrics") or {}
             if record.get("step", 0) > self.last[STEP] and any(name.startswith("val/") for name in metrics):
                 newest = {STEP: record["step"], **metrics}
         return newest
+
+    def _new_records(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Whole lines that were not there at the last look."""
+        if path.is_file():
+            with path.open("rb") as stream:
+                stream.seek(self.seen)
+                for line in stream:
+                    if line.endswith(b"\n"):
+                        self.seen += len(line)
+                        yield json.loads(line)
 
     def _gan_folder(self) -> Path:
         if self.space.stopping.kind != "population":
@@ -115,10 +126,3 @@ class Watch(tune.Trainable):
                 self.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
