@@ -8,7 +8,7 @@ DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
-  submit-slurm submit-ray doctor describe fetch-weights mlflow format check test bench clean
+  submit-slurm submit-ray doctor describe fetch-weights mlflow format check test test-all bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ test: $(READY) ## Run the test suite and report coverage
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest $(ARGS)
 	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report | tail -40
+
+test-all: $(READY) ## Run the long tests too
+	$(VENV)/bin/python -m pytest -m "" $(ARGS)
 
 bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench
 	$(VENV)/bin/python -m tests.benchmarks $(ARGS)

@@ -146,9 +146,13 @@ def test_one_process_two_processes_zero_and_two_passes_train_the_same(zygote, in
 KILLED = [(stage, engine, precision) for stage in STAGES for engine in ENGINES for precision in ("fp32", "bf16")]
 
 
-@pytest.mark.parametrize(("stage", "engine", "precision"), KILLED)
+# Every stage, every engine and both precisions; `make test-all` has all 24
+SOME = [pytest.param(*case, marks=[pytest.mark.long] if number % 3 else []) for number, case in enumerate(KILLED)]
+
+
+@pytest.mark.parametrize(("stage", "engine", "precision"), SOME)
 def test_killed_at_any_moment_it_ends_with_the_same_bits(zygote, inputs, stage, engine, precision):
-    """24 kills, every second one while a checkpoint is being written."""
+    """Every second kill comes while a checkpoint is being written."""
     needs(engine)
     more = [f"engine.precision={precision}", "fit.checkpoint_every=3", "fit.steps=15", "engine.ema_decay=0.9"]
     name = f"{stage}-{engine}-{precision}"
@@ -291,7 +295,8 @@ def test_the_launcher_restarts_a_job_whose_rank_died_and_it_resumes(inputs):
     assert (inputs / "runs/restarted/artifact/manifest.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2"])  # cpu.yaml: in test_cluster.py
+# cpu.yaml: in test_cluster.py
+@pytest.mark.parametrize("name", [pytest.param("zero1", marks=pytest.mark.long), "zero2"])
 def test_the_launch_files_start_what_they_say(inputs, name):
     if missing_deepspeed:
         pytest.skip("needs requirements/deepspeed.txt")
@@ -356,6 +361,7 @@ def test_compiled_networks_train_the_same_with_ddp_and_after_a_kill(zygote, inpu
 
 
 @needs_compiler
+@pytest.mark.long
 def test_compiling_happens_a_bounded_number_of_times(inputs):
     """Once for each kind of pass: plain autoencoding and with codes; validation runs the plain network."""
     more = ["fit.steps=30", "fit.validate_every=5", "engine.compile=true", "engine.passes=2"]
