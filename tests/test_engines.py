@@ -336,6 +336,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 
 @needs_compiler
+@pytest.mark.long
 def test_compiled_networks_train_the_same_with_ddp_and_after_a_kill(zygote, inputs, tmp_path):
     more = [
         *SMALL_RATE["vqvae"],

@@ -10,7 +10,7 @@ from pipeline.bitstream.codec import ImageCodec
 from tests.conftest import ROOT, illm, picture
 from tests.test_pipeline import RUNS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 SMALL_DATA = (
     f"data.shards={RUNS}/shard",
     "data.batch_size=2",

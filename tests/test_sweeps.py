@@ -110,6 +110,7 @@ def test_optuna_proposes_trials_and_a_killed_worker_costs_little(smoke, tmp_path
     assert "resumed at step" in "".join(log.read_text() for log in place.glob("trials/*/log.txt"))
 
 
+@pytest.mark.long
 def test_a_population_goes_on_from_its_better_half(smoke, tmp_path):
     search = {
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.0001, "high": 100.0},
