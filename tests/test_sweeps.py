@@ -114,7 +114,7 @@ def test_optuna_proposes_trials_and_a_killed_worker_costs_little(smoke, tmp_path
 def test_a_population_goes_on_from_its_better_half(smoke, tmp_path):
     search = {
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.0001, "high": 100.0},
-        "gan.fit": fit(steps=160, validate_every=20),
+        "gan.fit": fit(steps=400, validate_every=20),
     }
     stopping = {"kind": "population", "metric": "val/psnr_db", "every": 60, "replaced": 0.5}
     path = sweep_file(tmp_path, search, stopping=stopping, samples=2)
