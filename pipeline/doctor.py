@@ -253,9 +253,9 @@ def _together(folder: Path) -> Iterator[Finding]:
         if abs(skew) > SKEW:
             yield Finding("FAIL", "clock", f"node {number} is {skew:+.0f} s off its file server", "set the clock (NTP)")
         (place / f"{number}.done").touch()
-        _until(lambda: [n for n in range(count) if not (place / f"{n}.done").is_file()])
-    if not number:
-        shutil.rmtree(place, ignore_errors=True)
+        if not number:  # the others reach this one, and it clears up after them
+            _until(lambda: [n for n in range(count) if not (place / f"{n}.done").is_file()])
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _until(waiting_for: Callable[[], list[int]]) -> list[int]:
