@@ -142,7 +142,6 @@ def _located(name: str) -> tuple[Path, str]:
 
         return cache.mirror(name)
     path = Path(name)
-    patience.wait_for(path / MANIFEST, path / "artifact" / MANIFEST)
     return path / "artifact" if (path / "artifact").is_dir() else path, ""
 
 
@@ -151,6 +150,8 @@ def read(name: str, kind: Kind) -> Artifact:
 
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
+    if "://" not in name and not name.startswith("models:/"):
+        patience.wait_for(Path(name) / MANIFEST, Path(name) / "artifact" / MANIFEST)
     path, origin = _located(name)
     manifest = manifest_at(path, name)
     if manifest.kind != kind:
@@ -214,7 +215,7 @@ def flush_folder(folder: Path) -> None:
 
 def manifest_at(path: Path, name: str) -> Manifest:
     """The manifest in an artifact folder that the user calls `name`. Raises: ArtifactError if there is none."""
-    if not patience.wait_for(path / MANIFEST):
+    if not (path / MANIFEST).is_file():
         unfinished = (path / "run.yaml").is_file()
         state = (
             "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"

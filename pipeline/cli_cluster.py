@@ -28,6 +28,9 @@ WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="STAGE.key=va
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the commands, submit nothing.")]
 GpusOption = Annotated[int, typer.Option(min=0, help="Per node; 0: train on the processor.")]
 
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes that train a stage.")]
+WorkerGpusOption = Annotated[float, typer.Option(min=0, help="Of each worker.")]
+
 
 @submit.command("slurm")
 def submit_slurm(
@@ -174,8 +177,8 @@ def submit_ray(
     stages: StagesOption = "",
     configs: ConfigsOption = Path("configs"),
     runs: RunsOption = Path("runs"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train a stage.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="Of each worker.")] = 0,
+    workers: WorkersOption = 1,
+    gpus: WorkerGpusOption = 0,
     address: Annotated[str, typer.Option(envvar="RAY_ADDRESS", help="Of the cluster.")] = "http://127.0.0.1:8265",
     wait: Annotated[bool, typer.Option("--wait", help="Show the job's output until it ends.")] = False,
     dry_run: DryRunOption = False,
@@ -195,8 +198,8 @@ def on_ray(
     stages: StagesOption = "",
     configs: ConfigsOption = Path("configs"),
     runs: RunsOption = Path("runs"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train a stage.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="Of each worker.")] = 0,
+    workers: WorkersOption = 1,
+    gpus: WorkerGpusOption = 0,
 ) -> None:
     """What a job of `submit ray` runs on the cluster: the stages, in order."""
     from pipeline import chain, ray_stages

@@ -9,37 +9,24 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from types import FrameType
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pipeline.errors import Preempted
-from pipeline.process import follow_parent
-
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
+from pipeline.process import STOP, follow_parent, passing_on
 
 
 def main() -> None:
     """Launches, waits, and exits with the ranks' exit code."""
-    received: list[int] = []
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for rank in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess):
-                rank.send_signal(number)
-
-    for number in PASSED_ON:
-        signal.signal(number, pass_on)
     follow_parent()
     args = launch_command_parser().parse_args()
     # what it says of ranks that end is told here, and by the ranks
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     args.signals_to_handle = "SIGINT"  # torch's launcher would answer SIGTERM by giving the ranks 30 seconds
-    sys.exit(_launch(args, received))
+    with passing_on(lambda: [child.pid for child in psutil.Process().children()]) as received:
+        sys.exit(_launch(args, received))
 
 
 def _launch(args: object, received: list[int]) -> int:
@@ -51,7 +38,7 @@ def _launch(args: object, received: list[int]) -> int:
         codes = {0: failed.returncode}
     else:
         return 0
-    if received and all(code == Preempted.exit_code or -code in PASSED_ON for code in codes.values()):
+    if received and all(code == Preempted.exit_code or -code in STOP for code in codes.values()):
         return Preempted.exit_code  # a rank that the signal ended had not begun to train
     own = [code for code in codes.values() if code > 0]  # the others were ended by the launcher because of one of these
     if not own:

@@ -1,7 +1,9 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
+import fcntl
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import yaml
 
 from pipeline import artifacts, config
 from pipeline.artifacts import Artifact, Kind, Manifest, Parent
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, UserError
 
 RUN_FILE = "run.yaml"
 # Keys that say how something is computed and not what: a run may go on with other values
@@ -75,6 +77,17 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
         raise ArtifactError(f"{folder}: holds an artifact but no {RUN_FILE}; choose another run= folder")
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
+
+
+@contextmanager
+def alone(folder: Path, busy: UserError) -> Iterator[None]:
+    """Raises: `busy` if another process is within this for the same folder."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise busy from None
+        yield
 
 
 def manifest(

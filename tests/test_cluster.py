@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import ValidationError
 
 from pipeline import artifacts, ownership, patience
 from pipeline.errors import ArtifactError
+from pipeline.evaluation.held_out import HeldOut
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
 from tests.ranks import free_port
 
@@ -137,7 +139,11 @@ def test_job_scripts_are_clean():
 def test_cluster_files_agree_with_rays_schema(name):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(yaml.safe_load((ROOT / f"jobs/ray/{name}.yaml").read_text())))
+    given = yaml.safe_load((ROOT / f"jobs/ray/{name}.yaml").read_text())
+    validate_config(prepare_config(given))
+    assert given["available_node_types"]["gpu"]["resources"]["GPU"] == 4
+    with pytest.raises(ValidationError, match="max_wokers"):  # so the schema is really looked at
+        validate_config(prepare_config(given | {"max_wokers": 4}))
 
 
 def test_files_of_other_nodes_are_waited_for(tmp_path, monkeypatch):
@@ -163,6 +169,11 @@ def test_an_artifact_of_another_node_is_waited_for(project, monkeypatch):
     shown.start()
     assert artifacts.read(str(vqvae), "labeler").manifest.kind == "labeler"
     shown.join()
+
+
+def test_a_plain_folder_of_images_is_not_waited_for(tmp_path, images, monkeypatch):
+    monkeypatch.setenv(patience.SECONDS, "no number: whoever looks at it fails")
+    assert len(HeldOut(str(images), 3)) == 3
 
 
 def test_whoever_began_last_owns_a_run_folder(tmp_path, monkeypatch):

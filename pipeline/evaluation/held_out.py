@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import artifacts
+from pipeline import artifacts, runs
 from pipeline.artifacts import Artifact
 from pipeline.data.images import SUFFIXES, Pixels, decode
 from pipeline.data.reader import ShardReader
@@ -22,7 +22,8 @@ class HeldOut:
 
     def __init__(self, images: str, limit: int):
         self.parents: dict[str, tuple[str, Artifact]] = {}
-        if (artifacts.resolve(images) / artifacts.MANIFEST).is_file():
+        is_run = (Path(images) / runs.RUN_FILE).is_file()  # whose artifact may not be there yet, which `read` tells
+        if is_run or (artifacts.resolve(images) / artifacts.MANIFEST).is_file():
             shards = artifacts.read(images, "shards")
             self.parents["images"] = (images, shards)
             self.reader: ShardReader | None = ShardReader(shards, "valid")

@@ -4,7 +4,6 @@ Two passes, each in pieces that can be done anywhere and again: every image is e
 depends on nothing but the images, and written. What is done is kept in `work/`, so a killed job goes on.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -12,7 +11,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -61,7 +59,9 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     found = _found(cfg, work)
     runs.claim(folder, cfg, runs.inputs())
-    with _alone(folder):
+    with runs.alone(
+        folder, DataError(f"{folder}: another job is writing these shards; wait for it or choose another run=")
+    ):
         if done := _finished(cfg, folder):  # by a job that had the lock before
             return done
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
@@ -195,19 +195,6 @@ def _listed(source: Source) -> list[Item]:
             raise DataError(f"no recipe is called {source.recipe!r}; there are {', '.join(recipes.RECIPES)}")
         recipes.check(source.recipe, items, source.allow_missing)
     return items
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raises: DataError if another job works on this folder."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{folder}: another job is writing these shards; wait for it or choose another run="
-            ) from None
-        yield
 
 
 def _examined(cfg: StageConfig, items: list[Item], work: Path) -> list[Photo | Refusal]:

@@ -1,10 +1,7 @@
 """Searches over settings: every trial runs pretrain, gan and evaluate as ordinary stages. Ray Tune decides what runs when."""
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +27,10 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := runs.finished(folder, cfg):
         return done
     given = begin(cfg, folder)
-    with _alone(folder), tracking.run("sweep", folder, cfg, given) as tracker:  # makes the store before trials need it
+    with (
+        runs.alone(folder, _busy(folder)),
+        tracking.run("sweep", folder, cfg, given) as tracker,
+    ):
         environment = {"MLFLOW_TRACKING_URI": store.uri(), tracking.PARENT: tracker.run_id}
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault(
@@ -59,7 +59,7 @@ def gather(folder: Path, anyway: bool) -> Path:
             f"{folder}: {len(missing)} trial(s) are missing; submit again, or --anyway leaves them out:\n{listed}"
         )
     given = begin(cfg, folder)
-    with _alone(folder), tracking.run("sweep", folder, cfg, given) as tracker:
+    with runs.alone(folder, _busy(folder)), tracking.run("sweep", folder, cfg, given) as tracker:
         return _publish(cfg, folder, given, tracker)
 
 
@@ -137,12 +137,5 @@ def _tell(cfg: StageConfig, folder: Path, points: list[trial.Point], artifact: P
         print(f"promote one: illm promote {best[0] / 'promote.yaml'} run=runs/promote-{best[0].name}")
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raises: UserError if another sweep works in this folder."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another sweep is running here; wait for it, or choose another run=") from None
-        yield
+def _busy(folder: Path) -> UserError:
+    return UserError(f"{folder}: another sweep is running here; wait for it, or choose another run=")

@@ -18,7 +18,7 @@ from pipeline import artifacts
 from pipeline.errors import UserError
 from pipeline.sweep import space as spaces
 from pipeline.sweep import trial as trials
-from pipeline.sweep.space import Asha, Bayesian, Choice, Dimension, Grid, Population, Space, Uniform, Values, Whole
+from pipeline.sweep.space import Asha, Bayesian, Dimension, Population, Space, Uniform, Values, Whole
 from pipeline.sweep.watch import MEMBER, STEP, Watch, member
 
 
@@ -73,13 +73,13 @@ def _members(space: Space, sweep: Path) -> tuple[Any, dict[str, Any], int]:
         if not (place / trials.RESULT).is_file():
             present[number] = trials.generation(place)[1]
 
-    def of_itsmember(key: str) -> Any:
+    def of_its_member(key: str) -> Any:
         def value(spec: Any) -> Any:
             return present[spec.config[MEMBER]][key]
 
         return tune.sample_from(value)
 
-    theirs = {key: of_itsmember(key) for key in space.search}
+    theirs = {key: of_its_member(key) for key in space.search}
     return None, {MEMBER: tune.grid_search(list(present)), **theirs}, int(bool(present))
 
 
@@ -107,33 +107,19 @@ def _bayesian(space: Space, sweep: Path, algorithm: Bayesian) -> tuple[Any, dict
             unfinished.append(values)
         elif algorithm.metric in found:
             known.append((values, found[algorithm.metric]))
-    study = optuna.create_study(direction="maximize" if algorithm.mode == "max" else "minimize")
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(
+        storage=storage, study_name="sweep", direction="maximize" if algorithm.mode == "max" else "minimize"
+    )
     distributions = {key: _distribution(dimension) for key, dimension in space.search.items()}
     for values, value in known:
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=value))
     sampler = optuna.samplers.TPESampler(seed=space.seed + len(known), n_startup_trials=algorithm.random_first)
-    storage = optuna.storages.InMemoryStorage()
-    optuna.copy_study(
-        from_study_name=study.study_name, from_storage=study._storage, to_storage=storage, to_study_name="sweep"
-    )
     searching = AtTheEnd(
-        {key: _domain(dimension) for key, dimension in space.search.items()},
-        metric=algorithm.metric, mode=algorithm.mode, points_to_evaluate=unfinished or None,
+        distributions, metric=algorithm.metric, mode=algorithm.mode, points_to_evaluate=unfinished or None,
         sampler=sampler, study_name="sweep", storage=storage,
     )  # fmt: skip
     return searching, {}, max(0, space.samples - len(known))
-
-
-def _domain(dimension: Dimension) -> Any:
-    match dimension:
-        case Uniform(kind="log_uniform"):
-            return tune.loguniform(dimension.low, dimension.high)
-        case Uniform():
-            return tune.uniform(dimension.low, dimension.high)
-        case Whole():
-            return tune.randint(dimension.low, dimension.high + 1)
-        case _:
-            return tune.choice(list(dimension.values))
 
 
 def _distribution(dimension: Dimension) -> Any:
@@ -166,13 +152,20 @@ def _scheduler(space: Space) -> TrialScheduler | None:
                 mode=population.mode,
                 perturbation_interval=population.every,
                 quantile_fraction=population.replaced,
-                hyperparam_mutations={
-                    key: list(d.values) if isinstance(d, Choice | Grid) else _domain(d)
-                    for key, d in space.search.items()
-                },
+                hyperparam_mutations={key: _mutations(dimension) for key, dimension in space.search.items()},
                 custom_explore_fn=partial(_within_bounds, space),
             )
     return None
+
+
+def _mutations(dimension: Dimension) -> Any:
+    match dimension:
+        case Uniform():
+            return (tune.loguniform if dimension.kind == "log_uniform" else tune.uniform)(dimension.low, dimension.high)
+        case Whole():
+            return tune.randint(dimension.low, dimension.high + 1)
+        case _:
+            return list(dimension.values)
 
 
 def _within_bounds(space: Space, config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pipeline import artifacts, process, tracking
@@ -127,30 +126,12 @@ def _stage(
     command += ["pipeline", stage, str(getattr(space, stage)), f"run={folder}", *words]
     with log.open("a", encoding="utf-8") as stream:
         child = subprocess.Popen(command, env=os.environ | environment | process.tied(), stdout=stream, stderr=stream)
-        with _signals_to(child) as received:
+        with process.passing_on(lambda: [child.pid]) as received:
             code = child.wait()
     if code and received:
         raise Interrupted
     if code:
         raise TrialFailed(f"{stage}: {reason(code, log)}; all it said is in {log}")
-
-
-@contextmanager
-def _signals_to(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Within it, the signals that ask to stop go to the stage."""
-    received: list[int] = []
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        with suppress(ProcessLookupError):
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def reason(code: int, log: Path) -> str:

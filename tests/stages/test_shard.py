@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import artifacts
+from pipeline import artifacts, runs
 from pipeline.data import fetch, piece
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
@@ -99,7 +99,10 @@ shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
 def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path):
     cfg = config(photos)
     (tmp_path / "run").mkdir()
-    with shard._alone(tmp_path / "run"), pytest.raises(DataError, match="another job is writing these shards"):
+    with (
+        runs.alone(tmp_path / "run", DataError("free")),
+        pytest.raises(DataError, match="another job is writing these shards"),
+    ):
         shard.run(cfg, tmp_path / "run")
     shard.run(cfg, tmp_path / "run")
 
