@@ -7,6 +7,7 @@ import torch
 
 from pipeline import artifacts
 from pipeline.bitstream.codec import ImageCodec
+from pipeline.bitstream.latents import LatentCoder
 from pipeline.models import reference_names, saved
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
@@ -107,8 +108,9 @@ def test_a_codec_goes_in_and_out_unchanged(tmp_path, filled, old_names, wrapped)
     told = reference.import_file(tmp_path / "their.ckpt", "codec", tmp_path / "run", CODEC_WORDS)
     assert ("discriminator.weight" in told) == wrapped
     codec = saved.load_codec(artifacts.read(str(tmp_path / "run"), "codec"))
-    z_bytes, y_bytes = codec.compress(torch.rand(1, 3, 64, 64))  # its tables are there in any case
-    codec.decompress(z_bytes, y_bytes, 64, 64)
+    coder = LatentCoder(codec)  # its tables are there in any case
+    z_stream, y_stream, symbols = coder.encode(torch.rand(1, 3, 64, 64))
+    assert coder.decode(z_stream, y_stream, 64, 64)[0].equals(symbols)
     reference.export_file(str(tmp_path / "run"), tmp_path / "back.ckpt", "as-imported")
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)
     assert back.keys() == theirs.keys()

@@ -17,7 +17,8 @@ from pipeline.errors import BitstreamError
 
 MAGIC = b"ILLM"
 VERSION = 1
-MAX_PIXELS = 2**27  # more are refused before memory is asked for
+SIDE_MULTIPLE = 64  # networks see images padded to multiples of it, at the right and at the bottom
+MAX_PIXELS = 2**27  # of the padded image; more are refused before memory is asked for
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,14 @@ def unpack(content: bytes) -> Packet:
     height, at = _read_leb128(body, 9)
     width, at = _read_leb128(body, at)
     length, at = _read_leb128(body, at)
-    if not 0 < height * width <= MAX_PIXELS or length > len(body) - at:
+    if not 0 < padded(height) * padded(width) <= MAX_PIXELS or length > len(body) - at:
         raise BitstreamError(f"malformed: {width}x{height} pixels, hyper-latent of {length} bytes in {len(content)}")
     return Packet(body[5:9], height, width, body[at : at + length], body[at + length :])
+
+
+def padded(side: int) -> int:
+    """The next multiple of SIDE_MULTIPLE."""
+    return -(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE
 
 
 def _leb128(number: int) -> bytes:

@@ -28,7 +28,8 @@ class CodecConfig(Config):
     # after the first convolution and after each of the four halvings
     channels: Annotated[tuple[Width, ...], Field(min_length=5, max_length=5)] = (60, 120, 240, 480, 960)
     latent_channels: Width = 220
-    hyper_channels: Width = 320
+    # at least 4: CompressAI's encoder ends a stream with two words, in a buffer of one word per symbol
+    hyper_channels: Annotated[int, Field(ge=4, le=65536)] = 320
     residual_blocks: Annotated[int, Field(gt=0, le=1000)] = 9
 
 
@@ -167,13 +168,13 @@ class Codec(nn.Module):
         y = self.analysis(x)  # (B, latent_channels, H/16, W/16)
         z = self.hyper_analysis(y).float()  # (B, hyper_channels, H/64, W/64)
         z_noisy = z + noise.z
-        means, scales = self._means_and_scales(z_noisy)
+        means, scales = self.means_and_scales(z_noisy)
         with torch.autocast(x.device.type, enabled=False):  # likelihoods lose whole bits in bf16
             y = y.float()
             bits = self._hyper_bits(z_noisy) + self._latent_bits(y + noise.y, means, scales)
             with torch.no_grad():
                 rounded = self._latent_bits(round_around(y, means), means, scales)
-                rounded_bits = self._hyper_bits(round_around(z, self._medians())) + rounded
+                rounded_bits = self._hyper_bits(round_around(z, self.medians())) + rounded
         y_hat = y + (round_around(y, means) - y).detach()
         return CodecOutput(self.synthesis(y_hat), y_hat, bits, rounded_bits)
 
@@ -186,8 +187,8 @@ class Codec(nn.Module):
         check_sides(x)
         y = self.analysis(x).float()
         z = self.hyper_analysis(y).float()
-        z_hat = round_around(z, self._medians())
-        means, scales = self._means_and_scales(z_hat)
+        z_hat = round_around(z, self.medians())
+        means, scales = self.means_and_scales(z_hat)
         y_hat = round_around(y, means)
         return y_hat, self._hyper_bits(z_hat) + self._latent_bits(y_hat, means, scales)
 
@@ -203,35 +204,8 @@ class Codec(nn.Module):
 
         return Noise(draw(self.cfg.latent_channels, LATENT_STRIDE), draw(self.cfg.hyper_channels, HYPER_STRIDE))
 
-    @torch.no_grad()
-    def compress(self, x: Tensor) -> tuple[bytes, bytes]:
-        """Entropy-coded hyper-latent and latent of one image. Shapes: x (1, 3, H, W) in [0, 1], sides multiples of 64."""
-        check_sides(x)
-        y = self.analysis(x)
-        z = self.hyper_analysis(y)
-        z_bytes = self.hyper_entropy.compress(z)[0]
-        z_hat = round_around(z, self._medians())
-        means, scales = self._means_and_scales(z_hat)
-        y_bytes = self.entropy.compress(y, self.entropy.build_indexes(scales), means)[0]
-        return z_bytes, y_bytes
-
-    @torch.no_grad()
-    def decompress(self, z_bytes: bytes, y_bytes: bytes, height: int, width: int) -> Tensor:
-        """The image (1, 3, height, width), not clamped, from what `compress` returned for that padded size.
-
-        Any bytes are safe to pass: CompressAI's decoder reads past the end of a short stream, so both are followed by
-        as many zeros as it could ask for.
-        """
-        size = (height // HYPER_STRIDE, width // HYPER_STRIDE)
-        num_z = self.cfg.hyper_channels * size[0] * size[1]
-        z_hat = self.hyper_entropy.decompress([_padded(z_bytes, num_z)], size)
-        means, scales = self._means_and_scales(z_hat)
-        indexes = self.entropy.build_indexes(scales)
-        y_hat = self.entropy.decompress([_padded(y_bytes, indexes.numel())], indexes, means=means)
-        return self.synthesis(y_hat)
-
     def update_tables(self) -> None:
-        """Builds the integer tables that `compress` and `decompress` use; they are saved with the weights."""
+        """Builds the integer tables that files are coded with; they are saved with the weights."""
         self.hyper_entropy.update(force=True)
         self.entropy.update_scale_table(SCALE_TABLE, force=True)
 
@@ -241,7 +215,7 @@ class Codec(nn.Module):
             module = self.get_submodule(prefix)
             for name in ("_offset", "_quantized_cdf", "_cdf_length", "scale_table"):
                 if (saved := state.get(f"{prefix}.{name}")) is not None:
-                    setattr(module, name, torch.zeros_like(saved))
+                    setattr(module, name, torch.zeros(saved.shape, dtype=getattr(module, name).dtype))
         self.load_state_dict(state)
 
     def bitstream_id(self) -> bytes:
@@ -257,10 +231,12 @@ class Codec(nn.Module):
                 digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()[:4]
 
-    def _medians(self) -> Tensor:
+    def medians(self) -> Tensor:
+        """Centres of the hyper-latent's symbols. Shapes: returns (1, hyper_channels, 1, 1)."""
         return self.hyper_entropy.quantiles[:, 0, 1].detach().reshape(1, -1, 1, 1)
 
-    def _means_and_scales(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def means_and_scales(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every latent's Gaussian. Shapes: z (B, hyper_channels, h, w); returns (B, latent_channels, 4h, 4w) twice."""
         return self.hyper_synthesis_mean(z).float(), self.hyper_synthesis_scale(z).float()
 
     def _hyper_bits(self, z: Tensor) -> Tensor:
@@ -289,12 +265,3 @@ def check_sides(x: Tensor) -> None:
     height, width = x.shape[-2:]
     if height % HYPER_STRIDE or width % HYPER_STRIDE or not height or not width:
         raise ValueError(f"image is {height}x{width}, but both sides must be multiples of {HYPER_STRIDE}; pad it first")
-
-
-def _padded(stream: bytes, num_symbols: int) -> bytes:
-    """`stream` and enough zeros that CompressAI's rANS decoder, which knows no length, cannot leave the buffer.
-
-    A symbol takes at most one 32-bit word. An escaped one reads a unary count in 4-bit digits and then that many
-    digits: at most 15 per unary digit, and unary digits other than zero exist only inside `stream`.
-    """
-    return stream + bytes(4 * num_symbols + 8 * num_symbols + 16 * len(stream) + 64)

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import ArtifactError
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.tables import checked_tables
 
 WEIGHTS, MODEL = "weights.safetensors", "model.yaml"
 C = TypeVar("C", bound=Config)
@@ -35,7 +36,11 @@ def load_codec(artifact: Artifact) -> Codec:
     Raises: ArtifactError if the files do not fit together.
     """
     codec = _make(artifact, CodecConfig, Codec)
-    _fill(artifact, codec.load_weights)
+    _fill(artifact, codec, codec.load_weights)
+    try:
+        checked_tables(codec)
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path / WEIGHTS}: {error}; get the artifact again from who made it") from None
     return codec.requires_grad_(False).eval()
 
 
@@ -45,7 +50,7 @@ def load_labeler(artifact: Artifact) -> Labeler:
     Raises: ArtifactError if the files do not fit together.
     """
     labeler = _make(artifact, LabelerConfig, Labeler)
-    _fill(artifact, labeler.load_state_dict)
+    _fill(artifact, labeler, labeler.load_state_dict)
     return labeler.requires_grad_(False).eval()
 
 
@@ -67,10 +72,18 @@ def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
     return network(cfg)
 
 
-def _fill(artifact: Artifact, load_state: Callable[[dict[str, Tensor]], object]) -> None:
+def _fill(artifact: Artifact, network: nn.Module, load_state: Callable[[dict[str, Tensor]], object]) -> None:
+    path = artifact.path / WEIGHTS
     try:
-        state: dict[str, Tensor] = load_file(artifact.path / WEIGHTS)
+        state: dict[str, Tensor] = load_file(path)
         with torch.no_grad():
             load_state(state)
     except (SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"{artifact.path / WEIGHTS}: does not fit its {MODEL}: {error}") from None
+        raise ArtifactError(f"{path}: does not fit its {MODEL}: {error}") from None
+    for name, value in network.state_dict().items():
+        if state[name].dtype != value.dtype:
+            raise ArtifactError(f"{path}: {name} is {state[name].dtype}, expected {value.dtype}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ArtifactError(
+                f"{path}: {name} holds numbers that are not finite: its training diverged, or it is damaged"
+            )

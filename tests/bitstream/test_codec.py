@@ -1,4 +1,10 @@
+import subprocess
+import sys
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +15,7 @@ from pipeline.bitstream.codec import ImageCodec, pad, to_pixels
 from pipeline.bitstream.container import Packet
 from pipeline.data.loader import to_float
 from pipeline.errors import BitstreamError
-from tests.conftest import picture
+from tests.conftest import ROOT, picture
 from tests.models.test_networks import small_codec
 
 
@@ -56,11 +62,80 @@ def test_another_synthesis_reads_the_same_files_and_another_table_does_not(codec
 
 
 @settings(max_examples=60, deadline=None)
-@given(hyper=st.binary(max_size=60), latent=st.binary(max_size=400))
+@given(hyper=st.binary(min_size=8, max_size=60), latent=st.binary(min_size=8, max_size=400))
 def test_streams_of_any_bytes_with_a_right_checksum_decode_to_some_image(codec, hyper, latent):
     """CompressAI's own decoder dies on these with a segmentation fault."""
     content = container.pack(Packet(codec.bitstream_id, 100, 130, hyper, latent))
     assert codec.decompress(content).shape == (100, 130, 3)
+
+
+@pytest.mark.parametrize(("hyper", "latent"), [(b"", bytes(400)), (bytes(60), b""), (b"1234567", bytes(400))])
+def test_a_stream_without_the_coders_final_state_is_refused(codec, hyper, latent):
+    with pytest.raises(BitstreamError, match="malformed"):
+        codec.decompress(container.pack(Packet(codec.bitstream_id, 100, 130, hyper, latent)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(2048, 2048), (4096, 4096), (64, 2**20), (11585, 11000)])
+def test_few_bytes_cannot_claim_many_pixels(codec, height, width):
+    """Refused before memory is asked for: the decoder would need gigabytes for these 40 bytes."""
+    content = container.pack(Packet(codec.bitstream_id, height, width, bytes(10), bytes(10)))
+    tracemalloc.start()
+    with pytest.raises(BitstreamError, match=r"pixels cannot come from a stream of 10 bytes"):
+        codec.decompress(content)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_the_shortest_files_that_an_encoder_makes_are_accepted():
+    """One colour, and a codec that is nearly certain of every symbol: less than a byte per thousand pixels."""
+    network = small_codec()
+    with torch.no_grad():
+        network.analysis[-1].weight.zero_()
+        network.analysis[-1].bias.zero_()
+        for part in (network.hyper_analysis, network.hyper_synthesis_scale, network.hyper_synthesis_mean):
+            part[-1].weight.zero_()
+            part[-1].bias.zero_()
+    network.hyper_entropy.quantiles.data[:] = torch.tensor([-1.0, 0.0, 1.0])
+    network.update_tables()
+    network.hyper_entropy._quantized_cdf[:] = 0
+    network.hyper_entropy._quantized_cdf[:, :3] = torch.tensor([0, 65535, 65536])
+    network.hyper_entropy._cdf_length[:] = 3
+    network.hyper_entropy._offset[:] = 0
+    codec = ImageCodec(network)
+    content = codec.compress(np.zeros((2048, 2048, 3), np.uint8))
+    assert len(content) < 2048 * 2048 / 1000
+    assert codec.decompress(content).shape == (2048, 2048, 3)
+
+
+def test_an_image_that_needs_more_memory_than_there_is_is_told(codec, monkeypatch):
+    assert codec.memory_bytes(100, 130) == int(3.2 * 4 * 4 * 128 * 192)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(
+        BitstreamError, match=r"130x100 pixels need about .* GiB of memory with this codec, and 0.0 GiB"
+    ):
+        codec.compress(picture(1, 100, 130))
+
+
+def test_want_of_memory_on_the_way_is_one_line():
+    """As under `ulimit -v`, where the machine has memory and the process may not have it."""
+    script = """
+import resource, sys
+import numpy as np
+from pipeline.bitstream.codec import ImageCodec
+from pipeline.errors import BitstreamError
+from tests.models.test_networks import small_codec
+
+codec = ImageCodec(small_codec())
+codec.compress(np.zeros((64, 64, 3), np.uint8))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
+try:
+    codec.compress(np.zeros((2048, 2048, 3), np.uint8))
+except BitstreamError as error:
+    sys.exit(0 if "more than this process may have" in str(error) else 3)
+sys.exit(4)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("fill", [0x00, 0xFF, 0xF0])

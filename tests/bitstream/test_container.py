@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pipeline.bitstream import container
 from pipeline.bitstream.container import Packet
 from pipeline.errors import BitstreamError
+from pipeline.models.codec import HYPER_STRIDE
 
 PACKET = Packet(b"\x01\x02\x03\x04", 300, 200, b"hyper", b"latent stream")
 
@@ -52,14 +53,19 @@ def test_any_bytes_give_a_packet_of_a_bounded_image_or_a_clear_error(tail):
             packet = container.unpack(content)
         except BitstreamError:
             continue
-        assert 0 < packet.height * packet.width <= container.MAX_PIXELS
+        assert 0 < container.padded(packet.height) * container.padded(packet.width) <= container.MAX_PIXELS
         assert len(packet.hyper_stream) + len(packet.latent_stream) < len(content)
 
 
-@pytest.mark.parametrize(("height", "width"), [(0, 5), (2**31, 2**31), (2**14, 2**14)])
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (2**31, 2**31), (2**14, 2**14), (1, 2**27), (2**22, 1)])
 def test_an_absurd_size_is_refused_before_memory_is_asked_for(height, width):
     with pytest.raises(BitstreamError, match="malformed"):
         container.unpack(container.pack(Packet(b"abcd", height, width, b"", b"")))
+
+
+def test_padding_is_what_the_networks_need():
+    assert container.SIDE_MULTIPLE == HYPER_STRIDE
+    assert [container.padded(side) for side in (1, 63, 64, 65, 200)] == [64, 64, 64, 128, 256]
 
 
 def test_another_version_is_told():

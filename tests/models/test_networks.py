@@ -82,7 +82,7 @@ def test_the_decoder_gets_rounded_latents_with_a_straight_gradient():
     codec, x = small_codec(), torch.rand(2, 3, 64, 128)
     out = codec(x, zero_noise(x))
     y_hat, _ = codec.encode(x)
-    means, _ = codec._means_and_scales(codec.hyper_analysis(codec.analysis(x)))
+    means, _ = codec.means_and_scales(codec.hyper_analysis(codec.analysis(x)))
     offsets = out.y_hat - means
     assert torch.allclose(offsets, offsets.round(), atol=1e-5)
     assert out.y_hat.shape == y_hat.shape
