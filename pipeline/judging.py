@@ -1,7 +1,7 @@
 """Judges a codec for promotion: its gates, and the champion side by side with it on the same images."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +17,13 @@ from pipeline.data.images import Pixels, decode
 from pipeline.errors import ArtifactError, BitstreamError, ConfigError, TrackingError
 from pipeline.evaluation import comparison, measure
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.measure import TIMES, Measuring
+from pipeline.evaluation.measure import TIMES, Measurement, Measuring
 from pipeline.gates import BdRateGate, Gate, RelativeGate, Verdict
 from pipeline.models import saved
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 CHAMPION = "champion"
+Rows = Sequence[Measurement]
 ROUNDING = 2  # of 255: how far a pixel decoded on another machine may be from the measured one
 
 
@@ -93,7 +94,7 @@ def judge(cfg: Terms, codec: Artifact, evaluation: Artifact) -> Decision:
             theirs = ImageCodec.load(f"models:/{cfg.name}/{champion}")
         except (ArtifactError, TrackingError) as error:  # a champion that is lost can be replaced by force only
             verdicts.append(Verdict("champion", str(error), "readable", False))
-    verdicts += [_undecodable(cfg, ours, evaluation, images), _bitstream(cfg, ours, theirs, champion)]
+    verdicts += [_undecodable(cfg, ours, evaluation, images, mine), _bitstream(cfg, ours, theirs, champion)]
     found, times = _measure(cfg, ours, theirs, images)
     values |= times
     verdicts += gates.own(cfg.gates, values, intervals)
@@ -139,18 +140,21 @@ def _measure(
     return found + (comparison.fidelity_differences(measuring, "candidate", CHAMPION) if wanted else []), times
 
 
-def _undecodable(cfg: Terms, codec: ImageCodec, evaluation: Artifact, images: Originals) -> Verdict:
-    """Whether the evaluation's files decode here to the pixels that were measured, but for rounding: another number of
-    threads or another processor sums in another order."""
+def _undecodable(cfg: Terms, codec: ImageCodec, evaluation: Artifact, images: Originals, rows: Rows) -> Verdict:
+    """Whether the evaluation's files decode here to the latent that their encoder meant, and to the pixels that were
+    measured, but for rounding: another number of threads or another processor sums in another order.
+    """
+    meant = {row.image: row.latent for row in rows}
     bad = []
     for path in images.files:
         kept = decode(evaluation.path / "reconstructions" / cfg.codec / path.name).pixels
         try:
-            content = (evaluation.path / "files" / cfg.codec / f"{path.stem}.illm").read_bytes()
-            restored = codec.decompress(content)
-            if restored.shape != kept.shape or np.abs(restored.astype(int) - kept).max() > ROUNDING:
-                bad.append(path.stem)
+            found = codec.decode((evaluation.path / "files" / cfg.codec / f"{path.stem}.illm").read_bytes())
         except (BitstreamError, OSError):
+            bad.append(path.stem)
+            continue
+        same = found.symbols.digest() == meant.get(path.stem) and found.pixels.shape == kept.shape
+        if not same or np.abs(found.pixels.astype(int) - kept).max() > ROUNDING:
             bad.append(path.stem)
     told = f"{len(bad)} of {len(images)} files" + (f" ({', '.join(bad[:3])})" if bad else "")
     return Verdict("undecodable", told, "0 files", not bad)

@@ -13,7 +13,7 @@ from pipeline.gates import BdRateGate, Gate, RelativeGate
 
 
 def measurement(image: int, psnr_db: float, bpp: float = 0.5, model: str = "m") -> Measurement:
-    return Measurement(str(image), model, 100, 100, int(bpp * 1250), bpp, psnr_db, None, 0.1, 0.02, 0.01)
+    return Measurement(str(image), model, 100, 100, int(bpp * 1250), bpp, psnr_db, None, 0.1, 0.02, 0.01, None)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -199,6 +200,25 @@ def test_files_that_do_not_decode_to_what_was_measured_are_counted(there):
     manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     name = file.relative_to(folder).as_posix()
     manifest.files[name].sha256 = artifacts.sha256(file)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    ended = promote(there, "p1")
+    assert ended.code == 3
+    assert f"undecodable is 1 of 1 files ({file.stem}), expected 0 files" in ended.err
+
+
+def test_files_that_decode_to_another_latent_than_the_encoders_are_counted(there):
+    """The decoder agrees with what was measured: both are garbage. Only the encoder knows better."""
+    folder = there / RUNS / "evaluate/artifact"
+    (file,) = (folder / "files/fine-tuned").iterdir()
+    codec = ImageCodec.load(str(there / RUNS / "gan"))
+    original = decode(folder / f"reconstructions/original/{file.stem}.png").pixels
+    file.write_bytes(codec.compress(np.ascontiguousarray(original[::-1])))
+    kept = folder / f"reconstructions/fine-tuned/{file.stem}.png"
+    Image.fromarray(codec.decompress(file.read_bytes())).save(kept)
+    manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    for path in (file, kept):
+        entry = manifest.files[path.relative_to(folder).as_posix()]
+        entry.sha256, entry.size = artifacts.sha256(path), path.stat().st_size
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     ended = promote(there, "p1")
     assert ended.code == 3

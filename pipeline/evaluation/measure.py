@@ -3,6 +3,7 @@
 import csv
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from pipeline import perceptual, weights
 from pipeline.bitstream.codec import ImageCodec
+from pipeline.bitstream.latents import Symbols
 from pipeline.data.images import Pixels
 from pipeline.data.loader import to_float
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, BitstreamError
 from pipeline.evaluation import anchors, fidelity, metrics
 from pipeline.evaluation.anchors import Anchor
 
@@ -29,7 +31,10 @@ TIMES = ("encode_seconds_per_megapixel", "decode_seconds_per_megapixel")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One image through one model. lpips is None without its weights, ms_ssim for sides below 176 pixels."""
+    """One image through one model. lpips is None without its weights, ms_ssim for sides below 176 pixels.
+
+    latent: SHA-256 of what the encoder meant the file to say (`Symbols.digest`); None for JPEG and its like.
+    """
 
     image: str
     model: str
@@ -42,6 +47,7 @@ class Measurement:
     lpips: float | None
     encode_seconds: float
     decode_seconds: float
+    latent: str | None
 
     @property
     def encode_seconds_per_megapixel(self) -> float:
@@ -65,9 +71,14 @@ class Measuring:
         self.measurements: list[Measurement] = []
 
     def measure(self, images: Iterable[tuple[str, Pixels]], count: int, folder: Path) -> None:
-        """Writes `files/` and `reconstructions/` and measures all of them."""
+        """Writes `files/` and `reconstructions/` and measures all of them.
+
+        Raises: BitstreamError naming every image whose file does not decode to the latent that its encoder meant.
+        """
         for codec in self.codecs.values():  # a first use is slow, and must not count as the first codec's slowness
-            codec.decompress(codec.compress(np.zeros((64, 64, 3), np.uint8)))
+            with suppress(BitstreamError):  # the images will tell, by name
+                codec.decompress(codec.compress(np.zeros((64, 64, 3), np.uint8)))
+        failures: list[str] = []
         console = Console(stderr=True)
         shown = track(images, "evaluating", total=count, console=console, disable=not console.is_terminal)
         for image, pixels in shown:
@@ -75,11 +86,21 @@ class Measuring:
             save_png(folder / "reconstructions" / "original" / f"{image}.png", pixels)
             target_bytes = 0
             for model in self.models:
-                measured, ours = self._one(image, pixels, model, folder / "files" / model, target_bytes)
+                try:
+                    measured, ours = self._one(image, pixels, model, folder / "files" / model, target_bytes)
+                except BitstreamError as error:
+                    failures.append(f"{image} by {model}: {error}")
+                    continue
                 target_bytes = target_bytes or measured.bytes
                 self.measurements.append(measured)
                 self._features_of(model, ours)
                 save_png(folder / "reconstructions" / model / f"{image}.png", ours)
+        if failures:
+            total = count * len(self.codecs)
+            raise BitstreamError(
+                f"{len(failures)} of {total} files do not hold what was encoded, so nothing is published:\n"
+                + "\n".join(f"  {failure}" for failure in failures)
+            )
 
     def of(self, model: str) -> list[Measurement]:
         """A model's measurements, in the order of the images."""
@@ -102,10 +123,20 @@ class Measuring:
         folder.mkdir(parents=True, exist_ok=True)
         codec = self.codecs.get(model)
         path = folder / f"{image}.{'illm' if codec else model}"
+        meant: Symbols | None = None
         started = time.perf_counter()
-        path.write_bytes(codec.compress(pixels) if codec else anchors.encode(pixels, model, target_bytes))  # type: ignore[arg-type]
+        if codec:
+            content, meant = codec.encode(pixels)
+        else:
+            content = anchors.encode(pixels, model, target_bytes)  # type: ignore[arg-type]
+        path.write_bytes(content)
         written = time.perf_counter()
-        ours = codec.decompress(path.read_bytes()) if codec else anchors.decode(path.read_bytes())
+        if codec and meant:
+            ours, said = codec.decode(path.read_bytes())
+            if not said.equals(meant):
+                raise BitstreamError("the file's latent is not the encoder's")
+        else:
+            ours = anchors.decode(path.read_bytes())
         read = time.perf_counter()
         height, width = pixels.shape[:2]
         size = path.stat().st_size
@@ -121,6 +152,7 @@ class Measuring:
             lpips=self._lpips(ours, pixels),
             encode_seconds=written - started,
             decode_seconds=read - written,
+            latent=meant.digest() if meant else None,
         )
         return measured, ours
 
