@@ -40,6 +40,8 @@ class Trainable:
     def _wrap(self, accelerator: Accelerator) -> None:
         self._engine = accelerator.prepare_model(self.module)
         self._callable = self._engine
+        if isinstance(self._engine, DistributedDataParallel):
+            _settle_buckets(self._engine, list(self.trained.values()))
 
     def compile(self) -> None:
         """Passes through `model` run compiled from now on; `module` stays as it is."""
@@ -199,6 +201,19 @@ class ZeroTrainable(Trainable):
         for name, p in self.trained.items():
             for key in MOMENTS:
                 fill(p, moments[name][key].to(p.device), key)
+
+
+def _settle_buckets(engine: DistributedDataParallel, weights: list[nn.Parameter]) -> None:
+    """Has DDP arrange its buckets for good, with a backward pass that changes nothing.
+
+    DDP arranges them anew before the second step of every process, and more than two processes then add up gradients in
+    another order. So the first step after a resume would round otherwise than the same step of a run that went on.
+    """
+    engine.reducer.prepare_for_backward([])
+    torch.autograd.backward(torch.stack([weight.sum() for weight in weights]).sum())
+    for weight in weights:
+        weight.grad = None
+    engine.reducer._rebuild_buckets()
 
 
 def _like(value: Tensor, p: Tensor) -> Tensor:
