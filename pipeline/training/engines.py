@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
@@ -45,10 +46,11 @@ class Trainable:
 
     def compile(self) -> None:
         """Passes through `model` run compiled from now on; `module` stays as it is."""
+        functorch_config.donated_buffer = False  # the generator's pass through the discriminator keeps its graph
         if isinstance(self._engine, DistributedDataParallel):
             self._engine.module = torch.compile(self._engine.module, dynamic=False)
         else:
-            self._callable = torch.compile(self._engine, dynamic=False)
+            self._callable = torch.compile(self._callable, dynamic=False)
 
     def average(self, decay: float) -> None:
         """Keeps an exponential moving average of the weights from now on, as part of the checkpoint."""
@@ -93,6 +95,11 @@ class Trainable:
 
     def weights_changed(self) -> None:
         """To be called after somebody else changed weights in place."""
+
+    def floats(self) -> list[Tensor]:
+        """Weights, buffers and averaged weights: what validation and publication may use."""
+        held = [*self.module.state_dict().values(), *(self.ema.average if self.ema else ())]
+        return [value for value in held if value.dtype == torch.float32 and value.numel()]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the same for every engine: a collective call under ZeRO."""
@@ -147,9 +154,6 @@ class ZeroTrainable(Trainable):
         # Gradients are collected by hooks on the weights, so passes need not go through the engine; its own forward
         # would take the generator's pass through the discriminator for one that trains it.
         self._callable = self.module
-
-    def compile(self) -> None:
-        self._callable = torch.compile(self.module, dynamic=False)
 
     @contextmanager
     def passing(self, last: bool) -> Iterator[None]:
