@@ -1,5 +1,6 @@
 """What a GPU will be asked to do, as far as a CPU can tell: which device is taken, with what arithmetic, and what a step calls."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from pipeline.stages.pretrain import PretrainTask
 from pipeline.stages.pretrain import StageConfig as PretrainConfig
 from pipeline.stages.vqvae import StageConfig as VqvaeConfig
 from pipeline.stages.vqvae import VqvaeTask
-from pipeline.training import runtime
+from pipeline.training import device
+from pipeline.training.device import settle_arithmetic, usable_gpu
 from pipeline.training.loop import Task, Window
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime, settle_arithmetic, usable_gpu
+from pipeline.training.runtime import Runtime
 from tests.conftest import CONFIGS, assert_one_clear_line, illm
 from tests.models.test_networks import SMALL, SMALL_LABELER, small_codec
 
@@ -124,8 +126,6 @@ def test_convolutions_use_tf32_unless_exact_and_matrix_products_never(arithmetic
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_determinism_is_asked_of_every_library(arithmetic, wanted):
-    import os
-
     settle_arithmetic("fp32", deterministic=wanted)
     assert torch.backends.cudnn.deterministic is wanted
     assert torch.backends.cudnn.benchmark is False
@@ -145,7 +145,7 @@ def machine(monkeypatch, tmp_path) -> pytest.MonkeyPatch:
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "ACCELERATE_USE_CPU", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(runtime, "DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "no driver")
     return monkeypatch
 
 
@@ -164,7 +164,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_and_not_replaced_by_the_cpu(machine
 
 def test_a_driver_alone_is_a_sign_of_a_gpu(machine, tmp_path):
     assert not usable_gpu()
-    machine.setattr(runtime, "DRIVER", Path(__file__))
+    machine.setattr(device, "DRIVER", Path(__file__))
     with pytest.raises(TrainingError, match=r"test_device.py is there on"):
         usable_gpu()
 
