@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli_registry import ConfigArgument, folder_and_overrides
 from pipeline.cli_registry import WordsArgument as FolderWords
+from pipeline.errors import UserError
 
 app = typer.Typer()
 submit = typer.Typer(help="Submit stages to a cluster.", no_args_is_help=True)
@@ -29,7 +30,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything,
 GpusOption = Annotated[int, typer.Option(min=0, help="Per node; 0: train on the processor.")]
 
 WorkersOption = Annotated[int, typer.Option(min=1, help="Processes that train a stage.")]
-WorkerGpusOption = Annotated[float, typer.Option(min=0, help="Of each worker.")]
+
+
+def _none_or_one(gpus: float) -> float:
+    if gpus not in (0, 1):
+        raise UserError(
+            f"--gpus {gpus:g}: expected 0 or 1, a process trains on one GPU; --workers says how many there are"
+        )
+    return gpus
+
+
+WorkerGpusOption = Annotated[float, typer.Option(help="Of each worker: 0 or 1.", callback=_none_or_one)]
 
 
 @submit.command("slurm")

@@ -14,9 +14,9 @@ from pipeline.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every config section: immutable, and unknown keys are mistakes."""
+    """Base of every config section: immutable, and unknown keys are mistakes, as are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -47,7 +48,20 @@ class Finding:
 
 def run(folder: Path) -> Iterator[Finding]:
     """All findings on this machine; as one task of several under SLURM, on what the nodes have in common too."""
-    for check in (_packages, _gpus, _processors, _folder, _disk, _shm, _limits, _tracking, _weights, _port, _slurm):
+    for check in (
+        _packages,
+        _gpus,
+        _compiler,
+        _processors,
+        _folder,
+        _disk,
+        _shm,
+        _limits,
+        _tracking,
+        _weights,
+        _port,
+        _slurm,
+    ):
         try:
             yield from check(folder)
         except Exception as error:  # a check that breaks is a finding, too
@@ -114,6 +128,20 @@ def _gpus(_folder: Path) -> Iterator[Finding]:
         yield Finding("ok" if good else "FAIL", "GPU", found, "" if good else "another process uses it: nvidia-smi")
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else ""
     yield Finding("ok" if nccl else "FAIL", "NCCL", nccl or "torch has none", "" if nccl else "install torch for CUDA")
+
+
+def _compiler(_folder: Path) -> Iterator[Finding]:
+    """What torch.compile needs: a C++ compiler, and for a GPU's kernels a C compiler and Python's headers."""
+    import torch
+
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    has_gcc = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
+    missing = [] if shutil.which(os.environ.get("CXX", "g++")) else ["g++"]
+    if torch.cuda.is_available():
+        missing += ([] if has_gcc else ["gcc"]) + ([] if headers.is_file() else [str(headers)])
+    remedy = "install them (Debian: g++ python3-dev); only engine.compile=true needs them" if missing else ""
+    found = f"{', '.join(missing)} missing" if missing else "all that engine.compile needs"
+    yield Finding("note" if missing else "ok", "compiler", found, remedy)
 
 
 def _folder(folder: Path) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ def generator_loss(fake_logits: Tensor, labels: Tensor) -> Tensor:
     Source: Muckley et al. 2023 (MS-ILLM), arXiv:2301.11189.
     """
     _check_grid(fake_logits, labels)
-    return F.cross_entropy(fake_logits.float(), labels + 1)
+    return _cross_entropy(fake_logits, labels + 1)
 
 
 def real_loss(real_logits: Tensor, labels: Tensor) -> Tensor:
@@ -79,13 +79,22 @@ def real_loss(real_logits: Tensor, labels: Tensor) -> Tensor:
     Source: Sushko et al. 2021 (OASIS), arXiv:2012.04781; labels as in Muckley et al. 2023, arXiv:2301.11189.
     """
     _check_grid(real_logits, labels)
-    return F.cross_entropy(real_logits.float(), labels + 1) / 2
+    return _cross_entropy(real_logits, labels + 1) / 2
 
 
 def fake_loss(fake_logits: Tensor) -> Tensor:
     """The other half: patches of reconstructions, which are to be called fake. Shapes and source as in `real_loss`."""
     fake = torch.zeros(fake_logits.shape[0], *fake_logits.shape[2:], dtype=torch.int64, device=fake_logits.device)
-    return F.cross_entropy(fake_logits.float(), fake) / 2
+    return _cross_entropy(fake_logits, fake) / 2
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Mean over patches, one row each: the loss of whole maps adds up in any order on a GPU.
+
+    Shapes: logits (B, K, h, w); classes (B, h, w) int64; returns a scalar.
+    """
+    rows = logits.float().permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    return F.cross_entropy(rows, classes.flatten())
 
 
 def patch_generator_loss(fake_logits: Tensor) -> Tensor:

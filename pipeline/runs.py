@@ -18,7 +18,7 @@ RUN_FILE = "run.yaml"
 # Keys that say how something is computed and not what: a run may go on with other values
 CHANGEABLE = {f"data.{name}" for name in ("workers", "cache_mb", "shard_cache_gb")}
 CHANGEABLE |= {"workers", "spread"}
-CHANGEABLE |= {f"engine.{name}" for name in ("passes", "recompute", "compile")}
+CHANGEABLE |= {f"engine.{name}" for name in ("passes", "recompute", "compile", "deterministic")}
 CHANGEABLE |= {f"fit.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "keep_every")}
 CHANGEABLE |= {f"fit.{name}" for name in ("max_bad_steps", "profile", "accept_new_batch_size")}
 BATCH_SIZE = "data.batch_size"

@@ -17,6 +17,8 @@ from PIL import Image
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# The suite is about the CPU, also where there is a GPU: two processes cannot share one
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "smoke"

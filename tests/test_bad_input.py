@@ -169,3 +169,32 @@ def test_a_store_of_runs_that_cannot_be_written_is_told(smoke, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert_one_clear_line(Finished(ended.returncode, ended.stdout, ended.stderr), "cannot record in sqlite:///")
+
+
+def test_a_run_that_diverges_ends_in_one_line_however_often_and_leaves_no_spoilt_checkpoint(smoke_copy):
+    folder = smoke_copy("shard")
+    run = ("pretrain", CONFIGS / "pretrain.yaml", "run=runs/new", "optimizer.lr=1e30")
+    for _ in range(2):
+        assert_one_clear_line(illm_here(*run, cwd=folder), "validation at step 10: val/bpp, val/psnr_db not finite")
+        assert not list(folder.glob("runs/new/checkpoints/step-*"))
+        assert not (folder / "runs/new/artifact").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (
+            "data.batch_size=100000000",
+            "data.batch_size is 100000000: the 100000000 crops of 64x64 of each process need",
+        ),
+        ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
+        ("seed=99999999999999999999999", "seed: input should be less than 9223372036854775808"),
+        ("seed=true", "seed: input should be a valid integer, got True"),
+        ("optimizer.lr=.inf", "optimizer.lr: input should be a finite number, got inf"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused_before_anything_starts(smoke_copy, word, told):
+    folder = smoke_copy("shard")
+    ended = illm_here("pretrain", CONFIGS / "pretrain.yaml", "run=runs/new", word, cwd=folder)
+    assert_one_clear_line(ended, told)
+    assert not (folder / "runs/new").exists()

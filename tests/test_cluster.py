@@ -217,3 +217,9 @@ def test_the_launcher_passes_signals_on_and_exits_like_its_ranks(project):
     assert run.returncode == 75, told
     assert "preempted at step" in told
     assert "2 x cpu, DDP" in told
+
+
+@pytest.mark.parametrize("gpus", ["0.5", "2", "-1"])
+def test_ray_workers_get_one_gpu_or_none(tmp_path, gpus):
+    ended = illm_here("submit", "ray", "--stages", "gan", "--gpus", gpus, "--dry-run", cwd=tmp_path)
+    assert_one_clear_line(ended, f"--gpus {gpus}: expected 0 or 1, a process trains on one GPU")

@@ -17,7 +17,7 @@ import torch
 from pipeline import artifacts
 from pipeline.training import checkpoint
 from tests.conftest import CONFIGS, ROOT, illm
-from tests.ranks import ENGINES, Zygote, flat, free_port, wait_until
+from tests.ranks import ENGINES, FOUR, Zygote, flat, free_port, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -173,6 +173,17 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(zygote, inputs, stage, 
     assert "resumed at step" in told or "already done" in told
     assert weights(inputs, f"killed-{name}", kind(stage)) == weights(inputs, f"straight-{name}", kind(stage))
     assert not list(root.glob(".step-*"))
+
+
+def test_four_processes_resume_with_the_same_bits(zygote, inputs):
+    """Two processes cannot tell: a + b is b + a. More of them add up in an order, which has to be that of a run that went on."""
+    run = words("pretrain", "four", "fit.steps=6", "fit.checkpoint_every=3", "fit.keep_checkpoints=9")
+    zygote.run(inputs, *run, engine=FOUR)
+    straight = weights(inputs, "four", "codec")
+    shutil.rmtree(inputs / "runs/four/artifact")
+    shutil.rmtree(inputs / "runs/four/checkpoints/step-000000006")
+    assert "resumed at step 3" in zygote.run(inputs, *run, engine=FOUR)
+    assert weights(inputs, "four", "codec") == straight
 
 
 @pytest.mark.parametrize(

@@ -106,3 +106,23 @@ def test_patch_losses_are_binary_cross_entropies():
     assert (losses.patch_real_loss(-high) + losses.patch_fake_loss(-high)).item() == pytest.approx(
         right / 2 + math.log(1 + math.exp(3))
     )
+
+
+def test_cross_entropy_over_rows_is_that_over_maps():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 17, 5, 4, generator=generator).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 16, (3, 5, 4), generator=generator)
+    entropy = torch.nn.functional.cross_entropy
+    fake = torch.zeros_like(labels)
+    for ours, maps in (
+        (lambda x: losses.generator_loss(x, labels), lambda x: entropy(x, labels + 1)),
+        (lambda x: losses.real_loss(x, labels), lambda x: entropy(x, labels + 1) / 2),
+        (losses.fake_loss, lambda x: entropy(x, fake) / 2),
+    ):
+        values, gradients = [], []
+        for loss in (ours, maps):
+            x = logits.clone().requires_grad_()
+            values.append(loss(x))
+            gradients.append(torch.autograd.grad(values[-1], x)[0])
+        torch.testing.assert_close(*values, rtol=1e-6, atol=0)
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)

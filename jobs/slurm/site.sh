@@ -11,6 +11,6 @@
 : "${ILLM_MOST_RESTARTS:=100}"   # a job that was requeued so often has something wrong with it
 # For your site's modules, proxies and network cards, for instance:
 #   module load cuda/12.8
-#   export NCCL_SOCKET_IFNAME=ib0 TORCH_HOME=/shared/torch
+#   export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 TORCH_HOME=/shared/torch  # processes talk over both
 export ILLM_FILE_PATIENCE
 export PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true RAY_USAGE_STATS_ENABLED=0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -51,16 +52,18 @@ BATCHES_AHEAD = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """x (B, 3, crop, crop) in [0, 1]; positions: the place in the endless sample stream of each of the B crops;
-    images: the number of the image that each was meant to come from."""
+    """x (B, 3, crop, crop): pixels in 0..255 while they are uint8, on their device in [0, 1]; positions: the place in the
+    endless sample stream of each of the B crops; images: the number of the image that each was meant to come from."""
 
     x: Tensor
     positions: list[int]
     images: list[int]
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
-        x = self.x.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-        return Batch(x, self.positions, self.images)
+        """Sent as bytes, a quarter of what floats take, and without waiting for the device where they are pinned."""
+        x = self.x.to(device, non_blocking=True)
+        x = x if x.is_floating_point() else in_unit_range(x)
+        return Batch(x.contiguous(memory_format=memory_format), self.positions, self.images)
 
     def split(self, parts: int) -> "list[Batch]":
         """Equal parts, in order."""
@@ -86,6 +89,17 @@ class Share:
                 f"({ranks} process(es) x {multiple}); it counts the crops of all processes together"
             )
         return cls(rank, batch_size // ranks, ranks)
+
+
+def check_memory(cfg: LoaderConfig, share: Share) -> None:
+    """Raises: DataError if the pixels of the batches at hand, and of one in floats, are more than this machine has free."""
+    needed = share.size * 3 * cfg.crop**2 * (BATCHES_AHEAD + 2 + 4)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"data.batch_size is {share.size * share.ranks}: the {share.size} crops of {cfg.crop}x{cfg.crop} of each process need "
+            f"{needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; lower data.batch_size or data.crop"
+        )
 
 
 class Sample(NamedTuple):
@@ -182,16 +196,19 @@ def positions(share: Share, start: int) -> Iterator[list[int]]:
         start += share.size * share.ranks
 
 
-def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, start: int) -> Iterator[Batch]:
-    """Endless training batches of this process, beginning at position `start` of the stream.
+def batches(
+    cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, start: int, pinned: bool = False
+) -> Iterator[Batch]:
+    """Endless training batches of this process, beginning at position `start` of the stream; pixels in uint8.
 
+    pinned: in memory from which a GPU takes them without anybody waiting.
     Raises: DataError if there is no training image, or more samples are unreadable than the config allows.
     """
     if not len(reader):
         raise DataError(f"{cfg.shards}: no training images in these shards")
     crops = Crops(cfg, reader, seed)
     all_bad: set[str] = set()
-    for pixels, samples in _ahead(crops, positions(share, start), cfg.workers):
+    for pixels, samples in _ahead(crops, positions(share, start), cfg.workers, pinned):
         for name in (name for sample in samples for name in sample.bad):
             if name not in all_bad:
                 print(f"skipping unreadable sample {name}", file=sys.stderr)
@@ -201,23 +218,26 @@ def batches(cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, sta
             raise DataError(
                 f"{len(all_bad)} unreadable samples (data.max_bad_samples={cfg.max_bad_samples}):\n{listed}"
             )
-        yield Batch(to_float(pixels), [sample.position for sample in samples], [sample.image for sample in samples])
+        x = pixels.permute(0, 3, 1, 2)
+        yield Batch(x, [sample.position for sample in samples], [sample.image for sample in samples])
 
 
-def _ahead(crops: Crops, batches: Iterator[list[int]], workers: int) -> Iterator[tuple[Pixels, list[Sample]]]:
-    """The pixels (B, crop, crop, 3) and samples of each batch, in order; threads work on the next BATCHES_AHEAD.
+def _ahead(
+    crops: Crops, batches: Iterator[list[int]], workers: int, pinned: bool
+) -> Iterator[tuple[Tensor, list[Sample]]]:
+    """The pixels (B, crop, crop, 3) uint8 and samples of each batch, in order; threads work on the next BATCHES_AHEAD.
 
     Threads and not processes: decoding and scaling release the interpreter's lock; nothing is copied between processes,
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
     size = crops.cfg.crop
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader")
-    waiting: deque[tuple[Pixels, list[Future[Sample]]]] = deque()
+    waiting: deque[tuple[Tensor, list[Future[Sample]]]] = deque()
     try:
         for batch in batches:
             crops.look_ahead(batch[0])
-            pixels = np.empty((len(batch), size, size, 3), np.uint8)
-            jobs = list(zip(batch, pixels, strict=True))
+            pixels = torch.empty(len(batch), size, size, 3, dtype=torch.uint8, pin_memory=pinned)
+            jobs = list(zip(batch, pixels.numpy(), strict=True))
             if not workers:
                 yield pixels, [crops.load(*job) for job in jobs]
                 continue
@@ -248,4 +268,12 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
 
 def to_float(pixels: Pixels) -> Tensor:
     """Shapes: pixels (B, H, W, 3) in 0..255; returns (B, 3, H, W) in [0, 1]."""
-    return torch.tensor(pixels).float().div_(255).permute(0, 3, 1, 2)
+    return in_unit_range(torch.tensor(pixels).permute(0, 3, 1, 2))
+
+
+def in_unit_range(x: Tensor) -> Tensor:
+    """0..255 as [0, 1], with the same bits on every device.
+
+    A GPU multiplies by the reciprocal of a plain number, which rounds otherwise; it divides by a tensor of its own.
+    """
+    return x.float() / torch.full((), 255.0, device=x.device)

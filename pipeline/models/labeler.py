@@ -144,7 +144,8 @@ class Labeler(nn.Module):
         """Shapes: x (B, 3, H, W) in [0, 1], H and W multiples of 8. Without `quantise` the decoder sees z itself."""
         z = self.embed(x)
         labels = self.nearest(z)
-        codes = F.normalize(self.codebook, dim=1)[labels].permute(0, 3, 1, 2)  # (B, code_dim, h, w)
+        # an embedding and no index, whose gradient several CPU threads would add up in any order
+        codes = F.embedding(labels, F.normalize(self.codebook, dim=1)).permute(0, 3, 1, 2)  # (B, code_dim, h, w)
         seen = z + (codes - z).detach() if quantise else z  # straight-through: the gradient skips the rounding
         return LabelerOutput(self.decoder(self.from_code(seen)), z, codes, labels)
 

@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pipeline import artifacts, runs, tracking
@@ -17,6 +19,8 @@ from pipeline.runs import Inputs
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
 
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # what torch and numpy both take
+
 
 class TrainingConfig(Config):
     """The sections every training stage has."""
@@ -24,7 +28,7 @@ class TrainingConfig(Config):
     data: LoaderConfig
     fit: FitConfig
     engine: EngineConfig = EngineConfig()
-    seed: int = 0
+    seed: Seed = 0
 
 
 def train(
@@ -37,15 +41,16 @@ def train(
 ) -> Path:
     """Trains what `make_task(runtime, validation crops of this process)` builds, and publishes it as a `kind`."""
     runtime = Runtime(cfg.engine)
+    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
+    loader.check_memory(cfg.data, share)
     runtime.on_main(lambda: runs.claim(folder, cfg, given))
     shards = given.artifacts["shards"][1]
-    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
     all_crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid", cfg.data.shard_cache_gb))
     crops = all_crops[runtime.rank :: runtime.num_processes]
     reader = ShardReader(shards, "train", cfg.data.shard_cache_gb)
 
     def batches(start: int) -> Iterator[Batch]:
-        return loader.batches(cfg.data, reader, cfg.seed, share, start)
+        return loader.batches(cfg.data, reader, cfg.seed, share, start, pinned=runtime.device.type == "cuda")
 
     torch.manual_seed(cfg.seed)  # initial weights: the same on every process
     task = make_task(runtime, crops)

@@ -150,7 +150,10 @@ class VqvaeTask:
             saved.save(folder, self.labeler, self.cfg.labeler)
 
     def _count(self, labels: Tensor) -> Tensor:
-        return torch.bincount(labels.flatten(), minlength=self.cfg.labeler.num_codes)
+        """How often each code was chosen. Shapes: labels (B, h, w); returns (num_codes,) int64."""
+        flat = labels.flatten()
+        # torch.bincount would wait for the device to look at the labels
+        return torch.zeros_like(self.usage.counts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ class Space(Config):
     promote: Path | None = None  # of the best trials' ready-made promotion
     search: Annotated[dict[str, Dimension], Field(min_length=1)]  # "stage.key", for instance gan.gan_weight
     samples: PositiveInt = 1  # repetitions of the grid; with optuna: trials; with population: its size
-    seed: int = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     algorithm: Annotated[GridAndRandom | Bayesian, Field(discriminator="kind")] = GridAndRandom()
     stopping: Annotated[Never | Asha | Population, Field(discriminator="kind")] = Never()
     processes: PositiveInt = 1  # that train one trial, on one node

@@ -63,12 +63,22 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
 
 
 class Saver:
-    """Saves while training goes on: only the copy of the state to the host's memory is waited for."""
+    """Saves while training goes on: only the copy of the state to the host's memory is waited for.
+
+    Leaving its context waits for what is being written, so that an error that ends training costs no checkpoint.
+    """
 
     def __init__(self, folder: Path, keep: int, keep_every: int | None):
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
 
     def save(self, progress: Progress, state: dict[str, Any], needed: bool) -> float:
         """Begins to save a copy of `state`, after the save before has ended; returns how long training stood still, in s.

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
@@ -40,13 +41,16 @@ class Trainable:
     def _wrap(self, accelerator: Accelerator) -> None:
         self._engine = accelerator.prepare_model(self.module)
         self._callable = self._engine
+        if isinstance(self._engine, DistributedDataParallel):
+            _settle_buckets(self._engine, list(self.trained.values()))
 
     def compile(self) -> None:
         """Passes through `model` run compiled from now on; `module` stays as it is."""
+        functorch_config.donated_buffer = False  # the generator's pass through the discriminator keeps its graph
         if isinstance(self._engine, DistributedDataParallel):
             self._engine.module = torch.compile(self._engine.module, dynamic=False)
         else:
-            self._callable = torch.compile(self._engine, dynamic=False)
+            self._callable = torch.compile(self._callable, dynamic=False)
 
     def average(self, decay: float) -> None:
         """Keeps an exponential moving average of the weights from now on, as part of the checkpoint."""
@@ -91,6 +95,11 @@ class Trainable:
 
     def weights_changed(self) -> None:
         """To be called after somebody else changed weights in place."""
+
+    def floats(self) -> list[Tensor]:
+        """Weights, buffers and averaged weights: what validation and publication may use."""
+        held = [*self.module.state_dict().values(), *(self.ema.average if self.ema else ())]
+        return [value for value in held if value.dtype == torch.float32 and value.numel()]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the same for every engine: a collective call under ZeRO."""
@@ -146,9 +155,6 @@ class ZeroTrainable(Trainable):
         # would take the generator's pass through the discriminator for one that trains it.
         self._callable = self.module
 
-    def compile(self) -> None:
-        self._callable = torch.compile(self.module, dynamic=False)
-
     @contextmanager
     def passing(self, last: bool) -> Iterator[None]:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -199,6 +205,19 @@ class ZeroTrainable(Trainable):
         for name, p in self.trained.items():
             for key in MOMENTS:
                 fill(p, moments[name][key].to(p.device), key)
+
+
+def _settle_buckets(engine: DistributedDataParallel, weights: list[nn.Parameter]) -> None:
+    """Has DDP arrange its buckets for good, with a backward pass that changes nothing.
+
+    DDP arranges them anew before the second step of every process, and more than two processes then add up gradients in
+    another order. So the first step after a resume would round otherwise than the same step of a run that went on.
+    """
+    engine.reducer.prepare_for_backward([])
+    torch.autograd.backward(torch.stack([weight.sum() for weight in weights]).sum())
+    for weight in weights:
+        weight.grad = None
+    engine.reducer._rebuild_buckets()
 
 
 def _like(value: Tensor, p: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """fit(): the one training loop. It knows *when*; the task it trains knows *what*."""
 
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,6 +24,7 @@ from pipeline.training.checkpoint import Progress
 from pipeline.training.progress import Clock, ProgressDisplay, Tracer
 from pipeline.training.runtime import Runtime
 
+REMEDY = "A lower optimizer.lr in a new run= usually mends this"
 OR_SPIKES = ", or a spike where skip_spikes is set"
 Log = Callable[[int, dict[str, float]], None]
 
@@ -54,8 +57,8 @@ def fit(
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
     `batches(start)` is the stream from the sample at `start`.
-    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row are not finite; ArtifactError if
-    another process has taken over the folder.
+    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row, a weight or a validation are not
+    finite; ArtifactError if another process has taken over the folder.
     """
     owner = runtime.on_main(lambda: ownership.take(folder))
     progress = Progress(step=0, samples=0)
@@ -65,11 +68,11 @@ def fit(
     stream = batches(progress.samples)
     window, clock = Window(runtime, cfg.max_bad_steps), Clock(runtime.device)
     tracer = Tracer(folder, cfg.profile if runtime.is_main else 0, progress.step)
-    saver = checkpoint.Saver(folder, cfg.keep_checkpoints, cfg.keep_every)
     validated: dict[str, float] = {}
     with (
         stop_signals() as stop_requested,
         ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display,
+        checkpoint.Saver(folder, cfg.keep_checkpoints, cfg.keep_every) as saver,
     ):
         while progress.step < cfg.steps:
             with clock.waiting_for_data():
@@ -90,19 +93,31 @@ def fit(
                 display.update(step, metrics)
             with clock.not_training():
                 if step % cfg.validate_every == 0 or ending:
-                    validated = task.validate()
+                    validated = _validate(task, step)
                     log(step, validated)
                     display.note(step, validated)
-                if saving:
+                if saving and (window.sound or stopping or ending):
                     runtime.on_main(lambda: ownership.check(folder, owner))
-                    state = runtime.state_dict()
-                    if runtime.is_main:
-                        log(step, {"time/checkpoint_stall_s": saver.save(progress, state, needed=stopping or ending)})
+                    runtime.check_weights(step)
+                    # the others wait for the main process over the CPU, where that may take long
+                    stall = runtime.on_main(partial(saver.save, progress, runtime.state_dict(), stopping or ending))
+                    log(step, {"time/checkpoint_stall_s": stall})
                     if stopping or ending:
                         runtime.on_main(saver.wait)
             if stopping and not ending:
                 raise Preempted(step)
-    return validated or task.validate()
+    return validated or _validate(task, progress.step)
+
+
+def _validate(task: Task, step: int) -> dict[str, float]:
+    """What validation says, the same on every process. Raises: TrainingError if it is not finite."""
+    validated = task.validate()
+    if wrong := [name for name, value in validated.items() if not math.isfinite(value)]:
+        raise TrainingError(
+            f"validation at step {step}: {', '.join(wrong)} not finite; nothing was written, the checkpoint before is kept. "
+            f"{REMEDY}"
+        )
+    return validated
 
 
 def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[Progress, dict[str, Any]] | None:
@@ -123,13 +138,14 @@ def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[Progress, dict[s
 class Window:
     """Sums of metrics since they were last taken, kept on the device; values that are not finite are left out.
 
-    A step with such a value is a bad one: its update changed nothing (Trainable.update).
+    A step with such a value is a bad one: its update changed nothing (Trainable.update). `sound` is whether the last
+    step before metrics were taken was a good one: within a row of bad ones the weights may be spoilt already, though finite.
     """
 
     def __init__(self, runtime: Runtime, max_bad_steps: int):
         self.runtime, self.max_bad_steps = runtime, max_bad_steps
         self.bad_row = torch.zeros((), device=runtime.device)  # bad steps in a row until now
-        self.count = 0
+        self.count, self.sound = 0, True
 
     @torch.no_grad()
     def add(self, metrics: dict[str, Tensor]) -> None:
@@ -153,16 +169,17 @@ class Window:
 
         Raises: TrainingError if more steps in a row were bad than allowed.
         """
-        ours = torch.cat([self.sums, self.finite, self.bad_steps[None], self.longest_row[None]])
-        everyones = self.runtime.gather(ours[None])  # (processes, 2 names + 2)
-        sums, finite = everyones[:, :-2].sum(0).reshape(2, -1).tolist()
-        bad_steps, longest = (int(n) for n in everyones[:, -2:].amax(0))
+        ours = torch.cat([self.sums, self.finite, torch.stack([self.bad_steps, self.longest_row, self.bad_row])])
+        everyones = self.runtime.gather(ours[None]).cpu()  # (processes, 2 names + 3)
+        sums, finite = everyones[:, :-3].sum(0).reshape(2, -1).tolist()
+        bad_steps, longest, row = (int(n) for n in everyones[:, -3:].amax(0))
+        self.sound = not row
         expected = self.count * len(everyones)
         blamed = ", ".join(name for name, count in zip(self.names, finite, strict=True) if count < expected)
         if longest > self.max_bad_steps:
             raise TrainingError(
-                f"{longest} steps in a row before step {step} had to be skipped: {blamed} not finite{OR_SPIKES}. They changed no "
-                "weight, and the last good checkpoint is kept. A lower optimizer.lr in a new run= usually mends this"
+                f"{longest} steps in a row before step {step} had to be skipped: {blamed} not finite{OR_SPIKES}. Their updates "
+                f"were refused, and the last checkpoint from before them is kept. {REMEDY}"
             )
         means = {name: s / n for name, s, n in zip(self.names, sums, finite, strict=True) if n}
         if bad_steps and self.runtime.is_main:

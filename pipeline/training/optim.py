@@ -69,7 +69,7 @@ class Guard:
         log_norm = norm.float().clamp_min(1e-12).log()
         bound = torch.where(self.seen >= GUARD_AFTER, self.mean_log + self.log_factor, torch.inf)
         spike = ~bad & (log_norm > bound)
-        share = torch.maximum(1 / (self.seen + 1), self.seen.new_tensor(1 - GUARD_DECAY))
+        share = (1 / (self.seen + 1)).clamp_min(1 - GUARD_DECAY)
         moved = self.mean_log + share * (torch.minimum(log_norm, bound) - self.mean_log)
         self.mean_log = torch.where(bad, self.mean_log, moved)
         self.seen = self.seen + (~bad).float()

@@ -137,7 +137,8 @@ class Tracer:
             self.profiler.stop()
             target = self.folder / f"trace-step-{self.first}-{self.last}.json.gz"
             self.profiler.export_chrome_trace(str(target))
-            print(self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=12), file=sys.stderr)
+            costliest = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            print(self.profiler.key_averages().table(sort_by=costliest, row_limit=12), file=sys.stderr)
             print(
                 f"trace of steps {self.first + 1} to {self.last}: {target}; open it in https://ui.perfetto.dev",
                 file=sys.stderr,

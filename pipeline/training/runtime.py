@@ -1,8 +1,9 @@
 """Device, ranks and what all of them agree on. With engines.py, the only files that import accelerate or deepspeed."""
 
 import os
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
+from pipeline.training.device import Precision, settle_arithmetic, usable_gpu
 from pipeline.training.engines import Trainable, ZeroTrainable
 from pipeline.training.optim import AdamConfig
-from pipeline.training.talk import PATIENCE, Talk, meet
+from pipeline.training.talk import Talk, meet, patience_of
 
-Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
 MAX_NETWORKS = 2  # trained in one stage
 
@@ -32,7 +33,8 @@ class Stateful(Protocol):
 class EngineConfig(Config):
     """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
 
-    precision: Precision = "fp32"  # bf16: autocast over weights in fp32
+    precision: Precision = "fp32"
+    deterministic: bool = True  # on a GPU, only kernels that give the same bits each time; the CPU has no others
     passes: PositiveInt = 1  # forward and backward passes per step, each over an equal part of the batch
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = (
         None  # average the weights; validate and publish the average
@@ -44,21 +46,28 @@ class EngineConfig(Config):
 class Runtime:
     """This process among all processes of the stage: its device, its rank, what it trains, what a checkpoint holds.
 
-    Raises: TrainingError if the launcher started processes that cannot see each other, or asks for ZeRO 3.
+    Raises: TrainingError if the launcher started processes that cannot see each other, more of them than there are GPUs,
+    or asks for ZeRO 3; or if there is a GPU that cannot be used.
     """
 
     def __init__(self, cfg: EngineConfig | None = None):
         self.cfg = cfg or EngineConfig()
         self.zero_stage = launched_zero_stage()
-        has_gpu = torch.cuda.is_available()
+        has_gpu = usable_gpu()
+        if has_gpu:
+            settle_arithmetic(self.cfg.precision, self.cfg.deterministic)
         handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 or self.zero_stage:
             backend = "nccl" if has_gpu else "gloo"
             meet(backend)
-            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=PATIENCE))
+            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=patience_of(backend)))
         # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision does not count.
         if self.zero_stage:
+            if not has_gpu and torch.cuda.is_available():
+                raise TrainingError(
+                    "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
+                )
             os.environ.pop("ACCELERATE_USE_CPU", None)  # with it Accelerate would drop DeepSpeed without a word
             os.environ.pop(
                 "ACCELERATE_CONFIG_DS_FIELDS", None
@@ -149,6 +158,24 @@ class Runtime:
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
 
+    def check_weights(self, step: int) -> None:
+        """Looks at every weight of every trained network, and waits for the device; all processes call it together.
+
+        Says if processes hold different bits, which they do where a device computes wrongly or is of another kind.
+        Raises: TrainingError if a weight is not finite.
+        """
+        held = [value for part in self._stateful.values() if isinstance(part, Trainable) for value in part.floats()]
+        finite = torch.stack([value.isfinite().all() for value in held]).all().long()
+        digests = torch.stack([value.view(torch.int32).sum(dtype=torch.int64) for value in held])
+        everyones = self.gather(torch.cat([finite[None], digests])[None]).cpu()  # (processes, 1 + tensors)
+        if not everyones[:, 0].all():
+            raise TrainingError(
+                f"weights are not finite at step {step}; no checkpoint was written, the one before is kept. "
+                "A lower optimizer.lr in a new run= usually mends this"
+            )
+        if self.is_main and (everyones != everyones[0]).any():
+            print(f"processes hold different weights at step {step}; the main process's are saved", file=sys.stderr)
+
     def place(self, module: nn.Module) -> nn.Module:
         """`module` on this device, its 4-d weights in the memory layout that convolutions like best."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -196,6 +223,7 @@ class Runtime:
         """Ends the process group in step with the others; call it last."""
         if dist.is_initialized():
             self.talk.broadcast([None])
+            self.talk.close()
             dist.destroy_process_group()
 
 
@@ -242,7 +270,12 @@ def zero_config(stage: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": stage, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 25_000_000,  # of weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
+        },
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": 1.0,  # replaced by each network's own
         "steps_per_print": 10**9,

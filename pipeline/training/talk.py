@@ -1,6 +1,8 @@
 """How the processes of a run meet, and what they tell each other beside the training."""
 
 import os
+import sys
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -12,24 +14,39 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import TrainingError
 
-PATIENCE = timedelta(minutes=30)  # of collectives: validation and saving make processes wait for each other
+PATIENCE = timedelta(minutes=30)  # over the CPU, where processes wait while the main one saves or publishes
+# Of the devices' own collectives. They wait for a process whose shards are out of reach, which the loader sits out for
+# up to 14 minutes; that a process has died is noticed over the CPU.
+DEVICE_PATIENCE = timedelta(minutes=15)
+PULSE = 1.0  # seconds between two signs of life
+GRACE = 10.0  # seconds that a process has to leave by itself after another one died
 
 
 class Talk:
-    """What processes tell each other beside the training, over the CPU, so that no device is waited for."""
+    """What processes tell each other beside the training, over the CPU, so that no device is waited for.
+
+    A thread exchanges signs of life with the other processes. So a process leaves, too, if its main thread hangs, for
+    instance in a copy to a device that waits for a dead process.
+    """
 
     def __init__(self, num_processes: int):
-        self.group: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self.size = num_processes
         self._pending: tuple[Any, Tensor] | None = None
+        self._ending, self._left = threading.Event(), threading.Event()
+        if num_processes > 1:
+            self.group, self._alive = gloo_group(), gloo_group()
+            self._listener = threading.Thread(target=self._listen, name="signs of life", daemon=True)
+            self._listener.start()
 
     def any_said(self, flag: bool) -> bool:
         """Whether any process said yes one call ago, the same on all; alone, what was just said.
 
         Every call hands in a flag and takes the sum of the one before, which had a whole step to arrive. A process that
-        died is noticed here too, however long the device's own collectives would wait for it.
+        died is noticed here too, however long the device's own collectives would wait for it. A yes is the last word:
+        processes leave then, each in its time, and that is no death.
         Raises: TrainingError if another process is gone.
         """
-        if self.group is None:
+        if self.size == 1:
             return flag
         answer = 0
         try:
@@ -40,16 +57,60 @@ class Talk:
             mine = torch.tensor([int(flag)])
             self._pending = (dist.all_reduce(mine, group=self.group, async_op=True), mine)
         except RuntimeError as error:
-            raise TrainingError(
-                f"another process of this run is gone ({str(error).splitlines()[0]}); "
-                "the same command continues from the last checkpoint"
-            ) from None
+            raise self._gone(error) from None
+        if answer:
+            self._ending.set()
         return answer > 0
 
     def broadcast(self, box: list[Any]) -> None:
-        """Makes the main process's list everybody's."""
-        if self.group is not None:
-            dist.broadcast_object_list(box, src=0, group=self.group)
+        """Makes the main process's list everybody's.
+
+        Raises: TrainingError if another process is gone.
+        """
+        if self.size > 1:
+            try:
+                dist.broadcast_object_list(box, src=0, group=self.group)
+            except RuntimeError as error:
+                raise self._gone(error) from None
+
+    def close(self) -> None:
+        """Ends the thread; all processes call it together."""
+        if self.size > 1:
+            self._ending.set()
+            self._listener.join()
+
+    def _gone(self, error: RuntimeError) -> TrainingError:
+        """The main thread knows, and leaves by itself."""
+        self._left.set()
+        return TrainingError(_told(error))
+
+    def _listen(self) -> None:
+        """Exchanges signs of life, until all processes are about to end or one of them is dead."""
+        try:
+            while self._num_ending() < self.size:
+                self._ending.wait(PULSE)
+        except RuntimeError as error:
+            if not (self._ending.is_set() or self._left.wait(GRACE)):
+                print(f"illm: {_told(error)}", file=sys.stderr, flush=True)
+                os._exit(TrainingError.exit_code)
+
+    def _num_ending(self) -> int:
+        """How many processes are about to end. Raises: RuntimeError if one is dead."""
+        ending = torch.tensor([int(self._ending.is_set())])
+        dist.all_reduce(ending, group=self._alive)
+        return int(ending)
+
+
+def gloo_group() -> Any:
+    """All processes once more, over the CPU."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _told(error: RuntimeError) -> str:
+    return (
+        f"another process of this run is gone ({str(error).splitlines()[0]}); "
+        "the same command continues from the last checkpoint"
+    )
 
 
 def meet(backend: str) -> None:
@@ -61,4 +122,9 @@ def meet(backend: str) -> None:
     if not dist.is_initialized():
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience_of(backend))
+
+
+def patience_of(backend: str) -> timedelta:
+    """How long collectives over `backend` wait for a process."""
+    return DEVICE_PATIENCE if backend == "nccl" else PATIENCE

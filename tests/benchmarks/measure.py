@@ -115,7 +115,8 @@ def flops(call: Callable[[], object]) -> int:
 
 
 def peak_flops() -> dict[str, float]:
-    """What this machine reaches in fp32, in FLOP/s: a large matrix product, and the codec's most common convolution."""
+    """What this machine reaches in fp32, on a GPU both in TF32, in FLOP/s: a large matrix product, and the codec's most
+    common convolution."""
     n = 2048 if DEVICE.type == "cpu" else 8192
     a, b = torch.randn(n, n, device=DEVICE), torch.randn(n, n, device=DEVICE)
     x = torch.randn(8, 960, 16, 16, device=DEVICE).to(memory_format=torch.channels_last)
@@ -125,9 +126,12 @@ def peak_flops() -> dict[str, float]:
         "convolution 960 to 960, 3x3": (lambda: F.conv2d(x, w, padding=1), 2 * 8 * 256 * 960 * 960 * 9),
     }
     best = {}
+    # Runtime keeps the training's matrix products out of TF32; here both have to be in it to be compared
+    kept, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for name, (call, count) in products.items():
         seconds(call)
         best[name] = count / min(seconds(call) for _ in range(7))
+    torch.backends.cuda.matmul.allow_tf32 = kept
     return best
 
 

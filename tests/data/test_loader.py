@@ -73,7 +73,7 @@ def test_another_seed_gives_other_crops(shards):
 
 
 def test_crops_are_floats_between_zero_and_one(shards):
-    x = stream(shards, config(), 1)[0].x
+    x = stream(shards, config(), 1)[0].to(torch.device("cpu"), torch.channels_last).x
     assert x.shape == (4, 3, 64, 64)
     assert x.dtype == torch.float32
     assert 0 <= x.min() < x.max() <= 1
@@ -137,3 +137,22 @@ def test_validation_crops_are_spread_over_the_images(shards):
 
 def test_reading_back_an_artifact_of_shards_does_not_hash_the_tars(shards):
     assert not any(name.endswith(".tar") for name in artifacts.read(str(shards.path), "shards").manifest.files)
+
+
+def test_pixels_travel_as_bytes_and_become_the_same_floats_as_on_the_host(shards):
+    batch = stream(shards, config(), 1)[0]
+    assert batch.x.dtype == torch.uint8
+    placed = batch.to(torch.device("cpu"), torch.channels_last)
+    assert placed.x.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(placed.x.numpy(), batch.x.numpy().astype(np.float32) / np.float32(255))
+    again = placed.to(torch.device("cpu"), torch.channels_last)
+    assert torch.equal(again.x, placed.x)
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    assert torch.equal(loader.to_float(every), torch.tensor(every).float().div_(255).permute(0, 3, 1, 2))
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused():
+    cfg = config(batch_size=10**8)
+    with pytest.raises(DataError, match=r"data.batch_size is 100000000: .* need 12,288.0 GB, but .* GB are free"):
+        loader.check_memory(cfg, Share.of(cfg.batch_size, 0, 1))
+    loader.check_memory(config(), Share.of(4, 0, 1))

@@ -95,6 +95,51 @@ def test_too_many_in_a_row_stop_the_stage_and_the_last_checkpoint_is_good(tmp_pa
     assert state["line"]["model"]["weight"].isfinite().all()
 
 
+def saved_steps(folder) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def test_within_a_row_of_bad_steps_no_checkpoint_replaces_a_good_one(tmp_path):
+    train(tmp_path, 20, bad={8, 9, 10}, keep_checkpoints=9)
+    assert saved_steps(tmp_path) == [5, 15, 20]
+
+
+def test_a_validation_that_is_not_finite_is_neither_saved_nor_published(tmp_path):
+    class Spoilt(Line):
+        def validate(self) -> dict[str, float]:
+            return {"val/w": float("nan")}
+
+    for _ in range(2):  # the same command says the same
+        task = Spoilt(Runtime(), 20, set())
+        cfg = FitConfig(steps=20, checkpoint_every=5, validate_every=10)
+        with pytest.raises(TrainingError, match="validation at step 10: val/w not finite; nothing was written"):
+            fit(task, batches, task.runtime, tmp_path, cfg, lambda step, metrics: None)
+        assert saved_steps(tmp_path) == [5]
+
+
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+    written = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *given: (time.sleep(0.5), written(*given)))
+    with pytest.raises(TrainingError):
+        train(tmp_path, 20, bad={5, 6, 7, 8}, max_bad_steps=3)
+    assert saved_steps(tmp_path) == [5]
+
+
+def test_weights_are_looked_at_where_nothing_is_validated(tmp_path):
+    class Spoilt(Line):
+        def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
+            super().train_step(parts, step)
+            if step == 7:
+                self.network.weight.data.fill_(torch.inf)
+            return {"train/loss": torch.zeros(())}
+
+    task = Spoilt(Runtime(), 20, set())
+    cfg = FitConfig(steps=20, checkpoint_every=5, validate_every=100)
+    with pytest.raises(TrainingError, match="weights are not finite at step 10; no checkpoint was written"):
+        fit(task, batches, task.runtime, tmp_path, cfg, lambda step, metrics: None)
+    assert saved_steps(tmp_path) == [5]
+
+
 def test_as_many_as_allowed_in_a_row_do_not_stop_it_even_across_two_logs(tmp_path):
     train(tmp_path, 20, bad={3, 4, 5, 6}, max_bad_steps=4)
     with pytest.raises(TrainingError):
@@ -112,6 +157,8 @@ def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk
 
         def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
             if step == 12:
+                for saving in [thread for thread in threading.enumerate() if thread.name == "checkpoint"]:
+                    saving.join()
                 self.filler.unlink()
             return super().train_step(parts, step)
 

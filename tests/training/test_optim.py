@@ -81,3 +81,13 @@ def test_averaged_weights_by_hand():
     other.load_state_dict(ema.state_dict())
     with other.applied():
         assert other.current[0].item() == pytest.approx(average)
+
+
+def test_the_guards_running_mean_counts_the_newest_by_its_share():
+    guard = optim.Guard(1e6, torch.device("cpu"))
+    expected = torch.zeros(())
+    for number, log_norm in enumerate(torch.linspace(-1, 1, 120)):
+        norms(guard, log_norm.exp().item())
+        share = torch.maximum(1 / torch.tensor(number + 1.0), torch.tensor(1 - optim.GUARD_DECAY))
+        expected = expected + share * (log_norm.exp().clamp_min(1e-12).log() - expected)
+        assert torch.equal(guard.mean_log, expected)
