@@ -12,8 +12,9 @@ from pipeline import losses, runs
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.losses import RateTerm
-from pipeline.models import saved
+from pipeline.models import initial, saved
 from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.initial import Init
 from pipeline.perceptual import Distortion, DistortionConfig
 from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
@@ -55,11 +56,18 @@ class CalibratedRate(Config):
 
 
 class Calibration:
-    """The price of a bit until now: part of every checkpoint."""
+    """The price of a bit until now: part of every checkpoint.
+
+    It stays within a factor of RANGE of the first one: a price that followed a rate below its target for long could
+    reach zero, from which no factor leads back.
+    """
+
+    RANGE = 1000.0
 
     def __init__(self, cfg: CalibratedRate):
         self.bpp = cfg.bpp
-        self.weight = cfg.weight or math.sqrt(losses.published_rate_weight(cfg.bpp) * losses.LOW_RATE_WEIGHT)
+        self.first = cfg.weight or math.sqrt(losses.published_rate_weight(cfg.bpp) * losses.LOW_RATE_WEIGHT)
+        self.weight = self.first
 
     def term(self, step: int) -> RateTerm:  # noqa: ARG002
         return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
@@ -67,9 +75,10 @@ class Calibration:
     def measured(self, bpp: float) -> None:
         """Changes the price by the square of the ratio of the measured and the wanted rate, at most fourfold.
 
-        The square, because a rate falls with about the root of its price.
+        bpp: of validation crops, finite. The square, because a rate falls with about the root of its price.
         """
-        self.weight *= min(max((bpp / self.bpp) ** 2, 1 / 4), 4.0)
+        wanted = self.weight * min(max((bpp / self.bpp) ** 2, 1 / 4), 4.0)
+        self.weight = min(max(wanted, self.first / self.RANGE), self.first * self.RANGE)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight}
@@ -83,6 +92,7 @@ class StageConfig(TrainingConfig):
 
     stage: Literal["pretrain"] = "pretrain"
     codec: CodecConfig = CodecConfig()
+    init: Init = "he"  # of analysis and synthesis; "pytorch" as in the release: hundreds of steps to get going
     rate: Annotated[FixedRate | TargetRate | CalibratedRate, Field(discriminator="kind")]
     distortion: DistortionConfig = DistortionConfig()
     optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, decay="cosine")
@@ -131,6 +141,8 @@ class PretrainTask:
     def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor):
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
         self.codec = Codec(cfg.codec)
+        if cfg.init == "he":
+            initial.he_codec(self.codec)
         self.codec.synthesis.recompute = cfg.engine.recompute
         self.codec.hyper_entropy.quantiles.requires_grad_(False)
         self.trainable = runtime.trainable("codec", self.codec, cfg.optimizer, cfg.fit.steps)

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import losses, runs
 from pipeline.data import transforms
 from pipeline.data.loader import Batch, to_float
-from pipeline.models import saved
+from pipeline.models import initial, saved
+from pipeline.models.initial import Init
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
@@ -28,9 +29,7 @@ class StageConfig(TrainingConfig):
     pixel_loss: Literal["l1", "mse"] = "l1"
     commitment: NonNegativeFloat = 0.25  # weight that pulls the encoder to its codes
     embedding: NonNegativeFloat = 1.0  # weight that pulls the codes to the encoder
-    init: Literal["he", "pytorch"] = (
-        "he"  # of convolutions; "pytorch" as in the release: hundreds of steps to get going
-    )
+    init: Init = "he"  # of convolutions; "pytorch" as in the release: hundreds of steps to get going
     codes_from: Literal["data", "gaussian"] = "data"  # the first codes: encoded patches, or random directions
     quantise_after: NonNegativeInt = 0  # steps of plain autoencoding before codes come into play
     reseed_every: PositiveInt = 200  # steps between two replacements of little-used codes
@@ -67,7 +66,7 @@ class VqvaeTask:
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
         self.labeler = Labeler(cfg.labeler)
         if cfg.init == "he":
-            initialise(self.labeler)
+            initial.he_labeler(self.labeler)
         self.trainable = runtime.trainable("labeler", self.labeler, cfg.optimizer, cfg.fit.steps)
         self.usage = CodeUsage(cfg.labeler.num_codes, runtime.device)
         runtime.register("usage", self.usage)
@@ -154,27 +153,6 @@ class VqvaeTask:
         flat = labels.flatten()
         # torch.bincount would wait for the device to look at the labels
         return torch.zeros_like(self.usage.counts).scatter_add_(0, flat, torch.ones_like(flat))
-
-
-@torch.no_grad()
-def initialise(labeler: Labeler) -> None:
-    """He's initialisation, with the first and the last layer centred on mid-grey.
-
-    PyTorch's own shrinks signals from layer to layer, and a first layer without centring sees little but brightness,
-    which ChannelNorm takes away: training then spends hundreds of steps at a constant image.
-    Source: He et al. 2015, arXiv:1502.01852.
-    """
-    for module in labeler.modules():
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)
-    first, last = labeler.encoder[0], labeler.decoder[-1]
-    assert isinstance(first, nn.Conv2d)
-    assert isinstance(last, nn.Conv2d)
-    assert first.bias is not None
-    assert last.bias is not None
-    first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
-    last.bias.fill_(0.5)
 
 
 def with_noise(x: Tensor) -> Tensor:

@@ -94,3 +94,16 @@ def test_calibration_changes_the_price_by_the_squared_ratio_of_rates():
     assert again.term(9) == rate.term(9)
     rate.measured(1e-9)
     assert rate.weight == pytest.approx(0.125 * 1.5**2 / 4)
+
+
+def test_a_calibrated_price_comes_back_from_a_rate_that_stayed_below_its_target_for_long():
+    rate = pretrain.Calibration(pretrain.CalibratedRate(kind="calibrated", bpp=0.9))
+    for _ in range(2000):
+        rate.measured(0.1)
+    assert rate.weight == pytest.approx(0.125 / 1000)
+    for _ in range(6):
+        rate.measured(9)
+    assert rate.weight > 0.125
+    for _ in range(2000):
+        rate.measured(9)
+    assert rate.weight == pytest.approx(0.125 * 1000)

@@ -1,0 +1,67 @@
+"""Weights that training starts from.
+
+PyTorch's own shrink signals from layer to layer, and a first layer that is not centred sees little but brightness, which
+ChannelNorm takes away: training then spends hundreds of steps at a constant image.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.codec import Codec
+from pipeline.models.labeler import Labeler
+
+# "he": ours, centred on mid-grey; "pytorch": torch's own, as in the release
+Init = Literal["he", "pytorch"]
+MID_GREY = 0.5
+# of the codec's last layer: the first image is nearly grey, and not noise that would have to be unlearned
+LAST_LAYER = 0.1
+
+
+@torch.no_grad()
+def he_labeler(labeler: Labeler) -> None:
+    """He's initialisation of every convolution, with the first and the last layer centred on mid-grey.
+
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    _he(labeler)
+    _centre(labeler.encoder[0], labeler.decoder[-1])
+
+
+@torch.no_grad()
+def he_codec(codec: Codec) -> None:
+    """He's initialisation of analysis and synthesis, centred on mid-grey; the hyperprior keeps PyTorch's.
+
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    _he(codec.analysis)
+    _he(codec.synthesis)
+    last = codec.synthesis.up[-1]
+    _centre(codec.analysis[0], last)
+    assert isinstance(last.weight, Tensor)
+    last.weight.mul_(LAST_LAYER)
+
+
+def _he(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+            nn.init.normal_(module.weight, std=(2 / fan_in(module)) ** 0.5)
+            nn.init.zeros_(module.bias)
+
+
+def fan_in(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
+    """How many weights meet in an output value; of a transposed convolution on average, since its stride skips some."""
+    taps = module.kernel_size[0] * module.kernel_size[1]
+    skipped = module.stride[0] * module.stride[1] if isinstance(module, nn.ConvTranspose2d) else 1
+    return module.in_channels * taps / skipped
+
+
+def _centre(first: nn.Module, last: nn.Module) -> None:
+    """Makes mid-grey the zero of the first layer, and what the last layer gives for zeros."""
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(last, nn.Conv2d)
+    assert first.bias is not None
+    assert last.bias is not None
+    first.bias.copy_(-MID_GREY * first.weight.sum((1, 2, 3)))
+    last.bias.fill_(MID_GREY)
