@@ -30,13 +30,15 @@ def identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; any name may be asked for, even one that is too long."""
+    return stat.S_ISDIR(_mode(path))
+
+
 def is_special(path: Path) -> bool:
     """Whether a pipe, a device or the like is there, which is written into and never replaced."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    mode = _mode(path)
+    return bool(mode) and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def check(path: Path | None, force: bool, inputs: Collection[tuple[int, int]] = ()) -> None:
@@ -99,6 +101,14 @@ def write(path: Path | None, content: bytes, force: bool = False) -> None:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path or "standard output")) from None
+
+
+def _mode(path: Path) -> int:
+    """What is there, as in os.stat; 0 for nothing."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _check_folder(path: Path) -> None:

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from os.path import isdir  # unlike pathlib's it takes any name, even one that is too long
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,13 +98,13 @@ def plan(direction: Direction, names: Sequence[str], output: str | None, force: 
 
 def _is_output(direction: Direction, name: str) -> bool:
     path = outputs.named(name)
-    return path is None or outputs.is_special(path) or (direction.is_output(path) and not isdir(path))
+    return path is None or outputs.is_special(path) or (direction.is_output(path) and not outputs.is_folder(path))
 
 
 def _jobs(direction: Direction, names: Sequence[str], output: str | None) -> list[Job]:
     if list(names) == ["-"]:
         return [Job(None, _target(direction, None, Path("stdin"), output))]
-    if len(names) == 1 and isdir(folder := Path(names[0])):
+    if len(names) == 1 and outputs.is_folder(folder := Path(names[0])):
         found = _inside(direction, folder)
         place = _folder(output, len(found))
         return [Job(path, _target(direction, path, path.relative_to(folder), place)) for path in found]
@@ -119,14 +118,14 @@ def _target(direction: Direction, source: Path | None, inside: Path, output: str
     if output is None:
         return source.with_suffix(direction.ending) if source else None
     path = outputs.named(output)
-    if path is not None and (output.endswith("/") or isdir(path)):
+    if path is not None and (output.endswith("/") or outputs.is_folder(path)):
         return path / inside.with_suffix(direction.ending)
     return path
 
 
 def _folder(output: str | None, count: int) -> str | None:
     """The output that several files have. Raises: OutputError if it is one file."""
-    if output is None or output.endswith("/") or isdir(output):
+    if output is None or output.endswith("/") or outputs.is_folder(Path(output)):
         return output
     if outputs.named(output) is None or Path(output).suffix or outputs.is_special(Path(output)):
         raise OutputError(f"{output}: {count} file(s) do not go into one; name a folder, as in -o compressed/")
@@ -155,7 +154,7 @@ def _check_source(name: str) -> None:
         raise UserError(f"{name}: no such file; an output is named with -o") from None
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}; choose another file") from None
-    if isdir(name):
+    if outputs.is_folder(Path(name)):
         raise UserError(f"{name}: is a folder; name it alone, or with -o to write there")
 
 
