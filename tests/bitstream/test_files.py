@@ -184,13 +184,13 @@ def test_a_name_of_any_length_that_the_disk_takes_is_written(there, codec):
 def test_a_pipe_is_written_into_and_stays_a_pipe(there, codec):
     os.mkfifo(there / "pipe")
     received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append((there / "pipe").read_bytes()))
+    reader = threading.Thread(target=lambda: received.append((there / "pipe").read_bytes()), daemon=True)
     reader.start()
     ended = illm_here("compress", "a.png", "pipe", "--codec", codec, cwd=there)
-    reader.join()
     assert ended.code == 0, ended.err
-    assert received[0].startswith(b"ILLM")
     assert stat.S_ISFIFO((there / "pipe").stat().st_mode)
+    reader.join()
+    assert received[0].startswith(b"ILLM")
 
 
 def test_a_link_leads_to_what_is_written_and_stays_a_link(there, codec):
