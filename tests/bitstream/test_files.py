@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts
+from pipeline import artifacts, outputs
 from pipeline.artifacts import Manifest
 from pipeline.models import saved
 from tests.conftest import ROOT, Finished, assert_one_clear_line, illm_here, picture
@@ -206,13 +206,30 @@ def test_a_link_leads_to_what_is_written_and_stays_a_link(there, codec):
     assert os.listdir(there / "deep") == ["target.illm"]
 
 
-def test_devices_are_written_into_and_a_full_one_is_told(there, codec):
-    ended = illm_here("compress", "a.png", "/dev/null", "--codec", codec, cwd=there)
+@pytest.fixture
+def devices(there: Path) -> Path:
+    """Devices like /dev/null and /dev/full of the test's own: what replaces them must not take away the machine's."""
+    try:
+        for name, minor in (("null", 3), ("full", 7)):
+            os.mknod(there / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+            os.close(os.open(there / name, os.O_WRONLY))
+    except PermissionError:
+        pytest.skip("making a device needs root, and a file system that has them")
+    return there
+
+
+def test_devices_are_written_into_and_a_full_one_is_told(devices, codec):
+    ended = illm_here("compress", "a.png", "null", "--codec", codec, cwd=devices)
     assert ended.code == 0, ended.err
-    ended = illm_here("compress", "a.png", "/dev/full", "--codec", codec, cwd=there)
-    assert_one_clear_line(ended, "cannot write /dev/full: No space left on device; free some space")
-    for device in ("/dev/null", "/dev/full"):
-        assert stat.S_ISCHR(os.stat(device).st_mode)
+    ended = illm_here("compress", "a.png", "full", "--codec", codec, cwd=devices)
+    assert_one_clear_line(ended, "cannot write full: No space left on device; free some space")
+    for name in ("null", "full"):
+        assert stat.S_ISCHR((devices / name).stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_standard_output_has_several_names(name):
+    assert outputs.named(name) is None
 
 
 def test_a_full_disk_is_told_by_the_outputs_name(there, codec, small_disk):
@@ -248,7 +265,7 @@ def test_standard_streams_carry_the_data_and_nothing_else(there, codec):
 def test_a_reader_that_has_enough_is_no_error(there, codec):
     reader, output = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "pipeline", "compress", "a.png", "/dev/stdout", "--codec", str(codec)]
+    command = [sys.executable, "-m", "pipeline", "compress", "a.png", "-", "--codec", str(codec)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run(command, cwd=there, env=env, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
     os.close(output)
