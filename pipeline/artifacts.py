@@ -195,7 +195,8 @@ def write_durably(path: Path, content: bytes) -> None:
 
     Several threads or processes may write the same file at the same time; one of them wins.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # 50 letters of the name: a whole one may be as long as a file system allows
+    scratch = path.with_name(f".{path.name[:50]}.{os.getpid()}.{threading.get_ident()}.tmp")
     with scratch.open("wb") as stream:
         stream.write(content)
         stream.flush()

@@ -2,35 +2,57 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline import cli_cluster, cli_registry
+from pipeline import __version__, cli_cluster, cli_files, cli_registry, outputs
 from pipeline.cli_registry import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError
 from pipeline.process import follow_parent
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
-CodecOption = Annotated[str, typer.Option(help="A run folder, or models:/NAME@ALIAS.")]
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+# how torch says it: on the processor in a RuntimeError, on a GPU in an OutOfMemoryError
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+
+STAGE_HELP = """The same command continues a run that was interrupted. Keys and their defaults: illm describe CONFIG.yaml
+
+An override sets one key, data.batch_size=8, or is merged into a section of the file, 'codecs={{mine: runs/mine}}'. An empty
+one first removes what the file has there: codecs= 'codecs={{mine: runs/mine}}' leaves mine alone.
+
+\b
+Example:
+  illm {name} configs/{name}.yaml run=runs/{name}
+"""
 
 
-class NetworkKind(StrEnum):
-    codec = "codec"
-    labeler = "labeler"
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"illm {__version__}")
+        raise typer.Exit
 
 
-class Names(StrEnum):
-    as_imported = "as-imported"
-    old = "old"
-    new = "new"
+@app.callback()
+def illm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, judge and use MS-ILLM image codecs. `illm COMMAND -h` tells more of each."""
 
 
 def _stage(name: str, summary: str) -> None:
@@ -49,7 +71,7 @@ def _stage(name: str, summary: str) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"{name}: done: {artifact}")
 
-    command.__doc__ = summary
+    command.__doc__ = f"{summary}\n\n{STAGE_HELP.format(name=name)}"
     app.command(name)(command)
 
 
@@ -59,6 +81,7 @@ _stage("pretrain", "Train a codec for rate and distortion.")
 _stage("gan", "Fine-tune a codec against the label discriminator.")
 _stage("evaluate", "Compress held-out images to files, measure, and write a report.")
 _stage("sweep", "Search over settings with Ray Tune.")
+app.add_typer(cli_files.app)
 app.add_typer(cli_registry.app)
 app.add_typer(cli_cluster.app)
 
@@ -89,67 +112,6 @@ def demo(
     demonstration.run(configs, run, data or None)
 
 
-@app.command()
-def compress(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, TIFF or BMP.")],
-    output: Annotated[Path | None, typer.Argument(help="Default: the image's name with .illm.")] = None,
-    codec: CodecOption = "models:/illm@champion",
-) -> None:
-    """Compress an image to a file."""
-    from pipeline.bitstream import files
-
-    print(files.compress(image, output or image.with_suffix(".illm"), codec))
-
-
-@app.command()
-def decompress(
-    file: Annotated[Path, typer.Argument(help="A file that `illm compress` wrote.")],
-    output: Annotated[Path | None, typer.Argument(help="Default: the file's name with .png.")] = None,
-    codec: CodecOption = "models:/illm@champion",
-) -> None:
-    """Decompress a file to an image."""
-    from pipeline.bitstream import files
-
-    print(files.decompress(file, output or file.with_suffix(".png"), codec))
-
-
-@app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="A compressed file, or a run or artifact folder.")]) -> None:
-    """Print what a compressed file or an artifact holds, after checking it."""
-    from pipeline.bitstream import files
-
-    print(files.inspect(file))
-
-
-@app.command("import-reference")
-def import_reference(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of the published implementation.")],
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value ...", help="Architecture, if not the published one.")
-    ] = None,
-    kind: Annotated[NetworkKind, typer.Option(help="Which network it holds.")] = NetworkKind.codec,
-    output: Annotated[Path, typer.Option(help="The run folder that gets the artifact.")] = Path("runs/reference"),
-) -> None:
-    """Make an artifact from a checkpoint of the published implementation."""
-    from pipeline import reference
-
-    print(reference.import_file(file, kind.value, output, words or []))
-
-
-@app.command("export-reference")
-def export_reference(
-    run: Annotated[str, typer.Argument(help="A codec or labeler: a run folder or models:/NAME@ALIAS.")],
-    file: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
-    names: Annotated[
-        Names, typer.Option(help="CompressAI's names: before 1.2.7 (old), since (new), or those of the imported file.")
-    ] = Names.as_imported,
-) -> None:
-    """Write a codec or labeler as a checkpoint that the published implementation loads."""
-    from pipeline import reference
-
-    print(reference.export_file(run, file, names.value))
-
-
 @app.command("fetch-weights")
 def fetch_weights() -> None:
     """Download the weights that LPIPS, FID and KID need, and verify them. Needs internet."""
@@ -166,11 +128,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script")
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script")
     code = exit_code(app)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(
-        code
-    )  # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it
+    code = exit_code(_flush) or code
+    # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it
+    os._exit(code)
 
 
 def exit_code(command: Callable[[], object]) -> int:
@@ -181,28 +141,43 @@ def exit_code(command: Callable[[], object]) -> int:
         return stop.code if isinstance(stop.code, int) else 1
     except (UserError, Preempted) as error:
         return _tell(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno in (
-            *NO_SPACE,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.EISDIR,
-        ):
-            full = "free some space" if error.errno in NO_SPACE else "choose a place that can be written"
-            return _tell(
-                f"cannot write {error.filename or 'a file'}: {error.strerror}; {full} and run the same command", 2
-            )
-        traceback.print_exc()
-        return 1
     except KeyboardInterrupt:
         return _tell("interrupted; the same command continues from the last checkpoint", 130)
-    except Exception:
+    except Exception as error:
+        if (told := _what_to_mend(error)) is not None:
+            return _tell(told, 2)
         traceback.print_exc()
         return 1
     return 0
+
+
+def _flush() -> None:
+    """Raises: OSError that names what could not be written; SystemExit if nobody reads any more."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise SystemExit(outputs.CLOSED_PIPE) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the output") from None
+
+
+def _what_to_mend(error: Exception) -> str | None:
+    """One line about trouble with files or memory; None for what may be our mistake."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return "out of memory; take less at once (a smaller data.batch_size or image), or end other programs"
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.errno in NO_SPACE:
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space and run the same command"
+    if error.errno in _UNWRITABLE:
+        place = "choose a place that can be written and run the same command"
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; {place}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: {error.filename}; allow more (ulimit -n) and run the same command"
+    if error.filename is None and error.errno != errno.ENOMEM:
+        return None
+    return f"cannot open {error.filename or 'a file'}: {error.strerror}; check its name and place, and run the same command"
 
 
 def _tell(message: str, code: int) -> int:

@@ -116,7 +116,7 @@ def submit_slurm_sweep(
         print(line)
 
 
-@app.command("shard-part")
+@app.command("shard-part", hidden=True)
 def shard_part(
     what: Annotated[Part, typer.Argument(help="In this order; all jobs of one before the next.")],
     config: ConfigArgument,
@@ -203,7 +203,7 @@ def submit_ray(
     raise SystemExit(ray_jobs.submit([*given, *(words or [])], address, wait, dry_run))
 
 
-@app.command("on-ray")
+@app.command("on-ray", hidden=True)
 def on_ray(
     words: WordsArgument = None,
     stages: StagesOption = "",

@@ -9,10 +9,22 @@ from pipeline.errors import ConfigError
 
 app = typer.Typer()
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The stage's configuration.")]
+
+def _config_first(context: typer.Context, config: Path) -> Path:
+    if "=" in config.name and not config.exists():
+        raise ConfigError(
+            f"{config}: expected the configuration first: illm {context.info_name} CONFIG.yaml run=FOLDER key=value ..."
+        )
+    return config
+
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="The stage's configuration.", callback=_config_first)
+]
 WordsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="run=FOLDER key=value ...", help="Where to write, and overrides.")
 ]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")]
 AliasOption = Annotated[str, typer.Option(help="Which alias.")]
 NameArgument = Annotated[str, typer.Argument(help="A registered model's name.")]
 
@@ -20,7 +32,9 @@ NameArgument = Annotated[str, typer.Argument(help="A registered model's name.")]
 def folder_and_overrides(words: list[str]) -> tuple[Path, list[str]]:
     folders = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     if len(folders) != 1 or not folders[0]:
-        raise ConfigError("expected exactly one run=FOLDER, the folder this run writes to and resumes from")
+        raise ConfigError(
+            f"expected exactly one run=FOLDER, the folder this run writes to and resumes from; found {len(folders)}"
+        )
     return Path(folders[0]), [word for word in words if not word.startswith("run=")]
 
 
@@ -93,15 +107,18 @@ def lineage(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw it to this file: .png, .svg or .pdf.")] = None,
     tars: Annotated[bool, typer.Option("--tars", help="Also hash the shards' tars, which reads all images.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Print what an artifact was made from, back to the shards, verifying digests on the way."""
     from pipeline import lineage as lines
     from pipeline.errors import ArtifactError
 
+    if figure:
+        lines.check_figure(figure, force)
     tree = lines.trace(name, tars)
     print(lines.as_json(tree) if json else lines.as_text(tree))
     if figure:
-        lines.figure(tree).savefig(figure, dpi=110)
+        lines.draw(tree, figure, force)
     if problems := lines.broken(tree):
         raise ArtifactError("\n".join(problems))
 

@@ -48,23 +48,29 @@ def parse(cls: type[C], values: dict[str, Any], overrides: Sequence[str], source
     return config
 
 
-def read_yaml(path: Path, may_extend: bool = True) -> dict[str, Any]:
+def read_yaml(path: Path, may_extend: bool = True, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, merged over the file its `extends:` key names (one level or more, relative).
 
-    may_extend: False for files of others, which must not make us read any file.
+    may_extend: False for files of others, which must not make us read any file. below: the files that extend this one.
+    Raises: ConfigError.
     """
+    if path.resolve() in [extending.resolve() for extending in below]:
+        loop = " -> ".join(map(str, (*below, path)))
+        raise ConfigError(f"{below[0]}: `extends:` leads back to where it came from, {loop}; remove one of them")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file (the reference ones are in configs/)") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; name another config file") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     if may_extend and "extends" in values:
-        values = _merge(read_yaml(path.parent / str(values.pop("extends"))), values)
+        values = _merge(read_yaml(path.parent / str(values.pop("extends")), True, (*below, path)), values)
     return values
 
 

@@ -81,6 +81,8 @@ def _use(folder: Path) -> None:
     photo.parent.mkdir(parents=True, exist_ok=True)
     photo.write_bytes(content)
     compressed, restored = photo.with_suffix(".illm"), photo.with_name(f"{photo.stem}-restored.png")
+    for before in (compressed, restored):  # of an earlier demo
+        before.unlink(missing_ok=True)
     _illm(["compress", str(photo), str(compressed), "--codec", model])
     _illm(["decompress", str(compressed), str(restored), "--codec", model])
 

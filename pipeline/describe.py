@@ -159,14 +159,17 @@ def as_text(description: dict[str, Any]) -> str:
     lines = []
     for key, value in description.items():
         if isinstance(value, dict):
-            lines += [f"{key}:", *(f"  {name:32} {_readable(inner)}" for name, inner in value.items())] if value else []
+            width = max([32, *map(len, value)])
+            lines += (
+                [f"{key}:", *(f"  {name:{width}} {_readable(inner)}" for name, inner in value.items())] if value else []
+            )
         elif value:
             lines.append(f"{key}: {'; '.join(value) if isinstance(value, list) else _readable(value)}")
     return "\n".join(lines)
 
 
 def _readable(value: Any) -> str:
-    return f"{value:,}" if type(value) in (int, float) else str(value)
+    return f"{value:,}".removesuffix(".0") if type(value) in (int, float) else str(value)
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

@@ -4,6 +4,7 @@ A manifest's digest covers its files' digests and its parents' digests, so a cha
 no server, and manifests may come from anywhere (the run folders here, or the copy packed with a registered version).
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from pipeline import artifacts, store
+from pipeline import artifacts, outputs, store
 from pipeline.artifacts import MANIFEST, Artifact, Manifest
 from pipeline.data.shards import Shard
 from pipeline.errors import ArtifactError
 
 State = Literal["files verified", "manifest verified", "damaged", "not here"]
+FIGURES = (".png", ".svg", ".pdf")
 DEPTH = 6  # folders below runs/ in which artifacts are looked for
 
 
@@ -145,6 +147,20 @@ def figure(tree: Node) -> Figure:
     axes.set(xlim=(min(across) - 1.6, max(across) + 1.6), ylim=(-high / 2 - 0.2, high / 2 + 0.2))
     axes.axis("off")
     return made
+
+
+def check_figure(file: Path, force: bool) -> None:
+    """Raises: OutputError if the figure cannot be drawn to `file`."""
+    if file.suffix.lower() not in FIGURES:
+        raise outputs.OutputError(f"{file}: a figure's name ends with one of {', '.join(FIGURES)}; name another file")
+    outputs.check(file, force)
+
+
+def draw(tree: Node, file: Path, force: bool) -> None:
+    """Writes the figure to `file`, in the format of its suffix."""
+    stream = io.BytesIO()
+    figure(tree).savefig(stream, format=file.suffix.lower().removeprefix("."), dpi=110)
+    outputs.write(file, stream.getvalue(), force)
 
 
 def _plain(node: Node) -> dict[str, Any]:

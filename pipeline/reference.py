@@ -1,5 +1,6 @@
 """`illm import-reference` and `illm export-reference`: checkpoints of the published implementation, in and out."""
 
+import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import artifacts, config
+from pipeline import artifacts, config, outputs
 from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError
 from pipeline.models import saved
@@ -26,8 +27,10 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
     """Publishes the network in `file` as an artifact in `folder`; returns lines for the user.
 
     `overrides` change the architecture, which is the published one by default. Missing entropy tables are built.
-    Raises: ArtifactError if the file is no state dict of that architecture.
+    Raises: ArtifactError if the file is no state dict of that architecture, or `folder` has an artifact.
     """
+    if (folder / "artifact").exists():
+        raise ArtifactError(f"{folder / 'artifact'}: is there already and never overwritten; choose another --output")
     cls: type[CodecConfig] | type[LabelerConfig] = CodecConfig if kind == "codec" else LabelerConfig
     cfg = config.parse(cls, {}, overrides, "import-reference")
     try:
@@ -50,13 +53,11 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
     return "\n".join(lines)
 
 
-def export_file(name: str, file: Path, names: Names) -> str:
+def export_file(name: str, file: Path | None, names: Names, force: bool = False) -> str:
     """Writes a codec or labeler artifact as the reference's state dict; returns a line for the user.
 
-    Raises: ArtifactError for another kind of artifact, or if `file` exists.
+    file: None is standard output. Raises: ArtifactError for another kind of artifact; OutputError if `file` exists.
     """
-    if file.exists():
-        raise ArtifactError(f"{file}: exists already; name another file")
     kind = artifacts.kind_of(name)
     if kind not in ("codec", "labeler"):
         raise ArtifactError(f"{name}: expected a 'codec' or 'labeler' artifact, found {kind!r}")
@@ -70,11 +71,10 @@ def export_file(name: str, file: Path, names: Names) -> str:
     if names != "as-imported":
         old_names = names == "old"
     state = export_state(module.state_dict(), module.cfg, extras, old_names)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.tmp")
-    torch.save(state, scratch)
-    scratch.rename(file)
-    return f"{file}: {len(state)} tensors of a {kind}"
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    outputs.write(file, stream.getvalue(), force)
+    return f"{file or 'standard output'}: {len(state)} tensors of a {kind}"
 
 
 def _codec(cfg: CodecConfig, state: dict[str, Tensor]) -> Codec:

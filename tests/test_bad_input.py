@@ -5,11 +5,15 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline import artifacts
+import pipeline
+from pipeline import artifacts, cli
 from tests.conftest import CONFIGS, ROOT, Finished, assert_one_clear_line, illm, illm_here, picture
 from tests.test_pipeline import RUNS
 
@@ -26,6 +30,9 @@ def test_mistakes_in_a_config_are_listed_with_the_nearest_names(tmp_path):
     ("words", "told"),
     [
         (["gan", CONFIGS / "gan.yaml"], "expected exactly one run=FOLDER"),
+        (["gan", CONFIGS / "gan.yaml", "run=a", "run=b"], "and resumes from; found 2"),
+        (["gan", "run=r", CONFIGS / "gan.yaml"], "run=r: expected the configuration first: illm gan CONFIG.yaml run="),
+        (["describe", "seed=1", CONFIGS / "gan.yaml"], "seed=1: expected the configuration first: illm describe CONFIG"),
         (["gan", "no.yaml", "run=r"], "no such config file"),
         (["gan", CONFIGS / "vqvae.yaml", "run=r"], "stage: input should be 'gan', got 'vqvae'"),
         (["vqvae", CONFIGS / "vqvae.yaml", "run=r"], "runs/smoke/shard: expected a finished artifact, found none; run that"),
@@ -140,6 +147,73 @@ def test_a_place_that_cannot_be_written_is_told(smoke, tmp_path):
     (tmp_path / "file").write_text("in the way")
     ended = illm_here("vqvae", CONFIGS / "vqvae.yaml", f"run={tmp_path}/file/run", cwd=smoke)
     assert_one_clear_line(ended, "cannot write", str(tmp_path / "file"))
+
+
+def open_fifo(folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    os.open(folder / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+
+
+def open_loop(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    (folder / "loop").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fail", "told"),
+    [
+        (lambda folder: (folder / "nothing").read_bytes(), "nothing: No such file or directory; check its name"),
+        (lambda folder: (folder / ("x" * 300)).touch(), "x: File name too long; check its name"),
+        (open_loop, "loop: Too many levels of symbolic links"),
+        (open_fifo, "fifo: No such device or address"),
+        (lambda folder: os.rename(folder, folder / "in"), "Invalid argument"),
+        (lambda _: np.empty(2**60, np.uint8), "out of memory; take less at once"),
+        (lambda _: torch.empty(2**60, dtype=torch.uint8), "out of memory; take less at once"),
+    ],
+)  # fmt: skip
+def test_trouble_with_files_and_memory_is_told_in_one_line(tmp_path, capsys, fail, told):
+    assert cli.exit_code(lambda: fail(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mistake", [OSError("encoder error -2"), RuntimeError("shape"), OSError(9, "Bad descriptor")])
+def test_our_own_mistakes_keep_their_traceback(capsys, mistake):
+    def fail() -> None:
+        raise mistake
+
+    assert cli.exit_code(fail) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("full", "code", "told"), [
+    (False, 141, ""), (True, 2, "illm: cannot write the output: No space left on device; free some space"),
+])  # fmt: skip
+def test_output_that_nobody_takes_is_no_traceback(full, code, told):
+    if full:
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-m", "pipeline", "--version"]
+    ended = subprocess.run(command, env=env, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(output)
+    assert ended.returncode == code, ended
+    assert ended.stderr.startswith(told)
+    assert len(ended.stderr.splitlines()) == bool(told)
+
+
+def test_help_is_short_for_people_and_has_examples(tmp_path):
+    shown = illm_here("-h", cwd=tmp_path).out
+    commands = {line.split()[0] for line in shown[shown.index("Commands:") :].splitlines()[1:]}
+    assert {"compress", "gan", "submit", "sweep-results"} <= commands
+    assert not {"shard-part", "on-ray"} & commands
+    assert "What a job of" in illm_here("on-ray", "-h", cwd=tmp_path).out
+    assert illm_here("--version", cwd=tmp_path).out == f"illm {pipeline.__version__}\n"
+    for command in ("compress", "decompress", "gan"):
+        assert f"\n    illm {command} " in illm_here(command, "-h", cwd=tmp_path).out
 
 
 def test_a_full_disk_is_told_and_goes_on_when_there_is_space(smoke, small_disk, tmp_path):

@@ -61,6 +61,26 @@ def test_a_key_that_stands_twice_is_a_mistake(tmp_path):
         config.load(Outer, written(tmp_path, "steps: 1\nsteps: 2\n"))
 
 
+class Named(Config):
+    codecs: dict[str, str]
+
+
+def test_a_mapping_is_merged_unless_an_empty_override_went_before(tmp_path):
+    path = written(tmp_path, "codecs: {a: runs/a, b: runs/b}\n")
+    assert config.load(Named, path, ["codecs={c: runs/c}"]).codecs.keys() == {"a", "b", "c"}
+    assert config.load(Named, path, ["codecs=", "codecs={c: runs/c}"]).codecs == {"c": "runs/c"}
+
+
+@pytest.mark.parametrize("files", [["a"], ["a", "b"], ["first", "a", "b"]], ids=len)
+def test_a_file_that_extends_itself_in_the_end_is_one_clear_mistake(tmp_path, files):
+    """The last one extends one before it, under another spelling."""
+    for name, base in zip(files, [*files[1:], files[-2:][0]], strict=True):
+        written(tmp_path, f"extends: ./../{tmp_path.name}/{base}.yaml\n", f"{name}.yaml")
+    with pytest.raises(ConfigError, match=r"`extends:` leads back to where it came from, .*a\.yaml -> ") as error:
+        config.load(Outer, tmp_path / f"{files[0]}.yaml")
+    assert "\n" not in str(error.value)
+
+
 def test_extends_merges_sections_but_not_sections_of_another_kind(tmp_path):
     written(tmp_path, "steps: 1\ninner: {learning_rate: 5}\nmode: {kind: slow, patience: 9}\n", "base.yaml")
     path = written(tmp_path, "extends: base.yaml\ninner: {precision: bf16}\nmode: {kind: fast, speed: 1}\n")
@@ -69,6 +89,13 @@ def test_extends_merges_sections_but_not_sections_of_another_kind(tmp_path):
     assert cfg.mode == Fast(kind="fast", speed=1)
     cfg = config.load(Outer, tmp_path / "base.yaml", ["mode={kind: fast, speed: 1}"])
     assert cfg.mode == Fast(kind="fast", speed=1)
+
+
+def test_a_config_that_cannot_be_read_is_one_clear_mistake(tmp_path):
+    for name in ("x" * 300, "file/c.yaml"):
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(ConfigError, match="cannot be read"):
+            config.load(Outer, tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\x00"])

@@ -43,6 +43,14 @@ def test_the_command_prints_and_draws(there):
     assert ended.code == 0, ended.err
     assert "labeler: vqvae" in ended.out
     assert (there / "tree.svg").read_text().count("files verified") >= 4 or (there / "tree.svg").stat().st_size > 5000
+    (there / "tree.svg").write_text("mine")
+    ended = illm_here("lineage", "runs/nothing", "--figure", "tree.svg", cwd=there)
+    assert_one_clear_line(ended, "tree.svg: exists already; --force")
+    assert (there / "tree.svg").read_text() == "mine"
+    ended = illm_here("lineage", "runs/nothing", "--figure", "tree.jpg", cwd=there)
+    assert_one_clear_line(ended, "tree.jpg: a figure's name ends with one of .png, .svg, .pdf")
+    assert illm_here("lineage", f"{RUNS}/gan", "--figure", "tree.svg", "--force", cwd=there).code == 0
+    assert "svg" in (there / "tree.svg").read_text()
     assert_one_clear_line(illm_here("lineage", "runs/nothing", cwd=there), "expected a finished artifact, found none")
 
 

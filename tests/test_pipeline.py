@@ -191,4 +191,4 @@ def test_files_of_the_pretrained_codec_open_with_the_registered_one(smoke, tmp_p
     assert illm("compress", tmp_path / "p.webp", "--codec", f"{RUNS}/pretrain", cwd=smoke).code == 0
     ended = illm("decompress", tmp_path / "p.illm", "--codec", "models:/illm-smoke@champion", cwd=smoke)
     assert ended.code == 0, ended.err
-    assert Path(tmp_path / "p.png").is_file()
+    assert (tmp_path / "p.restored.png").is_file()

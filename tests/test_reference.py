@@ -132,7 +132,13 @@ def test_a_labeler_goes_in_and_out_unchanged(tmp_path):
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[name], value) for name, value in theirs.items())
-    assert_one_clear_line(illm_here("export-reference", "run", "back.ckpt", cwd=tmp_path), "exists already")
+    (tmp_path / "back.ckpt").write_bytes(b"mine")
+    assert_one_clear_line(illm_here("export-reference", "run", "back.ckpt", cwd=tmp_path), "exists already; --force")
+    assert (tmp_path / "back.ckpt").read_bytes() == b"mine"
+    assert illm_here("export-reference", "run", "back.ckpt", "--force", cwd=tmp_path).code == 0
+    assert torch.load(tmp_path / "back.ckpt", weights_only=True).keys() == theirs.keys()
+    (tmp_path / "their.ckpt").write_bytes(b"no checkpoint")  # the place is checked before it is read
+    assert_one_clear_line(illm_here(*words, cwd=tmp_path), "run/artifact: is there already", "another --output")
 
 
 def test_stages_take_what_was_imported_and_streams_keep_every_byte(smoke, tmp_path):

@@ -1,47 +1,129 @@
-"""Image file to compressed file and back: the `compress`, `decompress` and `inspect` commands."""
+"""Image files to compressed files and back: the `compress`, `decompress` and `inspect` commands."""
 
 import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
-from pipeline import artifacts
-from pipeline.bitstream import container
+from pipeline import artifacts, outputs
+from pipeline.bitstream import container, naming
+from pipeline.bitstream.naming import Job
 from pipeline.data import images
-from pipeline.errors import BitstreamError
+from pipeline.data.images import Decoded, Pixels
+from pipeline.errors import BitstreamError, DataError
 
-
-def compress(image: Path, output: Path, codec: str) -> str:
-    """Compresses `image` to `output` with the codec of that name; returns a line for the user."""
-    decoded = images.decode(image)
-    if decoded.flattened:
-        print(f"warning: {image} has transparency; it was laid over white")
+if TYPE_CHECKING:
     from pipeline.bitstream.codec import ImageCodec
 
-    content = ImageCodec.load(codec).compress(decoded.pixels)
-    _write(output, content)
-    height, width = decoded.pixels.shape[:2]
-    return f"{output}: {width}x{height}, {len(content)} bytes, {8 * len(content) / (height * width):.4f} bits per pixel"
+T = TypeVar("T")
 
 
-def decompress(file: Path, output: Path, codec: str) -> str:
-    """Decompresses `file` to `output`, an image format by its suffix; returns a line for the user."""
-    content = _read(file)
+def compress(names: Sequence[str], output: str | None, codec: str, force: bool = False) -> None:
+    """Compresses the images that `names` stand for; prints a line for each.
+
+    names, output: as in `naming.plan`. codec: an artifact's name. force: replace outputs that are there.
+    Raises: UserError before any work if a name does not fit, and at the end if some images could not be compressed.
+    """
+
+    def finish(network: "ImageCodec", job: Job, decoded: Decoded) -> str:
+        content = network.compress(decoded.pixels)
+        outputs.write(job.target, content, force)
+        height, width = decoded.pixels.shape[:2]
+        return f"{width}x{height}, {len(content)} bytes, {8 * len(content) / (height * width):.4f} bits per pixel"
+
+    _each(naming.plan(naming.COMPRESS, names, output, force), codec, _decoded, finish)
+
+
+def decompress(names: Sequence[str], output: str | None, codec: str, force: bool = False) -> None:
+    """Decompresses the files that `names` stand for, each to the image format of its output's suffix.
+
+    Otherwise like `compress`.
+    """
+
+    def finish(network: "ImageCodec", job: Job, content: bytes) -> str:
+        pixels = network.decompress(content)
+        outputs.write(job.target, _encoded(pixels, naming.format_of(job.target)), force)
+        return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+    _each(naming.plan(naming.DECOMPRESS, names, output, force), codec, _unpacked, finish)
+
+
+def _each(
+    jobs: Sequence[Job], codec: str, prepare: Callable[[Job], T], finish: Callable[["ImageCodec", Job, T], str]
+) -> None:
+    """Prepares and finishes each job; among several, one that fails is told and does not stop the others.
+
+    prepare: reads and checks a file; the codec is loaded once the first one is good. finish: returns what to print.
+    """
+    network: ImageCodec | None = None
+    alone, done = len(jobs) == 1, 0
+    for job in jobs:
+        ready: T | None = None
+        with _told(job, alone):
+            ready = prepare(job)
+        if ready is None:
+            continue
+        network = network or _load(codec)
+        with _told(job, alone):
+            line = finish(network, job, ready)
+            # what is written to standard output must stay as it is
+            print(f"{job.target or job.name}: {line}", file=sys.stdout if job.target else sys.stderr, flush=True)
+            done += 1
+    if done < len(jobs):
+        raise BitstreamError(
+            f"{len(jobs) - done} of {len(jobs)} files failed, for the reasons above; the others are done"
+        )
+
+
+@contextmanager
+def _told(job: Job, alone: bool) -> Iterator[None]:
+    """Puts the file's name before what is wrong with it; prints that instead of raising it, unless it is alone."""
     try:
-        container.unpack(content)  # a damaged file is told from the header, before any network is loaded
-        from pipeline.bitstream.codec import ImageCodec
+        yield
+    except (BitstreamError, DataError, MemoryError) as error:
+        reason = "not enough memory for it" if isinstance(error, MemoryError) else str(error)
+        if alone:
+            raise BitstreamError(f"{job.name}: {reason}") from None
+        print(f"illm: {job.name}: {reason}", file=sys.stderr, flush=True)
 
-        pixels = ImageCodec.load(codec).decompress(content)
-    except BitstreamError as error:
-        raise BitstreamError(f"{file}: {error}") from None
+
+def _load(codec: str) -> "ImageCodec":
+    from pipeline.bitstream.codec import ImageCodec  # imports torch
+
+    return ImageCodec.load(codec)
+
+
+def _decoded(job: Job) -> Decoded:
+    decoded = images.decode(_read(job.source))
+    for happened, told in (
+        (decoded.flattened, "has transparency; it was laid over white"),
+        (decoded.animated, "is animated; its first frame was taken"),
+        (getattr(decoded, "deep", False), "has more than 8 bits per channel; they were rounded to 8"),
+    ):
+        if happened:
+            print(f"warning: {job.name} {told}", file=sys.stderr)
+    return decoded
+
+
+def _unpacked(job: Job) -> bytes:
+    """A compressed file's bytes. A damaged file is told from its header, before any network is loaded."""
+    content = _read(job.source)
+    container.unpack(content)
+    return content
+
+
+def _encoded(pixels: Pixels, name: str) -> bytes:
     stream = io.BytesIO()
-    suffix = output.suffix.lower()
-    known = Image.registered_extensions()
-    if suffix not in known:
-        raise BitstreamError(f"{output}: no image format is called {suffix!r}; use .png")
-    Image.fromarray(pixels).save(stream, known[suffix])
-    _write(output, stream.getvalue())
-    return f"{output}: {pixels.shape[1]}x{pixels.shape[0]}"
+    try:
+        Image.fromarray(pixels).save(stream, name)
+    except (OSError, ValueError) as error:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise BitstreamError(f"{size} pixels cannot be written as {name} ({error}); use .png") from None
+    return stream.getvalue()
 
 
 def inspect(path: Path) -> str:
@@ -49,10 +131,11 @@ def inspect(path: Path) -> str:
     if path.is_dir():
         return _inspect_artifact(path)
     try:
-        packet = container.unpack(_read(path))
+        content = _read(path)
+        packet = container.unpack(content)
     except BitstreamError as error:
         raise BitstreamError(f"{path}: {error}") from None
-    size = path.stat().st_size
+    size = len(content)
     return "\n".join(
         [
             f"image           {packet.width}x{packet.height}",
@@ -75,18 +158,17 @@ def _inspect_artifact(path: Path) -> str:
         f"created   {manifest.created}",
     ]
     lines += [f"parent    {role}: {parent.digest} ({parent.source})" for role, parent in manifest.parents.items()]
-    lines += [f"metric    {name} = {value}" for name, value in manifest.metrics.items()]
+    metrics = {name: "none" if value is None else f"{value:.6g}" for name, value in manifest.metrics.items()}
+    lines += [f"metric    {name} = {value}" for name, value in metrics.items()]
     lines += [f"file      {name} ({entry.size} bytes)" for name, entry in manifest.files.items()]
     return "\n".join([*lines, "digests   match"])
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path | None) -> bytes:
+    """Raises: BitstreamError that does not name the file."""
     try:
-        return file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise BitstreamError(f"{file}: no such file") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    artifacts.write_durably(path, content)
+        return file.read_bytes() if file else sys.stdin.buffer.read()
+    except FileNotFoundError:
+        raise BitstreamError("no such file") from None
+    except OSError as error:
+        raise BitstreamError(f"cannot be read: {error.strerror}") from None
