@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import fsspec
 
+from pipeline.data.wording import reason
 from pipeline.errors import DataError
 
 SUFFIXES = (".tar", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -44,7 +45,7 @@ def members(archive: str) -> Iterator[Member]:
     except DataError:
         raise
     except Exception as error:  # of the archive, or of the store that it lies in
-        raise DataError(f"{archive}: not a readable archive ({' '.join(str(error).split())})") from None
+        raise DataError(f"{archive}: not a readable archive ({reason(error)})") from None
 
 
 def _tar(stream: fsspec.core.OpenFile) -> Iterator[Member]:
@@ -61,7 +62,7 @@ def _tar(stream: fsspec.core.OpenFile) -> Iterator[Member]:
                 yield Member(entry.name, entry.offset_data, entry.size, problem=problem or _bad_name(entry.name))
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            yield Member("(rest of the archive)", 0, 0, problem=f"the archive is damaged from here on ({error})")
+            yield Member("(rest of the archive)", 0, 0, problem=f"the archive is damaged from here on ({reason(error)})")
 
 
 def _zip(stream: fsspec.core.OpenFile) -> Iterator[Member]:
@@ -79,7 +80,7 @@ def _zip(stream: fsspec.core.OpenFile) -> Iterator[Member]:
                 try:
                     offset = _zip_data_offset(stream, entry)
                 except ValueError as error:
-                    problem = str(error)
+                    problem = reason(error)
             yield Member(entry.filename, offset, entry.compress_size, entry.compress_type != 0, problem)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import fsspec
 
 from pipeline import artifacts
+from pipeline.data.wording import reason
 from pipeline.errors import DataError, UnreachableError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def read(item: "Item", max_bytes: int) -> bytes:
                 file.seek(item.offset)
                 content = file.read(item.size if item.size >= 0 else max_bytes + 1)
         except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})") from None
+            raise DataError(f"cannot be read ({reason(error)})") from None
     if item.size >= 0 and len(content) != item.size:
         raise DataError(f"{len(content)} bytes where its archive lists {item.size}")
     content = _inflate(content, max_bytes) if item.deflated else content
@@ -126,13 +127,13 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
                 return
             raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
         except (_Gone, FileNotFoundError, PermissionError, ImportError) as error:
-            raise UnreachableError(f"{url}: cannot be fetched ({error})") from None
+            raise UnreachableError(f"{url}: cannot be fetched ({reason(error)})") from None
         except Exception as error:  # stores raise errors of their own kinds
             failures = 1 if stream.tell() > most else failures + 1
             most = max(most, stream.tell())
             if failures == attempts:
-                reason = " ".join(str(error).split())[:200]
-                raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({reason})") from None
+                why = reason(error)[:200]
+                raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({why})") from None
             pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
             time.sleep(pause * (1 + random.random() / 2))
     raise UnreachableError(f"{url}: cannot be fetched: the connection broke {MOST_BREAKS} times")
@@ -199,7 +200,7 @@ def _inflate(content: bytes, max_bytes: int) -> bytes:
     try:
         whole = inflater.decompress(content, max_bytes + 1)
     except zlib.error as error:
-        raise DataError(f"damaged in its archive ({error})") from None
+        raise DataError(f"damaged in its archive ({reason(error)})") from None
     if len(whole) <= max_bytes and not inflater.eof:
         raise DataError("cut off in its archive")
     return whole

@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from pipeline.data.wording import printable, reason
 from pipeline.errors import DataError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -55,7 +56,7 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
                 raise DataError(f"{width}x{height} pixels are more than {max_pixels}")
             return _decode(image, data)
     except FileNotFoundError:
-        raise DataError(f"{content!s}: no such file") from None
+        raise DataError(f"{printable(str(content))}: no such file") from None
     except (
         OSError,
         SyntaxError,
@@ -67,8 +68,8 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
         MemoryError,
         Image.DecompressionBombError,
     ) as error:
-        name = f"{content}: " if isinstance(content, Path) else ""
-        raise DataError(f"{name}not a readable image ({' '.join(str(error).split())})") from None
+        name = f"{printable(str(content))}: " if isinstance(content, Path) else ""
+        raise DataError(f"{name}not a readable image ({reason(error)})") from None
 
 
 def decode_jpeg(content: bytes, width: int, height: int, shrink: int = 1) -> Pixels:
@@ -84,7 +85,7 @@ def decode_jpeg(content: bytes, width: int, height: int, shrink: int = 1) -> Pix
             raise DataError(f"not the image that was listed: {found[1]}x{found[0]}, expected {width}x{height}")
         return simplejpeg.decode_jpeg(content, min_height=-(-height // shrink), min_width=-(-width // shrink))
     except ValueError as error:
-        raise DataError(f"not a readable image ({error})") from None
+        raise DataError(f"not a readable image ({reason(error)})") from None
 
 
 def _decode(image: Image.Image, data: bytes) -> Decoded:

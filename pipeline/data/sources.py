@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.data import archives
 from pipeline.data.fetch import is_url
 from pipeline.data.images import SUFFIXES
+from pipeline.data.wording import reason
 from pipeline.errors import DataError
 
 SAMPLES = "samples://photos"
@@ -155,7 +156,7 @@ def _glob(pattern: str) -> list[str]:
     try:
         found = sorted(fs.glob(path))
     except Exception as error:  # stores raise errors of their own kinds
-        raise DataError(f"{pattern}: cannot be listed ({' '.join(str(error).split())})") from None
+        raise DataError(f"{pattern}: cannot be listed ({reason(error)})") from None
     return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
 
 
@@ -165,7 +166,7 @@ def _below(url: str) -> list[str]:
     try:
         found = sorted(fs.find(path))
     except Exception as error:  # likewise
-        raise DataError(f"{url}: cannot be listed ({' '.join(str(error).split())})") from None
+        raise DataError(f"{url}: cannot be listed ({reason(error)})") from None
     return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
 
 
@@ -173,7 +174,7 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol that needs another package, or that nobody knows
-        raise DataError(f"{url}: {error}") from None
+        raise DataError(f"{url}: {reason(error)}") from None
 
 
 def _listed(path: str, suffix: str) -> Iterator[str]:
@@ -196,7 +197,7 @@ def _listed(path: str, suffix: str) -> Iterator[str]:
     except DataError:
         raise
     except Exception as error:  # of a store, of pyarrow, of decoding
-        raise DataError(f"{path}: cannot be read as a list of images ({' '.join(str(error).split())})") from None
+        raise DataError(f"{path}: cannot be read as a list of images ({reason(error)})") from None
     for name in (name.strip() for name in names):
         if name and not name.startswith("#"):
             yield name if is_url(name) or name.startswith("/") else path.rpartition("/")[0] + "/" * ("/" in path) + name

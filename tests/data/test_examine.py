@@ -57,6 +57,12 @@ def test_lists_allow_and_deny_by_path_name_and_digest(tmp_path):
         result(content, deny=str(tmp_path / "nothing"))
 
 
+def test_what_is_no_image_is_told_without_the_address_of_an_object(tmp_path):
+    (tmp_path / "text.jpg").write_text("no photo")
+    with pytest.raises(DataError, match=r"text\.jpg: not a readable image \(cannot identify image file\)$"):
+        images.decode(tmp_path / "text.jpg")
+
+
 def test_images_that_look_alike_have_hashes_close_by_and_others_far_off():
     photo = Image.fromarray(picture(3, 240, 320))
     alike = [

@@ -228,6 +228,14 @@ def test_a_mixed_folder_with_broken_files(tmp_path):
         assert reason in reasons[name], name
 
 
+def test_refusals_leave_the_digest_reproducible(photos, tmp_path):
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (photos / "text.jpg").write_text("no photo")
+    first, second = (run(config(photos), tmp_path / name) for name in ("first", "second"))
+    assert first.manifest.metrics["refused_files"] == 2
+    assert first.digest == second.digest
+
+
 def test_a_file_that_changes_meanwhile_stops_the_stage(photos, tmp_path, monkeypatch):
     cfg = config(photos)
     examined = shard._examined
