@@ -7,9 +7,9 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
-import fsspec
-
+from pipeline.data import fetch
 from pipeline.data.wording import reason
 from pipeline.errors import DataError
 
@@ -33,7 +33,7 @@ def members(archive: str) -> Iterator[Member]:
     Raises: DataError if it is no archive, or one that has to be unpacked to be read.
     """
     try:
-        with fsspec.open(archive, "rb") as stream:
+        with fetch.opened(archive) as stream:
             if archive.lower().endswith(".zip"):
                 yield from _zip(stream)
             elif archive.lower().endswith(".tar"):
@@ -48,7 +48,7 @@ def members(archive: str) -> Iterator[Member]:
         raise DataError(f"{archive}: not a readable archive ({reason(error)})") from None
 
 
-def _tar(stream: fsspec.core.OpenFile) -> Iterator[Member]:
+def _tar(stream: BinaryIO) -> Iterator[Member]:
     size = stream.seek(0, 2)
     stream.seek(0)
     with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -62,10 +62,12 @@ def _tar(stream: fsspec.core.OpenFile) -> Iterator[Member]:
                 yield Member(entry.name, entry.offset_data, entry.size, problem=problem or _bad_name(entry.name))
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            yield Member("(rest of the archive)", 0, 0, problem=f"the archive is damaged from here on ({reason(error)})")
+            yield Member(
+                "(rest of the archive)", 0, 0, problem=f"the archive is damaged from here on ({reason(error)})"
+            )
 
 
-def _zip(stream: fsspec.core.OpenFile) -> Iterator[Member]:
+def _zip(stream: BinaryIO) -> Iterator[Member]:
     with zipfile.ZipFile(stream) as archive:
         for entry in archive.infolist():
             if entry.is_dir():
@@ -84,7 +86,7 @@ def _zip(stream: fsspec.core.OpenFile) -> Iterator[Member]:
             yield Member(entry.filename, offset, entry.compress_size, entry.compress_type != 0, problem)
 
 
-def _zip_data_offset(stream: fsspec.core.OpenFile, entry: zipfile.ZipInfo) -> int:
+def _zip_data_offset(stream: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin: after its own header, whose length the directory does not tell."""
     stream.seek(entry.header_offset)
     header = stream.read(30)

@@ -1,7 +1,11 @@
 """Bytes from anywhere fsspec reads: with retries, and going on where a connection broke."""
 
+import errno
 import io
+import os
 import random
+import re
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -27,6 +31,7 @@ MOST_BREAKS = 100  # of one file
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
+_PROTOCOLS = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
 FINAL = (400, 401, 403, 404, 405, 410, 451)  # answers that another attempt would not change
 
 
@@ -45,7 +50,38 @@ class _Opened:
 
 
 def is_url(name: str) -> bool:
-    return "://" in name
+    """Whether a name starts with a protocol, or with several of fsspec's, such as `zip::s3://`."""
+    return _PROTOCOLS.match(name) is not None
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A regular file of this machine, whatever its name looks like, opened for reading.
+
+    Raises: OSError if it cannot be opened or is something else, such as a FIFO, which nobody may ever write to.
+    """
+    try:
+        kind = Path(path).stat().st_mode
+        if not stat.S_ISREG(kind):  # opening a device may do something
+            raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(kind) else "a FIFO, socket or device")
+        # it may have been replaced meanwhile: a FIFO is not waited for
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
+    except ValueError as error:  # a NUL byte in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store of a URL and the file's name there. Raises: ImportError, ValueError if there is no such protocol."""
+    if url.startswith(("http://", "https://")):  # where `::` is no chain of protocols
+        return fsspec.filesystem("http"), url
+    return fsspec.core.url_to_fs(url)
+
+
+def opened(location: str) -> BinaryIO:
+    """The file at a path or URL. Raises: whatever the store raises."""
+    if not is_url(location):
+        return open_file(location)
+    fs, path = open_remote(location)
+    return fs.open(path, "rb")
 
 
 def read(item: "Item", max_bytes: int) -> bytes:
@@ -63,7 +99,7 @@ def read(item: "Item", max_bytes: int) -> bytes:
         content = stream.getvalue()
     else:
         try:
-            with Path(item.location).open("rb") as file:
+            with open_file(item.location) as file:
                 file.seek(item.offset)
                 content = file.read(item.size if item.size >= 0 else max_bytes + 1)
         except OSError as error:
@@ -145,7 +181,7 @@ def _opened(url: str, start: int, end: int | None, version: str) -> Iterator[_Op
         with _http(url, start, end, version) as opened:
             yield opened
         return
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = open_remote(url)
     with fs.open(path, "rb", block_size=CHUNK) as file:
         file.seek(start)
         size = fs.size(path)

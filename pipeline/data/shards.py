@@ -139,8 +139,12 @@ def write(plan: Plan, folder: Path) -> Shard:
         return done
     scratch = folder / f".{plan.file}"
     rows = []
-    # Fixed owner and time make the tar a function of its content alone.
-    with wds.TarWriter(str(scratch), mtime=0, user="illm", group="illm", mode=0o444) as writer:
+    # Fixed owner and time make the tar a function of its content alone. An open file, since webdataset runs a path that
+    # looks like `pipe:command` as a command.
+    with (
+        scratch.open("wb") as stream,
+        wds.TarWriter(stream, mtime=0, user="illm", group="illm", mode=0o444) as writer,
+    ):
         for photo, item in plan.photos:
             content, extension, plain = _stored(_original(photo, item, plan), photo, plan.store)
             row = Sample(
@@ -168,8 +172,8 @@ def write(plan: Plan, folder: Path) -> Shard:
     draws = sum(photo.repeats for photo, _ in plan.photos)
     shard = Shard(plan.file, len(rows), draws, scratch.stat().st_size, sha256(scratch), len(table), digest)
     write_durably(folder / shard.table, table)
-    with scratch.open("rb") as stream:
-        os.fsync(stream.fileno())
+    with scratch.open("rb") as written:
+        os.fsync(written.fileno())
     scratch.rename(folder / plan.file)
     flush_folder(folder)
     (folder / f"{plan.file}.done").write_text(json.dumps(asdict(shard)))

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat
 
 from pipeline import redaction
 from pipeline.config import Config
-from pipeline.data import archives
+from pipeline.data import archives, fetch
 from pipeline.data.fetch import is_url
 from pipeline.data.images import SUFFIXES
 from pipeline.data.wording import reason
@@ -171,8 +171,12 @@ def _below(url: str) -> list[str]:
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if not is_url(url):
+        # absolute, since a relative one may look like one of fsspec's protocols
+        path = Path(url).expanduser() if url.startswith("~/") else Path(url)
+        return fsspec.filesystem("file"), str(path.absolute())
     try:
-        return fsspec.core.url_to_fs(url)
+        return fetch.open_remote(url)
     except (ImportError, ValueError) as error:  # a protocol that needs another package, or that nobody knows
         raise DataError(f"{url}: {reason(error)}") from None
 
@@ -180,7 +184,7 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _listed(path: str, suffix: str) -> Iterator[str]:
     """The entries of a list; relative ones are beside the list."""
     try:
-        with fsspec.open(path, "rb") as stream:
+        with fetch.opened(path) as stream:
             if suffix == ".parquet":
                 import pyarrow.parquet
 
