@@ -11,8 +11,13 @@ from typing import BinaryIO
 
 from pipeline.data import fetch
 from pipeline.data.wording import reason
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 
+# What another attempt would not change
+_FINAL = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, ImportError, FileNotFoundError,
+    PermissionError,
+)  # fmt: skip
 SUFFIXES = (".tar", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -30,7 +35,8 @@ class Member:
 def members(archive: str) -> Iterator[Member]:
     """What is in an archive, in its order; where it is damaged, one last member says so.
 
-    Raises: DataError if it is no archive, or one that has to be unpacked to be read.
+    Raises: DataError if it is no archive, or one that has to be unpacked to be read; UnreachableError if it is
+    elsewhere and cannot be had now.
     """
     try:
         with fetch.opened(archive) as stream:
@@ -45,7 +51,17 @@ def members(archive: str) -> Iterator[Member]:
     except DataError:
         raise
     except Exception as error:  # of the archive, or of the store that it lies in
+        if fetch.is_url(archive) and not _is_final(error):
+            raise UnreachableError(f"{archive}: cannot be reached now ({reason(error)}); try again") from None
         raise DataError(f"{archive}: not a readable archive ({reason(error)})") from None
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt to open a remote archive would end in the same way."""
+    # fsspec says "not found" of a server that does not answer, too
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    status = getattr(cause, "status", None)  # of aiohttp's errors
+    return isinstance(cause, _FINAL) or status in fetch.FINAL
 
 
 def _tar(stream: BinaryIO) -> Iterator[Member]:

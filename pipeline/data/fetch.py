@@ -181,7 +181,10 @@ def _opened(url: str, start: int, end: int | None, version: str) -> Iterator[_Op
         with _http(url, start, end, version) as opened:
             yield opened
         return
-    fs, path = open_remote(url)
+    try:
+        fs, path = open_remote(url)
+    except ValueError as error:  # nobody knows the protocol
+        raise _Gone(reason(error)) from None
     with fs.open(path, "rb", block_size=CHUNK) as file:
         file.seek(start)
         size = fs.size(path)
@@ -197,13 +200,20 @@ def _chunks(file: BinaryIO, left: int | None) -> Iterator[bytes]:
 @contextmanager
 def _http(url: str, start: int, end: int | None, version: str) -> Iterator[_Opened]:
     import requests
+    from requests.exceptions import InvalidSchema, InvalidURL, TooManyRedirects
 
     headers = {"Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
         if version:
             headers["If-Range"] = version
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+    try:
+        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+    except InvalidSchema:  # requests follows redirects to http and https alone
+        raise _Gone("the server redirects to another protocol than http and https") from None
+    except (InvalidURL, TooManyRedirects) as error:
+        raise _Gone(reason(error)) from None
+    with response as answer:
         if answer.status_code in FINAL:
             raise _Gone(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code == 416:  # nothing there: the file is no longer than what we have

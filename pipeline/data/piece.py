@@ -7,6 +7,7 @@ from pipeline import artifacts, redaction
 from pipeline.data import fetch
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine
 from pipeline.data.sources import Item
+from pipeline.data.wording import printable
 from pipeline.errors import DataError, UnreachableError
 
 FETCHED_AT_ONCE = 8  # by each worker
@@ -21,8 +22,8 @@ def examine_piece(
         try:
             content = fetch.read(item, max_bytes)
         except UnreachableError as error:
-            reason = redaction.masked(str(error).removeprefix(f"{item.location}: "))
-            return Refusal(item.name, item.dataset, f"unreadable: {reason}")
+            why = printable(redaction.masked(str(error).removeprefix(f"{item.location}: ")))
+            return Refusal(item.name, item.dataset, f"unreadable: {why}")
         except DataError as error:
             return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
         result = examine(item.name, item.dataset, content, rules, lists)

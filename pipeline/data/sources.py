@@ -18,11 +18,12 @@ from pipeline.config import Config
 from pipeline.data import archives, fetch
 from pipeline.data.fetch import is_url
 from pipeline.data.images import SUFFIXES
-from pipeline.data.wording import reason
-from pipeline.errors import DataError
+from pipeline.data.wording import printable, reason
+from pipeline.errors import DataError, UnreachableError
 
 SAMPLES = "samples://photos"
 LISTS = (".txt", ".csv", ".parquet")
+LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
 COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
 
 # The colour photos these packages ship (of the stereo pair, one view).
@@ -104,19 +105,19 @@ def _items(path: str, source: Source) -> Iterator[Item]:
                 yield from _members(str(tar), source)
             return
         for file in find_files(path):
-            try:
-                yield from _one(str(file), source)
-            except DataError as error:  # an archive among other files is refused like an image
-                yield Item(str(file), source.name, str(file), problem=str(error).removeprefix(f"{file}: "))
+            yield from _one_of_many(str(file), source)
     elif any(mark in path for mark in "*?["):
         for name in _glob(path):
-            yield from _one(name, source)
+            yield from _one_of_many(name, source)
     elif suffix in LISTS:
         for name in _listed(path, suffix):
-            yield from _one(name, source)
+            if problem := _forbidden(name, path):
+                yield _item(name, source, problem)
+            else:
+                yield from _one_of_many(name, source)
     elif is_url(path) and not suffix:
         for name in _below(path):
-            yield from _one(name, source)
+            yield from _one_of_many(name, source)
     elif is_url(path) or Path(path).is_file():
         yield from _one(path, source)
     else:
@@ -131,8 +132,39 @@ def _one(name: str, source: Source) -> Iterator[Item]:
     if name.lower().endswith(archives.SUFFIXES):
         yield from _members(name, source)
     else:
-        # a list may hold signed URLs: what names an image ends up in tables that everybody reads
-        yield Item(redaction.masked(name), source.name, name, weight=source.weight)
+        yield _item(name, source)
+
+
+def _one_of_many(name: str, source: Source) -> Iterator[Item]:
+    """Likewise; an unreadable archive among other files is refused like an image.
+
+    Raises: UnreachableError for one that cannot be had now, since what is refused here is never tried again.
+    """
+    try:
+        yield from _one(name, source)
+    except UnreachableError:
+        raise
+    except DataError as error:
+        yield _item(name, source, str(error).removeprefix(f"{name}: "))
+
+
+def _item(name: str, source: Source, problem: str = "") -> Item:
+    return Item(_label(name), source.name, name, weight=source.weight, problem=redaction.masked(problem))
+
+
+def _label(name: str) -> str:
+    """What to call a file in tables that everybody reads: without what a signed URL gives away or a terminal obeys."""
+    return printable(redaction.masked(name))
+
+
+def _forbidden(name: str, path: str) -> str:
+    """Why an entry of the list at `path`, which a stranger may have written, is not opened; "" if it is."""
+    scheme, remote = name.partition("://")[0].lower(), is_url(name)
+    if remote and scheme not in LISTED and not name.startswith(f"{path.rpartition('/')[0]}/"):
+        return f"a list may not name {scheme}:// URLs, only {', '.join(f'{known}://' for known in LISTED)}"
+    if remote and "::" in name and scheme not in ("http", "https"):  # `a::b` reads b, from anywhere, by way of a
+        return "a list may not name chains of protocols"
+    return "a list on a server may not name files of this machine" if is_url(path) and not remote else ""
 
 
 def _members(archive: str, source: Source) -> Iterator[Item]:
@@ -140,7 +172,7 @@ def _members(archive: str, source: Source) -> Iterator[Item]:
         if member.name.endswith(".json") or _hidden(member.name):  # shards hold a record beside each image
             continue
         yield Item(
-            f"{redaction.masked(archive)}/{member.name}",
+            f"{_label(archive)}/{printable(member.name)}",
             source.name,
             archive,
             member.offset,
