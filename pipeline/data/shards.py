@@ -20,7 +20,7 @@ import webdataset as wds
 from PIL import Image
 
 from pipeline.artifacts import flush_folder, sha256, write_durably
-from pipeline.data import fetch
+from pipeline.data import fetch, room
 from pipeline.data.examine import Photo
 from pipeline.data.images import decode
 from pipeline.data.sources import Item
@@ -160,7 +160,8 @@ def write(plan: Plan, folder: Path) -> Shard | list[Photo]:
             if original is None:
                 changed.append(photo)
                 continue
-            content, extension, plain = _stored(original, photo, plan.store)
+            with room.for_image(photo.width * photo.height, Path(plan.spool)):
+                content, extension, plain = _stored(original, photo, plan.store)
             row = Sample(
                 photo.sha256[:KEY_LENGTH],
                 extension,
