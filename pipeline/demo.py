@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import aliases, artifacts, config, runs, stages, store, tracking
 from pipeline.data.reader import ShardReader
+from pipeline.data.wording import file_name
 from pipeline.errors import GatesNotMet, UserError
 
 FIRST, SECOND = "promote-pretrained", "promote"  # run folders of the two promotions
@@ -77,7 +78,7 @@ def _use(folder: Path) -> None:
     model = f"models:/{_decision(folder)['name']}@champion"
     reader = ShardReader(artifacts.read(str(folder / "shard"), "shards"), "valid")
     sample, content = next(reader.first(1))
-    photo = folder / "try" / f"{Path(sample.source).stem}.{sample.extension}"
+    photo = folder / "try" / f"{file_name(Path(sample.source).stem)}.{sample.extension}"
     photo.parent.mkdir(parents=True, exist_ok=True)
     photo.write_bytes(content)
     compressed, restored = photo.with_suffix(".illm"), photo.with_name(f"{photo.stem}-restored.png")

@@ -17,6 +17,7 @@ class FileServer:
         self.bytes = 0
         self.break_after: int | None = None  # bytes of each answer
         self.errors: dict[str, int] = {}  # path -> answers with 503 that are left
+        self.redirects: dict[str, str] = {}  # path -> where to
         self.ranges = True
         self.most_at_once = self._now = 0
         self.lock = threading.Lock()
@@ -54,6 +55,12 @@ class FileServer:
             failing = self.errors.get(request.path, 0)
             self.errors[request.path] = max(0, failing - 1)
         path = self.folder / request.path.partition("?")[0].lstrip("/")
+        if request.path in self.redirects:
+            request.send_response(302)
+            request.send_header("Location", self.redirects[request.path])
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         if failing or not path.is_file():
             request.send_response(503 if failing else 404)
             request.send_header("Content-Length", "0")

@@ -7,11 +7,17 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
-import fsspec
+from pipeline.data import fetch
+from pipeline.data.wording import reason
+from pipeline.errors import DataError, UnreachableError
 
-from pipeline.errors import DataError
-
+# What another attempt would not change
+_FINAL = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, ImportError, FileNotFoundError,
+    PermissionError,
+)  # fmt: skip
 SUFFIXES = (".tar", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -29,10 +35,11 @@ class Member:
 def members(archive: str) -> Iterator[Member]:
     """What is in an archive, in its order; where it is damaged, one last member says so.
 
-    Raises: DataError if it is no archive, or one that has to be unpacked to be read.
+    Raises: DataError if it is no archive, or one that has to be unpacked to be read; UnreachableError if it is
+    elsewhere and cannot be had now.
     """
     try:
-        with fsspec.open(archive, "rb") as stream:
+        with fetch.opened(archive) as stream:
             if archive.lower().endswith(".zip"):
                 yield from _zip(stream)
             elif archive.lower().endswith(".tar"):
@@ -44,10 +51,20 @@ def members(archive: str) -> Iterator[Member]:
     except DataError:
         raise
     except Exception as error:  # of the archive, or of the store that it lies in
-        raise DataError(f"{archive}: not a readable archive ({' '.join(str(error).split())})") from None
+        if fetch.is_url(archive) and not _is_final(error):
+            raise UnreachableError(f"{archive}: cannot be reached now ({reason(error)}); try again") from None
+        raise DataError(f"{archive}: not a readable archive ({reason(error)})") from None
 
 
-def _tar(stream: fsspec.core.OpenFile) -> Iterator[Member]:
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt to open a remote archive would end in the same way."""
+    # fsspec says "not found" of a server that does not answer, too
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    status = getattr(cause, "status", None)  # of aiohttp's errors
+    return isinstance(cause, _FINAL) or status in fetch.FINAL
+
+
+def _tar(stream: BinaryIO) -> Iterator[Member]:
     size = stream.seek(0, 2)
     stream.seek(0)
     with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -61,10 +78,12 @@ def _tar(stream: fsspec.core.OpenFile) -> Iterator[Member]:
                 yield Member(entry.name, entry.offset_data, entry.size, problem=problem or _bad_name(entry.name))
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            yield Member("(rest of the archive)", 0, 0, problem=f"the archive is damaged from here on ({error})")
+            yield Member(
+                "(rest of the archive)", 0, 0, problem=f"the archive is damaged from here on ({reason(error)})"
+            )
 
 
-def _zip(stream: fsspec.core.OpenFile) -> Iterator[Member]:
+def _zip(stream: BinaryIO) -> Iterator[Member]:
     with zipfile.ZipFile(stream) as archive:
         for entry in archive.infolist():
             if entry.is_dir():
@@ -79,11 +98,11 @@ def _zip(stream: fsspec.core.OpenFile) -> Iterator[Member]:
                 try:
                     offset = _zip_data_offset(stream, entry)
                 except ValueError as error:
-                    problem = str(error)
+                    problem = reason(error)
             yield Member(entry.filename, offset, entry.compress_size, entry.compress_type != 0, problem)
 
 
-def _zip_data_offset(stream: fsspec.core.OpenFile, entry: zipfile.ZipInfo) -> int:
+def _zip_data_offset(stream: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin: after its own header, whose length the directory does not tell."""
     stream.seek(entry.header_offset)
     header = stream.read(30)

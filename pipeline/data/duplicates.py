@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.data.images import Pixels
 
 _SIDE, _LOW = 32, 8
+_BAND = 2**21  # pixels
 _FREQUENCIES = np.cos(np.pi * np.arange(_LOW)[:, None] * (2 * np.arange(_SIDE) + 1) / (2 * _SIDE))  # rows of a DCT-II
 
 
@@ -18,10 +19,19 @@ def perceptual_hash(pixels: Pixels) -> int:
 
     Source: the pHash of Zauner 2010, with the constant term left out of the median.
     """
-    small = Image.fromarray(pixels).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    small = _grey(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     low = (_FREQUENCIES @ np.asarray(small, dtype=np.float64) @ _FREQUENCIES.T).round(6).ravel()
     bits = low > np.median(low[1:])
     return int(np.packbits(bits).view(">u8")[0])
+
+
+def _grey(pixels: Pixels) -> Image.Image:
+    """Made in bands: Pillow takes four bytes for each coloured pixel."""
+    height, width = pixels.shape[:2]
+    grey, rows = Image.new("L", (width, height)), max(1, _BAND // width)
+    for top in range(0, height, rows):
+        grey.paste(Image.fromarray(pixels[top : top + rows]).convert("L"), (0, top))
+    return grey
 
 
 def groups(hashes: Sequence[int], distance: int) -> list[int]:

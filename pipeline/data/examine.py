@@ -94,7 +94,7 @@ def examine(path: str, dataset: str, content: bytes, rules: Rules, lists: Lists)
     height, width = decoded.pixels.shape[:2]
     if reason := _reason(decoded.pixels, rules):
         return Refusal(path, dataset, reason)
-    notes = [word for word in ("animated", "flattened") if getattr(decoded, word)]
+    notes = [word for word in ("animated", "deep", "flattened") if getattr(decoded, word)]
     looks = duplicates.perceptual_hash(decoded.pixels) if rules.near_duplicates is not None else 0
     return Photo(
         path=path,

@@ -1,7 +1,11 @@
 """Bytes from anywhere fsspec reads: with retries, and going on where a connection broke."""
 
+import errno
 import io
+import os
 import random
+import re
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import fsspec
 
 from pipeline import artifacts
+from pipeline.data.wording import reason
 from pipeline.errors import DataError, UnreachableError
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ MOST_BREAKS = 100  # of one file
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
+_PROTOCOLS = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
 FINAL = (400, 401, 403, 404, 405, 410, 451)  # answers that another attempt would not change
 
 
@@ -44,7 +50,38 @@ class _Opened:
 
 
 def is_url(name: str) -> bool:
-    return "://" in name
+    """Whether a name starts with a protocol, or with several of fsspec's, such as `zip::s3://`."""
+    return _PROTOCOLS.match(name) is not None
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A regular file of this machine, whatever its name looks like, opened for reading.
+
+    Raises: OSError if it cannot be opened or is something else, such as a FIFO, which nobody may ever write to.
+    """
+    try:
+        kind = Path(path).stat().st_mode
+        if not stat.S_ISREG(kind):  # opening a device may do something
+            raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(kind) else "a FIFO, socket or device")
+        # it may have been replaced meanwhile: a FIFO is not waited for
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
+    except ValueError as error:  # a NUL byte in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store of a URL and the file's name there. Raises: ImportError, ValueError if there is no such protocol."""
+    if url.startswith(("http://", "https://")):  # where `::` is no chain of protocols
+        return fsspec.filesystem("http"), url
+    return fsspec.core.url_to_fs(url)
+
+
+def opened(location: str) -> BinaryIO:
+    """The file at a path or URL. Raises: whatever the store raises."""
+    if not is_url(location):
+        return open_file(location)
+    fs, path = open_remote(location)
+    return fs.open(path, "rb")
 
 
 def read(item: "Item", max_bytes: int) -> bytes:
@@ -62,11 +99,11 @@ def read(item: "Item", max_bytes: int) -> bytes:
         content = stream.getvalue()
     else:
         try:
-            with Path(item.location).open("rb") as file:
+            with open_file(item.location) as file:
                 file.seek(item.offset)
                 content = file.read(item.size if item.size >= 0 else max_bytes + 1)
         except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})") from None
+            raise DataError(f"cannot be read ({reason(error)})") from None
     if item.size >= 0 and len(content) != item.size:
         raise DataError(f"{len(content)} bytes where its archive lists {item.size}")
     content = _inflate(content, max_bytes) if item.deflated else content
@@ -126,13 +163,13 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
                 return
             raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
         except (_Gone, FileNotFoundError, PermissionError, ImportError) as error:
-            raise UnreachableError(f"{url}: cannot be fetched ({error})") from None
+            raise UnreachableError(f"{url}: cannot be fetched ({reason(error)})") from None
         except Exception as error:  # stores raise errors of their own kinds
             failures = 1 if stream.tell() > most else failures + 1
             most = max(most, stream.tell())
             if failures == attempts:
-                reason = " ".join(str(error).split())[:200]
-                raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({reason})") from None
+                why = reason(error)[:200]
+                raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({why})") from None
             pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
             time.sleep(pause * (1 + random.random() / 2))
     raise UnreachableError(f"{url}: cannot be fetched: the connection broke {MOST_BREAKS} times")
@@ -144,7 +181,10 @@ def _opened(url: str, start: int, end: int | None, version: str) -> Iterator[_Op
         with _http(url, start, end, version) as opened:
             yield opened
         return
-    fs, path = fsspec.core.url_to_fs(url)
+    try:
+        fs, path = open_remote(url)
+    except ValueError as error:  # nobody knows the protocol
+        raise _Gone(reason(error)) from None
     with fs.open(path, "rb", block_size=CHUNK) as file:
         file.seek(start)
         size = fs.size(path)
@@ -160,13 +200,20 @@ def _chunks(file: BinaryIO, left: int | None) -> Iterator[bytes]:
 @contextmanager
 def _http(url: str, start: int, end: int | None, version: str) -> Iterator[_Opened]:
     import requests
+    from requests.exceptions import InvalidSchema, InvalidURL, TooManyRedirects
 
     headers = {"Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
         if version:
             headers["If-Range"] = version
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+    try:
+        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+    except InvalidSchema:  # requests follows redirects to http and https alone
+        raise _Gone("the server redirects to another protocol than http and https") from None
+    except (InvalidURL, TooManyRedirects) as error:
+        raise _Gone(reason(error)) from None
+    with response as answer:
         if answer.status_code in FINAL:
             raise _Gone(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code == 416:  # nothing there: the file is no longer than what we have
@@ -199,7 +246,7 @@ def _inflate(content: bytes, max_bytes: int) -> bytes:
     try:
         whole = inflater.decompress(content, max_bytes + 1)
     except zlib.error as error:
-        raise DataError(f"damaged in its archive ({error})") from None
+        raise DataError(f"damaged in its archive ({reason(error)})") from None
     if len(whole) <= max_bytes and not inflater.eof:
         raise DataError("cut off in its archive")
     return whole

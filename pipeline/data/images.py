@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
 
+from pipeline.data.wording import printable, reason
 from pipeline.errors import DataError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -21,6 +22,18 @@ EXTENSIONS = {
 }  # fmt: skip
 _FORMATS = [name for name in EXTENSIONS if name != "MPO"]  # Pillow opens those as JPEG
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm"}
+_BAND = 2**21  # pixels whose colours are converted at a time: that takes some 30 bytes for each
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,  # these four: what Pillow's readers raise on damaged files of one format or another
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    Image.DecompressionBombError,
+)
 _SRGB = ImageCms.createProfile("sRGB")
 
 Image.MAX_IMAGE_PIXELS = None  # our bound is `max_pixels`
@@ -31,14 +44,15 @@ warnings.filterwarnings("ignore", module="PIL")  # tells of damage that it can l
 class Decoded:
     """RGB pixels (H, W, 3) and what was done to get them.
 
-    flattened: an alpha channel was laid over white. animated: there are more frames than this one. plain_jpeg: the file
-    is what `decode_jpeg` takes.
+    flattened: an alpha channel was laid over white. animated: there are more frames than this one. deep: the file has
+    more than 8 bits per sample. plain_jpeg: the file is what `decode_jpeg` takes.
     """
 
     pixels: Pixels
     extension: str
     flattened: bool = False
     animated: bool = False
+    deep: bool = False
     plain_jpeg: bool = False
 
 
@@ -55,20 +69,19 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
                 raise DataError(f"{width}x{height} pixels are more than {max_pixels}")
             return _decode(image, data)
     except FileNotFoundError:
-        raise DataError(f"{content!s}: no such file") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,  # these four: what Pillow's readers raise on damaged files of one format or another
-        KeyError,
-        IndexError,
-        OverflowError,
-        MemoryError,
-        Image.DecompressionBombError,
-    ) as error:
-        name = f"{content}: " if isinstance(content, Path) else ""
-        raise DataError(f"{name}not a readable image ({' '.join(str(error).split())})") from None
+        raise DataError(f"{printable(str(content))}: no such file") from None
+    except _DAMAGE as error:
+        name = f"{printable(str(content))}: " if isinstance(content, Path) else ""
+        raise DataError(f"{name}not a readable image ({reason(error)})") from None
+
+
+def pixels_in(content: bytes) -> int:
+    """How many pixels the header of an image file promises; 0 if it is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return image.width * image.height
+    except _DAMAGE:
+        return 0
 
 
 def decode_jpeg(content: bytes, width: int, height: int, shrink: int = 1) -> Pixels:
@@ -84,7 +97,7 @@ def decode_jpeg(content: bytes, width: int, height: int, shrink: int = 1) -> Pix
             raise DataError(f"not the image that was listed: {found[1]}x{found[0]}, expected {width}x{height}")
         return simplejpeg.decode_jpeg(content, min_height=-(-height // shrink), min_width=-(-width // shrink))
     except ValueError as error:
-        raise DataError(f"not a readable image ({error})") from None
+        raise DataError(f"not a readable image ({reason(error)})") from None
 
 
 def _decode(image: Image.Image, data: bytes) -> Decoded:
@@ -95,23 +108,57 @@ def _decode(image: Image.Image, data: bytes) -> Decoded:
     if image.format == "JPEG" and image.mode in ("L", "RGB") and not profile and not turned:
         with suppress(DataError):  # damage that Pillow can live with
             return Decoded(decode_jpeg(data, *image.size), extension, plain_jpeg=True)
-    pixels, flattened = _to_rgb(ImageOps.exif_transpose(image), profile)
-    return Decoded(pixels, extension, flattened, animated)
+    deep = _is_deep(image, data)
+    ImageOps.exif_transpose(image, in_place=True)
+    pixels, flattened = _to_rgb(image, profile)
+    return Decoded(pixels, extension, flattened, animated, deep)
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether an image that was opened but not read has samples of more than 8 bits, of which Pillow may keep 8."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        return data[24] > 8  # the bit depth in its IHDR
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+    # a PPM whose maximum is not 255
+    return isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "RGB" and image.tile[0].args != "RGB"
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Pixels, bool]:
-    """Pixels, and whether they were transparent somewhere."""
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bit grey: Pillow's convert() would clip, not scale
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = 65535 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        grey = np.clip(np.rint(values / scale * 255), 0, 255).astype(np.uint8)
+    """Pixels, and whether they were transparent somewhere; in bands, since the steps between take several times their
+    memory."""
+    width, height = image.size
+    rows = max(1, _BAND // max(1, width))
+    bands = [(top, min(top + rows, height)) for top in range(0, height, rows)]
+    white = max(_grey(_cut(image, *band)).max() for band in bands) if image.mode.startswith("F") else 65535.0
+    pixels, flattened = np.empty((height, width, 3), np.uint8), False
+    for top, bottom in bands:
+        pixels[top:bottom], transparent = _band_to_rgb(_cut(image, top, bottom), profile, max(1.0, float(white)))
+        flattened |= transparent
+    return pixels, flattened
+
+
+def _cut(image: Image.Image, top: int, bottom: int) -> Image.Image:
+    return image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+
+
+def _grey(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64))
+
+
+def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tuple[Pixels, bool]:
+    """white: the value of 16 and 32 bit grey that is shown as white."""
+    if image.mode.startswith(("I", "F")):  # Pillow's convert() would clip, not scale
+        grey = np.clip(np.rint(_grey(image) / white * 255), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2), False
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         alpha = rgba.getchannel("A")
         colours = _to_srgb(rgba.convert("RGB"), profile)
-        white = Image.new("RGB", rgba.size, (255, 255, 255))
-        return np.array(Image.composite(colours, white, alpha)), bool(np.asarray(alpha).min() < 255)
+        under = Image.new("RGB", rgba.size, (255, 255, 255))
+        return np.array(Image.composite(colours, under, alpha)), bool(np.asarray(alpha).min() < 255)
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
     return np.array(_to_srgb(image, profile).convert("RGB")), False

@@ -10,16 +10,19 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 
 from pipeline.artifacts import Artifact
+from pipeline.data import fetch
 from pipeline.data.cache import ShardCache
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
-from pipeline.data.shards import Sample, Shard, Split
+from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Split
+from pipeline.data.wording import printable, reason
 from pipeline.errors import DataError, UnreachableError
 
 TABLES_KEPT = 128
 _TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 
 class ShardReader:
@@ -55,13 +58,17 @@ class ShardReader:
 
     def name(self, number: int) -> str:
         """What to call a sample when telling the user about it."""
-        shard, sample = self.sample(number)
+        return self._name(*self.sample(number))
+
+    def _name(self, shard: Shard, sample: Sample) -> str:
         place = f"{self.cache.origin}/{shard.file}" if self.cache else self.folder / shard.file
-        return f"{place}: {sample.key}.{sample.extension} (from {sample.source})"
+        return printable(f"{place}: {sample.key}.{sample.extension} (from {sample.source})")
 
     def read(self, number: int) -> bytes:
         """The image file's bytes, equal to what was stored."""
-        shard, sample = self.sample(number)
+        return self._bytes(*self.sample(number))
+
+    def _bytes(self, shard: Shard, sample: Sample) -> bytes:
         try:
             if self.cache:
                 content = self.cache.read(shard.file, shard.bytes, shard.sha256, sample.offset, sample.size)
@@ -69,9 +76,9 @@ class ShardReader:
                 with (self.folder / shard.file).open("rb", buffering=0) as stream:
                     content = os.pread(stream.fileno(), sample.size, sample.offset)
         except OSError as error:
-            raise UnreachableError(f"{self.name(number)}: cannot be read ({error.strerror})") from None
+            raise UnreachableError(f"{self._name(shard, sample)}: cannot be read ({error.strerror})") from None
         if hashlib.sha256(content).hexdigest() != sample.sha256:
-            raise DataError(f"{self.name(number)}: its bytes differ from the index; the shard is damaged")
+            raise DataError(f"{self._name(shard, sample)}: its bytes differ from the index; the shard is damaged")
         return content
 
     def pixels(self, number: int, shrink: int = 1) -> Pixels:
@@ -82,38 +89,29 @@ class ShardReader:
         return decode(content).pixels
 
     def first(self, count: int) -> Iterator[tuple[Sample, bytes]]:
-        """The first `count` samples in order, through webdataset's own reader."""
-        tars: list[str] = []
-        known: dict[str, Sample] = {}
-        for place, shard in enumerate(self.shards):
-            if len(known) >= count:
-                break
-            known |= {sample.key: sample for sample in self._table(place)[0]}
-            tars.append(str(self._local(shard.file, shard.bytes, shard.sha256)))
-        for item in islice(wds.WebDataset(tars, shardshuffle=False), count) if tars else []:
-            if (key := item["__key__"]) not in known:
-                raise DataError(
-                    f"{item['__url__']}: holds {key!r}, which its table does not list; make the shards again"
-                )
-            sample = known[key]
-            content = item[sample.extension]
-            if hashlib.sha256(content).hexdigest() != sample.sha256:
-                raise DataError(f"{item['__url__']}: {sample.key} is damaged; make the shards again")
-            yield sample, content
+        """The first `count` images in order, each once."""
+        rows = ((shard, row) for place, shard in enumerate(self.shards) for row in self._table(place)[0])
+        for shard, sample in islice(rows, count):
+            yield sample, self._bytes(shard, sample)
 
     def _read_table(self, place: int) -> tuple[list[Sample], list[int]]:
         """A shard's samples, and for each of its numbers which of them it is."""
         shard = self.shards[place]
         path = self._local(shard.table, shard.table_bytes, shard.table_sha256)
         try:
-            content = path.read_bytes()
+            with fetch.open_file(path) as stream:
+                content = stream.read(shard.table_bytes + 1)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); make the shards again") from None
+            raise DataError(f"{path}: cannot be read ({reason(error)}); make the shards again") from None
         if hashlib.sha256(content).hexdigest() != shard.table_sha256:
             raise DataError(f"{path}: its SHA-256 differs from the index (damaged); make the shards again")
-        rows = [Sample(**json.loads(line)) for line in content.splitlines()]
-        if any(row.extension not in EXTENSIONS.values() or row.repeats < 1 for row in rows):
-            raise DataError(f"{path}: names an unknown kind of file; make the shards again")
+        try:
+            rows = [Sample(**json.loads(line)) for line in content.splitlines()]
+            sound = len(rows) == shard.count and all(map(_sound, rows))
+        except (ValueError, TypeError):
+            sound = False
+        if not sound:
+            raise DataError(f"{path}: no table of samples as this version writes it; make the shards again")
         return rows, [i for i, row in enumerate(rows) for _ in range(row.repeats)]
 
     def prepare(self, places: list[int]) -> None:
@@ -135,8 +133,16 @@ def samples_of(folder: Path, shard: Shard) -> Iterator[tuple[Sample, bytes]]:
             yield sample, tar.read(sample.size)
 
 
+def _sound(row: Sample) -> bool:
+    """Whether a row, which may come from elsewhere, can be used: its key becomes the name of a file."""
+    known = row.extension in EXTENSIONS.values() and _KEY.fullmatch(row.key)
+    return bool(known and row.repeats >= 1 and row.size >= 0 and row.offset >= 0)
+
+
 def _check(folder: Path | None, shard: Shard) -> None:
-    """Name and, of a local shard, size."""
+    """Names and, of a local shard, size."""
+    if not (_DIGEST.fullmatch(shard.sha256) and _DIGEST.fullmatch(shard.table_sha256)):  # names of files in the cache
+        raise DataError(f"{folder or ''}/index.json: {shard.sha256!r} is no SHA-256; make the shards again")
     if not _TAR_NAME.fullmatch(shard.file):
         raise DataError(f"{folder or ''}/index.json: {shard.file!r} is no name of a shard; make the shards again")
     if folder is None:

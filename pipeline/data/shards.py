@@ -20,11 +20,11 @@ import webdataset as wds
 from PIL import Image
 
 from pipeline.artifacts import flush_folder, sha256, write_durably
-from pipeline.data import fetch
+from pipeline.data import fetch, room
 from pipeline.data.examine import Photo
 from pipeline.data.images import decode
 from pipeline.data.sources import Item
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -79,10 +79,19 @@ class Plan:
     max_bytes: int
     spool: str  # folder with the bytes of what was fetched
 
+    @property
+    def digest(self) -> str:
+        """Of what the shard's bytes follow from."""
+        rows = [f"{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}" for photo, _ in self.photos]
+        return hashlib.sha256("\n".join([self.store, *rows]).encode()).hexdigest()
+
     def done(self, folder: Path) -> Shard | None:
-        """The shard, if it was written before."""
+        """The shard, if it was written before by an equal plan."""
         try:
-            shard = Shard(**json.loads((folder / f"{self.file}.done").read_text()))
+            plan, fields = json.loads((folder / f"{self.file}.done").read_text())
+            if plan != self.digest:
+                return None
+            shard = Shard(**fields)
             whole = (folder / self.file).stat().st_size == shard.bytes and (folder / shard.table).is_file()
         except (OSError, ValueError, TypeError):
             return None
@@ -130,19 +139,29 @@ def in_shards(photos: Sequence[Photo], shard_bytes: int) -> Iterator[list[Photo]
         yield group
 
 
-def write(plan: Plan, folder: Path) -> Shard:
+def write(plan: Plan, folder: Path) -> Shard | list[Photo]:
     """Writes a tar and its table into `folder`; their bytes follow from the plan alone. Done before: does nothing.
 
-    Raises: DataError if a photo's bytes are no longer what they were.
+    Returns: the shard, or the photos whose files changed or vanished since they were examined: then nothing is written.
     """
     if done := plan.done(folder):
         return done
+    changed: list[Photo] = []
     scratch = folder / f".{plan.file}"
     rows = []
-    # Fixed owner and time make the tar a function of its content alone.
-    with wds.TarWriter(str(scratch), mtime=0, user="illm", group="illm", mode=0o444) as writer:
+    # Fixed owner and time make the tar a function of its content alone. An open file, since webdataset runs a path that
+    # looks like `pipe:command` as a command.
+    with (
+        scratch.open("wb") as stream,
+        wds.TarWriter(stream, mtime=0, user="illm", group="illm", mode=0o444) as writer,
+    ):
         for photo, item in plan.photos:
-            content, extension, plain = _stored(_original(photo, item, plan), photo, plan.store)
+            original = _original(photo, item, plan)
+            if original is None:
+                changed.append(photo)
+                continue
+            with room.for_image(photo.width * photo.height, Path(plan.spool)):
+                content, extension, plain = _stored(original, photo, plan.store)
             row = Sample(
                 photo.sha256[:KEY_LENGTH],
                 extension,
@@ -159,6 +178,9 @@ def write(plan: Plan, folder: Path) -> Shard:
             rows.append(asdict(row))
             about = {name: rows[-1][name] for name in ("width", "height", "sha256", "source", "dataset")}
             writer.write({"__key__": row.key, extension: content, "json": about})
+    if changed:
+        scratch.unlink()
+        return changed
     with tarfile.open(scratch) as tar:
         places = {member.name: member.offset_data for member in tar}
     for line in rows:
@@ -168,22 +190,24 @@ def write(plan: Plan, folder: Path) -> Shard:
     draws = sum(photo.repeats for photo, _ in plan.photos)
     shard = Shard(plan.file, len(rows), draws, scratch.stat().st_size, sha256(scratch), len(table), digest)
     write_durably(folder / shard.table, table)
-    with scratch.open("rb") as stream:
-        os.fsync(stream.fileno())
+    with scratch.open("rb") as written:
+        os.fsync(written.fileno())
     scratch.rename(folder / plan.file)
     flush_folder(folder)
-    (folder / f"{plan.file}.done").write_text(json.dumps(asdict(shard)))
+    (folder / f"{plan.file}.done").write_text(json.dumps([plan.digest, asdict(shard)]))
     return shard
 
 
-def _original(photo: Photo, item: Item, plan: Plan) -> bytes:
+def _original(photo: Photo, item: Item, plan: Plan) -> bytes | None:
+    """The bytes that were examined; None if they are no longer there. Raises: UnreachableError if a server is gone."""
     spooled = Path(plan.spool) / photo.sha256
-    content = spooled.read_bytes() if spooled.is_file() else fetch.read(item, plan.max_bytes)
-    if hashlib.sha256(content).hexdigest() != photo.sha256:
-        raise DataError(
-            f"{photo.path}: changed while it was being sharded; remove the run folder and run the stage again"
-        )
-    return content
+    try:
+        content = spooled.read_bytes() if spooled.is_file() else fetch.read(item, plan.max_bytes)
+    except UnreachableError:
+        raise
+    except DataError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == photo.sha256 else None
 
 
 def _stored(content: bytes, photo: Photo, store: Store) -> tuple[bytes, str, bool]:

@@ -15,13 +15,15 @@ from pydantic import Field, PositiveFloat
 
 from pipeline import redaction
 from pipeline.config import Config
-from pipeline.data import archives
+from pipeline.data import archives, fetch
 from pipeline.data.fetch import is_url
 from pipeline.data.images import SUFFIXES
-from pipeline.errors import DataError
+from pipeline.data.wording import printable, reason
+from pipeline.errors import DataError, UnreachableError
 
 SAMPLES = "samples://photos"
 LISTS = (".txt", ".csv", ".parquet")
+LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
 COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
 
 # The colour photos these packages ship (of the stereo pair, one view).
@@ -103,19 +105,19 @@ def _items(path: str, source: Source) -> Iterator[Item]:
                 yield from _members(str(tar), source)
             return
         for file in find_files(path):
-            try:
-                yield from _one(str(file), source)
-            except DataError as error:  # an archive among other files is refused like an image
-                yield Item(str(file), source.name, str(file), problem=str(error).removeprefix(f"{file}: "))
+            yield from _one_of_many(str(file), source)
     elif any(mark in path for mark in "*?["):
         for name in _glob(path):
-            yield from _one(name, source)
+            yield from _one_of_many(name, source)
     elif suffix in LISTS:
         for name in _listed(path, suffix):
-            yield from _one(name, source)
+            if problem := _forbidden(name, path):
+                yield _item(name, source, problem)
+            else:
+                yield from _one_of_many(name, source)
     elif is_url(path) and not suffix:
         for name in _below(path):
-            yield from _one(name, source)
+            yield from _one_of_many(name, source)
     elif is_url(path) or Path(path).is_file():
         yield from _one(path, source)
     else:
@@ -130,8 +132,39 @@ def _one(name: str, source: Source) -> Iterator[Item]:
     if name.lower().endswith(archives.SUFFIXES):
         yield from _members(name, source)
     else:
-        # a list may hold signed URLs: what names an image ends up in tables that everybody reads
-        yield Item(redaction.masked(name), source.name, name, weight=source.weight)
+        yield _item(name, source)
+
+
+def _one_of_many(name: str, source: Source) -> Iterator[Item]:
+    """Likewise; an unreadable archive among other files is refused like an image.
+
+    Raises: UnreachableError for one that cannot be had now, since what is refused here is never tried again.
+    """
+    try:
+        yield from _one(name, source)
+    except UnreachableError:
+        raise
+    except DataError as error:
+        yield _item(name, source, str(error).removeprefix(f"{name}: "))
+
+
+def _item(name: str, source: Source, problem: str = "") -> Item:
+    return Item(_label(name), source.name, name, weight=source.weight, problem=redaction.masked(problem))
+
+
+def _label(name: str) -> str:
+    """What to call a file in tables that everybody reads: without what a signed URL gives away or a terminal obeys."""
+    return printable(redaction.masked(name))
+
+
+def _forbidden(name: str, path: str) -> str:
+    """Why an entry of the list at `path`, which a stranger may have written, is not opened; "" if it is."""
+    scheme, remote = name.partition("://")[0].lower(), is_url(name)
+    if remote and scheme not in LISTED and not name.startswith(f"{path.rpartition('/')[0]}/"):
+        return f"a list may not name {scheme}:// URLs, only {', '.join(f'{known}://' for known in LISTED)}"
+    if remote and "::" in name and scheme not in ("http", "https"):  # `a::b` reads b, from anywhere, by way of a
+        return "a list may not name chains of protocols"
+    return "a list on a server may not name files of this machine" if is_url(path) and not remote else ""
 
 
 def _members(archive: str, source: Source) -> Iterator[Item]:
@@ -139,7 +172,7 @@ def _members(archive: str, source: Source) -> Iterator[Item]:
         if member.name.endswith(".json") or _hidden(member.name):  # shards hold a record beside each image
             continue
         yield Item(
-            f"{redaction.masked(archive)}/{member.name}",
+            f"{_label(archive)}/{printable(member.name)}",
             source.name,
             archive,
             member.offset,
@@ -155,7 +188,7 @@ def _glob(pattern: str) -> list[str]:
     try:
         found = sorted(fs.glob(path))
     except Exception as error:  # stores raise errors of their own kinds
-        raise DataError(f"{pattern}: cannot be listed ({' '.join(str(error).split())})") from None
+        raise DataError(f"{pattern}: cannot be listed ({reason(error)})") from None
     return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
 
 
@@ -165,21 +198,25 @@ def _below(url: str) -> list[str]:
     try:
         found = sorted(fs.find(path))
     except Exception as error:  # likewise
-        raise DataError(f"{url}: cannot be listed ({' '.join(str(error).split())})") from None
+        raise DataError(f"{url}: cannot be listed ({reason(error)})") from None
     return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if not is_url(url):
+        # absolute, since a relative one may look like one of fsspec's protocols
+        path = Path(url).expanduser() if url.startswith("~/") else Path(url)
+        return fsspec.filesystem("file"), str(path.absolute())
     try:
-        return fsspec.core.url_to_fs(url)
+        return fetch.open_remote(url)
     except (ImportError, ValueError) as error:  # a protocol that needs another package, or that nobody knows
-        raise DataError(f"{url}: {error}") from None
+        raise DataError(f"{url}: {reason(error)}") from None
 
 
 def _listed(path: str, suffix: str) -> Iterator[str]:
     """The entries of a list; relative ones are beside the list."""
     try:
-        with fsspec.open(path, "rb") as stream:
+        with fetch.opened(path) as stream:
             if suffix == ".parquet":
                 import pyarrow.parquet
 
@@ -196,7 +233,7 @@ def _listed(path: str, suffix: str) -> Iterator[str]:
     except DataError:
         raise
     except Exception as error:  # of a store, of pyarrow, of decoding
-        raise DataError(f"{path}: cannot be read as a list of images ({' '.join(str(error).split())})") from None
+        raise DataError(f"{path}: cannot be read as a list of images ({reason(error)})") from None
     for name in (name.strip() for name in names):
         if name and not name.startswith("#"):
             yield name if is_url(name) or name.startswith("/") else path.rpartition("/")[0] + "/" * ("/" in path) + name

@@ -9,11 +9,12 @@ from pipeline.artifacts import Artifact
 from pipeline.data.images import SUFFIXES, Pixels, decode
 from pipeline.data.reader import ShardReader
 from pipeline.data.sources import find_files
+from pipeline.data.wording import file_name
 from pipeline.errors import DataError
 
 
 class HeldOut:
-    """The images to measure on: (name, pixels), the same ones in the same order every time.
+    """The images to measure on: (name, pixels), the same ones in the same order every time. Names can name files.
 
     images: a shards artifact, whose validation images are taken, or a folder; limit: how many at most.
 
@@ -28,7 +29,7 @@ class HeldOut:
             self.parents["images"] = (images, shards)
             self.reader: ShardReader | None = ShardReader(shards, "valid")
             self.files: list[Path] = []
-            self.digest, count = shards.digest, len(self.reader)
+            self.digest, count = shards.digest, sum(shard.count for shard in self.reader.shards)
         else:
             self.reader = None
             self.files = [p for p in find_files(images) if p.suffix.lower() in SUFFIXES]
@@ -44,6 +45,6 @@ class HeldOut:
     def __iter__(self) -> Iterator[tuple[str, Pixels]]:
         if self.reader is not None:
             for sample, content in self.reader.first(self.count):
-                yield f"{sample.key}-{Path(sample.source).stem}", decode(content).pixels
+                yield f"{sample.key}-{file_name(Path(sample.source).stem)}", decode(content).pixels
         for number, path in enumerate(self.files[: self.count]):
-            yield f"{number:05d}-{path.stem}", decode(path).pixels
+            yield f"{number:05d}-{file_name(path.stem)}", decode(path).pixels

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -28,9 +29,11 @@ from pipeline.data.piece import examine_piece
 from pipeline.data.shards import SPLITS, Plan, Shard, Split, Store
 from pipeline.data.sources import Item, Source
 from pipeline.data.spread import On, spread
+from pipeline.data.wording import printable
 from pipeline.errors import DataError
 
 NOT_FETCHED = "unreadable: cannot be fetched"
+FEW = 10  # validation images
 
 
 class StageConfig(Rules):
@@ -97,7 +100,7 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
     if not all(patience.wait_for(_examined_file(work, piece)) for piece in range(pieces)):
         raise DataError(f"{folder}: not all of its {pieces} pieces have been examined; run those parts first")
     plans, *_ = _planned(cfg, items, _examined(cfg, items, work), work)
-    _written(cfg, plans, work / "shards", range(number, len(plans), count))
+    _written(cfg, plans, work, range(number, len(plans), count))
     return f"wrote shards {number}, {number + count}, ... of {len(plans)}"
 
 
@@ -112,7 +115,19 @@ def _list(work: Path, found: list[Item]) -> None:
         (work / name).mkdir(parents=True, exist_ok=True)
     if not (work / "items.jsonl").exists():
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
-        artifacts.write_durably(work / "items.jsonl", lines.encode())
+        _write_privately(work / "items.jsonl", lines.encode())
+
+
+def _write_privately(path: Path, content: bytes) -> None:
+    """Writes a file that only its owner may read: URLs of lists may hold credentials."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.unlink(missing_ok=True)
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.rename(path)
+    artifacts.flush_folder(path.parent)
 
 
 def _items(work: Path) -> list[Item]:
@@ -132,7 +147,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker
     results = _examined(cfg, items, work)
     _check_fetched(cfg, items, results, work)
     plans, photos, splits, refused = _planned(cfg, items, results, work)
-    written = _written(cfg, plans, work / "shards", range(len(plans)))
+    written = _written(cfg, plans, work, range(len(plans)))
     metrics = {
         **{f"{split}_images": len(splits[split]) for split in SPLITS},
         "refused_files": len(refused),
@@ -158,9 +173,25 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker
     counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
     print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
     for refusal in refused[:10]:
-        print(f"  refused {refusal.path}: {refusal.reason}")
+        print(f"  refused {_told(refusal)}")
     if len(refused) > 10:
         print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
+    _warn_of_few(cfg, len(splits["valid"]))
+
+
+def _told(refusal: Refusal) -> str:
+    return printable(f"{refusal.path}: {refusal.reason}")
+
+
+def _warn_of_few(cfg: StageConfig, count: int) -> None:
+    """Says so if there are too few validation images, unless none were asked for."""
+    wanted = cfg.validation_share > 0 or any(source.split == "valid" for source in cfg.sources())
+    if wanted and count < FEW:
+        print(
+            f"warning: {count} validation image(s), too few to judge a codec by; shard more images, "
+            f"or raise validation_share ({cfg.validation_share:g}) in another run=",
+            file=sys.stderr,
+        )
 
 
 def _planned(
@@ -169,7 +200,7 @@ def _planned(
     """Which photo goes to which split and shard, and what is left out. Depends on the images alone."""
     photos, refused = _weighted(*without_duplicates(results, cfg), items)
     if not photos:
-        reasons = "\n".join(f"  {r.path}: {r.reason}" for r in refused[:20])
+        reasons = "\n".join(f"  {_told(r)}" for r in refused[:20])
         places = ", ".join(source.path for source in cfg.sources())
         raise DataError(f"{places}: none of {len(items)} files is a usable image; the first refusals:\n{reasons}")
     fixed = {source.name: source.split for source in cfg.sources() if source.split}
@@ -230,7 +261,7 @@ def _check_fetched(cfg: StageConfig, items: list[Item], results: list[Photo | Re
     if failed and len(failed) > cfg.max_failed_share * len(remote):
         for piece in {number // cfg.piece for number in failed}:
             _examined_file(work, piece).unlink()  # so that the next start tries again
-        listed = "\n".join(f"  {r.path}: {r.reason}" for r in islice(failed.values(), 10))
+        listed = "\n".join(f"  {_told(r)}" for r in islice(failed.values(), 10))
         raise DataError(
             f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_share={cfg.max_failed_share:g}); "
             f"the same command tries again:\n{listed}"
@@ -254,16 +285,36 @@ def _weighted(photos: list[Photo], refused: list[Refusal], items: list[Item]) ->
     return kept, refused
 
 
-def _written(cfg: StageConfig, plans: list[Plan], folder: Path, numbers: range) -> list[Shard]:
-    """The shards of these numbers, in order; those that an earlier job wrote are not written again."""
+def _written(cfg: StageConfig, plans: list[Plan], work: Path, numbers: range) -> list[Shard]:
+    """The shards of these numbers, in order; those that an earlier job wrote are not written again.
+
+    Raises: DataError if files are no longer what was examined, after making the next start examine them again.
+    """
+    folder = work / "shards"
     written = {number: shard for number in numbers if (shard := plans[number].done(folder))}
     missing = [number for number in numbers if number not in written]
     done = spread(
         partial(shards.write, folder=folder), [plans[number] for number in missing], _workers(cfg), cfg.spread
     )
-    for place, shard in _shown(done, "writing", len(missing)):
-        written[missing[place]] = shard
+    changed: list[Photo] = []
+    for place, result in _shown(done, "writing", len(missing)):
+        if isinstance(result, Shard):
+            written[missing[place]] = result
+        else:
+            changed += result
+    _examine_again(cfg, changed, work)
     return [written[number] for number in numbers]
+
+
+def _examine_again(cfg: StageConfig, changed: list[Photo], work: Path) -> None:
+    if not changed:
+        return
+    for piece in {photo.item // cfg.piece for photo in changed}:
+        _examined_file(work, piece).unlink(missing_ok=True)
+    listed = "\n".join(f"  {printable(photo.path)}" for photo in sorted(changed, key=lambda p: p.item)[:10])
+    raise DataError(
+        f"{len(changed)} file(s) changed while they were being sharded; the same command examines them again:\n{listed}"
+    )
 
 
 def _workers(cfg: StageConfig) -> int:

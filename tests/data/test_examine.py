@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -57,6 +59,12 @@ def test_lists_allow_and_deny_by_path_name_and_digest(tmp_path):
         result(content, deny=str(tmp_path / "nothing"))
 
 
+def test_what_is_no_image_is_told_without_the_address_of_an_object(tmp_path):
+    (tmp_path / "text.jpg").write_text("no photo")
+    with pytest.raises(DataError, match=r"text\.jpg: not a readable image \(cannot identify image file\)$"):
+        images.decode(tmp_path / "text.jpg")
+
+
 def test_images_that_look_alike_have_hashes_close_by_and_others_far_off():
     photo = Image.fromarray(picture(3, 240, 320))
     alike = [
@@ -109,6 +117,58 @@ def test_cmyk_profiles_and_animations():
     assert decoded.animated
     assert np.abs(decoded.pixels.astype(int) - np.asarray(frames[0].convert("RGB"))).max() == 0
     assert "animated" in result(stream.getvalue(), "x.gif").note
+
+
+def deep_png() -> bytes:
+    """A PNG of 1x1 with 16 bits per sample in colour, which Pillow cannot write."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(7))),
+        (b"IEND", b""),
+    ]
+    parts = [struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "deep"),
+    [
+        (encoded(Image.new("I;16", (8, 8))), True),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), True),
+        (encoded(Image.new("RGB", (8, 8)), "TIFF"), False),
+        (encoded(Image.new("1", (8, 8)), "TIFF"), False),
+        (deep_png(), True),
+        (b"P6 1 1 65535\n" + bytes(6), True),
+        (b"P6 1 1 255\n" + bytes(3), False),
+        (encoded(Image.new("RGBA", (8, 8))), False),
+        (encoded(Image.new("RGB", (8, 8)), "JPEG"), False),
+    ],
+)
+def test_more_than_eight_bits_per_sample_are_noticed(content, deep):
+    assert images.decode(content).deep is deep
+
+
+@pytest.mark.parametrize("kind", ["I;16", "F", "RGBA", "P", "CMYK", "RGB"])
+def test_a_large_image_is_converted_in_bands_like_a_small_one(kind, monkeypatch):
+    photo = Image.fromarray(picture(0, 200, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind in ("I;16", "F"):
+        photo = Image.fromarray(
+            np.asarray(photo.convert("L")).astype(np.uint16 if kind == "I;16" else np.float32) * 200
+        )
+    elif kind == "RGBA":
+        photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    content = encoded(photo.convert(kind), "TIFF" if kind in ("F", "CMYK") else "PNG", exif=exif)
+    whole = images.decode(content)
+    looks = duplicates.perceptual_hash(whole.pixels)
+    monkeypatch.setattr(images, "_BAND", 700)
+    monkeypatch.setattr(duplicates, "_BAND", 700)
+    bands = images.decode(content)
+    assert np.array_equal(bands.pixels, whole.pixels)
+    assert bands.pixels.shape == (100, 200, 3)
+    assert bands.flattened == whole.flattened == (kind == "RGBA")
+    assert duplicates.perceptual_hash(bands.pixels) == looks
 
 
 def test_colours_are_shown_as_the_profile_says():

@@ -60,6 +60,20 @@ def test_errors_that_pass_are_waited_out_and_others_are_told_at_once(server):
         fetch.read(item(f"{server.url}/file"), 10**6)
 
 
+def test_only_redirects_to_http_are_followed(server, tmp_path):
+    server.redirects = {
+        "/moved": f"{server.url}/file",
+        "/local": f"file://{tmp_path}/served/file",
+        "/circle": "/circle",
+    }
+    assert fetch.read(item(f"{server.url}/moved"), 10**6) == CONTENT
+    with pytest.raises(DataError, match="redirects to another protocol"):
+        fetch.read(item(f"{server.url}/local"), 10**6)
+    assert server.requests["/local"] == 1
+    with pytest.raises(DataError, match=r"cannot be fetched .*redirects"):
+        fetch.read(item(f"{server.url}/circle"), 10**6)
+
+
 def test_no_more_is_received_than_allowed(server):
     with pytest.raises(DataError, match="more than the 1000 bytes"):
         fetch.read(item(f"{server.url}/file"), 1000)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -228,18 +229,64 @@ def test_a_mixed_folder_with_broken_files(tmp_path):
         assert reason in reasons[name], name
 
 
-def test_a_file_that_changes_meanwhile_stops_the_stage(photos, tmp_path, monkeypatch):
-    cfg = config(photos)
+def test_refusals_leave_the_digest_reproducible(photos, tmp_path):
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (photos / "text.jpg").write_text("no photo")
+    first, second = (run(config(photos), tmp_path / name) for name in ("first", "second"))
+    assert first.manifest.metrics["refused_files"] == 2
+    assert first.digest == second.digest
+
+
+def test_files_that_change_meanwhile_are_examined_again_by_the_same_command(photos, tmp_path, monkeypatch):
+    cfg = config(photos, piece=5, shard_mb=0.1)
     examined = shard._examined
 
     def then_changed(*words: object):
         found = examined(*words)
-        (photos / "image0.png").write_bytes((photos / "image2.png").read_bytes())
+        Image.fromarray(picture(999, 120, 130)).save(photos / "image0.png")
+        (photos / "image2.png").unlink()
         return found
 
     monkeypatch.setattr(shard, "_examined", then_changed)
-    with pytest.raises(DataError, match="changed while it was being sharded"):
+    with pytest.raises(DataError, match=r"2 file\(s\) changed") as told:
         shard.run(cfg, tmp_path / "run")
+    monkeypatch.setattr(shard, "_examined", examined)
+    assert "image0.png" in str(told.value)
+    assert "image2.png" in str(told.value)
+    made = run(cfg, tmp_path / "run")
+    run(cfg, tmp_path / "fresh")
+    (refusal,) = made.json("index.json")["refused"]
+    assert refusal["path"].endswith("image2.png")
+    again, fresh = (tars(tmp_path / name) for name in ("run", "fresh"))
+    assert fresh.keys() == again.keys()
+    assert all(again[name] == fresh[name] for name in fresh if name.endswith((".tar", ".jsonl")))
+
+
+def test_the_list_of_files_is_readable_by_its_owner_alone(photos, tmp_path, monkeypatch):
+    (tmp_path / "urls.txt").write_text("".join(f"{photo}\n" for photo in photos.rglob("*.png")))
+    modes = []
+    rename = Path.rename
+
+    def looked_at(self: Path, target: Path) -> Path:
+        if Path(target).name == "items.jsonl":
+            modes.append(self.stat().st_mode & 0o777)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", looked_at)
+    monkeypatch.setattr(shard.shards, "split_photos", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        shard.run(config(tmp_path / "urls.txt"), tmp_path / "run")
+    assert modes == [0o600]
+    assert (tmp_path / "run/work/items.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("count", "share", "told"), [(1, 0.3, "0 validation"), (8, 0.3, "1|2|3|4"), (8, 0, None)])
+def test_few_validation_images_are_told_unless_none_are_wanted(tmp_path, capsys, count, share, told):
+    run(config(write_images(tmp_path / "photos", count), validation_share=share), tmp_path / "run")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == (told is not None)
+    if told:
+        assert re.search(rf"({told}).* image\(s\), too few .* validation_share \(0\.3\)", warnings[0])
 
 
 def test_another_config_in_the_folder_is_refused(photos, tmp_path):

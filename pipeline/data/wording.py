@@ -1,0 +1,25 @@
+"""Names and errors that come with the data, in the form in which they may be printed, stored or used as file names."""
+
+import re
+
+_OBJECT = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
+_LONGEST = 50  # characters of a file name's stem; at most 4 bytes each, and file systems take 255 bytes
+
+
+def printable(text: str) -> str:
+    r"""The text with control, format and surrogate characters written out, such as `\x1b`; others as they are."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, printable, on one line, and the same in every run: without the addresses of objects."""
+    if isinstance(error, OSError) and error.strerror:
+        return printable(error.strerror)
+    return printable(" ".join(_OBJECT.sub("", str(error)).split()))
+
+
+def file_name(stem: str) -> str:
+    """A name that every file system, manifest and store takes: letters, digits, `_`, `.` and `-`, and not too long."""
+    return re.sub(r"[^\w.-]+", "_", stem)[:_LONGEST]
