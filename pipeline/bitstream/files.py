@@ -102,7 +102,7 @@ def _decoded(job: Job) -> Decoded:
     for happened, told in (
         (decoded.flattened, "has transparency; it was laid over white"),
         (decoded.animated, "is animated; its first frame was taken"),
-        (getattr(decoded, "deep", False), "has more than 8 bits per channel; they were rounded to 8"),
+        (decoded.deep, "has more than 8 bits per channel; they were rounded to 8"),
     ):
         if happened:
             print(f"warning: {job.name} {told}", file=sys.stderr)
