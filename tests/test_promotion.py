@@ -62,7 +62,7 @@ def test_a_dry_run_judges_and_changes_nothing(there):
     assert refused.code == 3
     assert "psnr_db is" in refused.err
     assert not (there / "runs/p").exists()
-    assert ask(there, "select * from registered_models") == []
+    assert not (there / "runs/mlflow.db").exists()
 
 
 def test_a_refusal_names_its_gates_leaves_the_champion_and_is_recorded(there):
