@@ -13,10 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import provenance, store
 from pipeline.errors import ArtifactError, RegistryChanged
+from pipeline.redaction import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +27,7 @@ CLAIM = 60.0  # seconds
 LONG_AGO = 600.0  # seconds after which a claim is over whatever two machines' clocks say
 HISTORY = "illm.history"  # tag of a registered model: the run with its log
 MOST_WHY = 1000  # characters
+MOST_NAMED = 10  # registered models that a message names
 Action = Literal["promote", "force", "rollback", "found"]  # "found": moved by something else than illm
 
 
@@ -78,14 +81,17 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
 
 def history(name: str, alias: str) -> list[Change]:
     """The log of an alias, oldest first. Raises: ArtifactError if no such model is registered by us."""
-    client = store.client()
+    client = store.reader()
     with store.told("read the history"):
         return _read(client, _log_run(client, name), alias)
 
 
 def current(name: str, alias: str) -> str:
-    """The version an alias stands for now; "" if none, or no such model."""
-    client = store.client()
+    """The version an alias stands for now; "" if none, or no such model, or no store yet."""
+    try:
+        client = store.reader()
+    except store.NoStore:
+        return ""
     from mlflow.exceptions import MlflowException
 
     with store.told("look up an alias"):
@@ -95,6 +101,33 @@ def current(name: str, alias: str) -> str:
             if store.is_away(error):
                 raise
             return ""
+
+
+def instead_of(client: "MlflowClient", name: str, alias: str | None) -> str:
+    """Says that a name is not registered, or has no such alias or version, and what there is instead."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        has = client.get_registered_model(name).aliases
+    except MlflowException:
+        return f"nothing is registered under that name at {store.shown()}; {_offered(client)}"
+    listed = (
+        ", ".join(f"{printable(known)} (version {version})" for known, version in sorted(has.items())) or "no alias"
+    )
+    return f"has no {f'alias {alias!r}' if alias else 'such version'} at {store.shown()}; it has {listed}"
+
+
+def _offered(client: "MlflowClient") -> str:
+    """What is registered: names with their aliases."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        models = list(client.search_registered_models(max_results=MOST_NAMED))
+    except MlflowException:
+        models = []
+    names = [printable(f"{m.name}@{alias}") for m in models for alias in sorted(m.aliases)]
+    names += [printable(m.name) for m in models if not m.aliases]
+    return f"there is {', '.join(sorted(names))}" if names else "`illm promote` first"
 
 
 def stack(changes: Sequence[Change]) -> list[str]:
@@ -167,7 +200,7 @@ def _before_top(changes: Sequence[Change]) -> str:
 
 def _set(client: "MlflowClient", name: str, alias: str, version: str) -> None:
     if version:
-        client.set_registered_model_alias(name, alias, version)
+        store.repeated(partial(client.set_registered_model_alias, name, alias, version))
     else:
         client.delete_registered_model_alias(name, alias)
 
@@ -180,7 +213,7 @@ def _log_run(client: "MlflowClient", name: str) -> str:
     except MlflowException as error:
         if store.is_away(error):
             raise
-        raise ArtifactError(f"{name}: no such registered model at {store.shown()}; `illm promote` makes one") from None
+        raise ArtifactError(f"{name}: no such registered model at {store.shown()}; {_offered(client)}") from None
     if HISTORY not in tags:
         raise ArtifactError(
             f"{name}: was not made by `illm promote`, so its aliases have no history; choose another name"
@@ -248,7 +281,8 @@ def _settled(client: "MlflowClient", name: str, log: str, alias: str) -> list[Ch
         else:
             if not waiting:
                 print(
-                    f"waiting for a change of {name}@{alias} that {last.who} began at {last.when}, {CLAIM:.0f} s at most"
+                    f"waiting for a change of {name}@{alias} that {printable(last.who)} began at {printable(last.when)}, "
+                    f"{CLAIM:.0f} s at most"
                 )
             waiting = True
             time.sleep(min(0.5, CLAIM / 10))

@@ -197,11 +197,15 @@ def write_durably(path: Path, content: bytes) -> None:
     """
     # 50 letters of the name: a whole one may be as long as a file system allows
     scratch = path.with_name(f".{path.name[:50]}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with scratch.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.rename(path)
+    try:
+        with scratch.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.rename(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     flush_folder(path.parent)
 
 

@@ -1,5 +1,6 @@
 """`illm doctor`: does this machine, or do these nodes, have what jobs need? Seconds, and nothing is queued or downloaded."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -128,6 +129,19 @@ def _gpus(_folder: Path) -> Iterator[Finding]:
         yield Finding("ok" if good else "FAIL", "GPU", found, "" if good else "another process uses it: nvidia-smi")
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else ""
     yield Finding("ok" if nccl else "FAIL", "NCCL", nccl or "torch has none", "" if nccl else "install torch for CUDA")
+    yield gpu_readings()
+
+
+def gpu_readings() -> Finding:
+    """Whether MLflow can read the load of NVIDIA GPUs: it does so through the package nvidia-ml-py and the driver's NVML."""
+    try:
+        library = importlib.import_module("pynvml")
+        library.nvmlInit()
+        return Finding("ok", "GPU readings", f"of {library.nvmlDeviceGetCount()} GPU(s), recorded with every run")
+    except ImportError:
+        return Finding("note", "GPU readings", "none: nvidia-ml-py is missing", "make setup")
+    except Exception as error:  # NVML's own kinds
+        return Finding("note", "GPU readings", f"none: {error}", "runs go on without them; look at the driver")
 
 
 def _compiler(_folder: Path) -> Iterator[Finding]:
@@ -209,7 +223,11 @@ def _processors(_folder: Path) -> Iterator[Finding]:
 def _tracking(_folder: Path) -> Iterator[Finding]:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "0", "10"
     try:
-        store.client().search_experiments(max_results=1)
+        store.reader().search_experiments(max_results=1)
+    except store.NoStore:
+        hint = "fine for one job at a time; for several nodes a server, see docs/tracking.md"
+        yield Finding("note", "tracking", f"{store.shown()}: the first run makes this file", hint)
+        return
     except Exception as error:
         remedy = "start it, or correct MLFLOW_TRACKING_URI; runs would keep their records and deliver them later"
         yield Finding("FAIL", "tracking", f"{store.shown()}: {store.first_line(error)}", remedy)

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from pipeline import artifacts, outputs, store
+from pipeline import artifacts, outputs, registry_cache, store
 from pipeline.artifacts import MANIFEST, Artifact, Manifest
 from pipeline.data.shards import Shard
 from pipeline.errors import ArtifactError
+from pipeline.redaction import printable
 
 State = Literal["files verified", "manifest verified", "damaged", "not here"]
 FIGURES = (".png", ".svg", ".pdf")
@@ -74,7 +75,7 @@ def manifests(artifact: Artifact) -> list[Manifest]:
 
 def broken(tree: Node) -> list[str]:
     """What does not agree with its digest, one line each."""
-    return sorted({node.problem for node in tree.walk() if node.problem})
+    return sorted({printable(node.problem) for node in tree.walk() if node.problem})
 
 
 def as_text(tree: Node) -> str:
@@ -85,7 +86,7 @@ def as_text(tree: Node) -> str:
         stage = node.manifest.stage if node.manifest else "?"
         run = f"  run {node.manifest.run_id}" if node.manifest and node.manifest.run_id else ""
         words = f"{node.role + ': ' if node.role else ''}{stage} {node.digest[:12]}  {node.source}"
-        return escape(f"{words}  ({'see above' if node.digest in shown else node.state}){run}")
+        return escape(printable(f"{words}  ({'see above' if node.digest in shown else node.state}){run}"))
 
     def add(tree: Tree, node: Node) -> None:
         for parent in node.parents:
@@ -176,27 +177,25 @@ def _plain(node: Node) -> dict[str, Any]:
 
 
 def _packed(name: str) -> list[Manifest]:
-    """Manifests that came with registered versions: of `name`, and of all that were ever looked at here."""
+    """Manifests that came with registered versions: of `name`, and of all of this store that were ever looked at here."""
+    asked: list[Manifest] = []
     if name.startswith("models:/"):
         from pipeline import registry  # imports mlflow
 
-        registry.ancestry(name)
-    found = []
-    for path in sorted((store.HOME / "registry-cache").glob("*.lineage.json")):
-        found += [Manifest.model_validate(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    return found
+        asked = registry.ancestry(name)
+    return [*registry_cache.manifests(), *asked]
 
 
 def _manifests(packed: Iterable[Manifest]) -> dict[str, tuple[Manifest, Path | None]]:
     """Digest -> manifest and folder of every artifact below runs/, and of those that were packed."""
     found: dict[str, tuple[Manifest, Path | None]] = {manifest.digest: (manifest, None) for manifest in packed}
-    for depth in range(1, DEPTH):
-        for path in sorted(store.HOME.glob("*/" * depth + MANIFEST)):
-            try:
-                manifest = Manifest.model_validate_json(path.read_bytes())
-            except (ValueError, OSError):
-                continue  # of something else, or just removed
-            found[manifest.digest] = (manifest, path.parent)
+    paths = [path for depth in range(1, DEPTH) for path in sorted(store.HOME.glob("*/" * depth + MANIFEST))]
+    for path in [*(folder / MANIFEST for folder in registry_cache.codecs()), *paths]:
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except (ValueError, OSError):
+            continue  # of something else, or just removed
+        found[manifest.digest] = (manifest, path.parent)
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import artifacts, registry, store
+from pipeline import artifacts, registry, registry_cache, store
 from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.errors import ArtifactError
 from pipeline.packaging import SCRATCH
@@ -53,10 +53,13 @@ def find(folder: Path, older_than_days: float) -> list[Leftover]:
     for place in places:
         found += [(path, "left by a process that was killed") for path in place.glob(".artifact.*")]
     found += [(path, "left by a promotion that was killed") for path in store.HOME.glob(f"{SCRATCH}*")]
-    cache = store.HOME / "registry-cache"
-    for path in sorted(cache.glob("*")) if cache.is_dir() else []:
-        if path.is_dir() and len(path.name) == 64 and path.name not in registered:
+    for path in registry_cache.codecs():
+        if path.name not in registered:
             found.append((path, "copy of a version that is not registered any more"))
+    if (formerly := store.HOME / "registry-cache").is_dir():
+        found.append(
+            (formerly, f"copies that earlier versions of illm kept here; now they are in {registry_cache.folder()}")
+        )
     limit = time.time() - older_than_days * 86400
     return [Leftover(p, why, size) for p, why in found for size, changed in [_size(p)] if changed <= limit]
 

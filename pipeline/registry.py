@@ -1,18 +1,19 @@
 """Versions of registered models: register, find, fetch. What moves an alias is in aliases.py."""
 
-import json
 import re
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import aliases, artifacts, store
+from pipeline import aliases, artifacts, registry_cache, store
 from pipeline.artifacts import MANIFEST, Artifact, Manifest
 from pipeline.errors import ArtifactError, TrackingError
+from pipeline.redaction import printable
+from pipeline.registry_cache import DIGEST
+from pipeline.registry_cache import Version as Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
 MOST_TEXT = 4900  # characters of a description or a tag that every database takes
 CODEC, LINEAGE = "codec", "lineage.json"  # in a version's folder
 _URI = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
-
-
-@dataclass(frozen=True)
-class Version:
-    """A registered version. digest: of its codec artifact; source: the folder in the store that holds its files."""
-
-    name: str
-    number: str
-    digest: str
-    source: str
-    run_id: str = ""
 
 
 def register(name: str, package: Path, artifact: Artifact, run_id: str, tags: dict[str, str], about: str) -> Version:
@@ -58,7 +48,7 @@ def tag(version: Version, tags: dict[str, str]) -> None:
     client = store.client()
     with store.told("tag a version"):
         for key, value in tags.items():
-            client.set_model_version_tag(version.name, version.number, key, value[:MOST_TEXT])
+            store.repeated(partial(client.set_model_version_tag, version.name, version.number, key, value[:MOST_TEXT]))
 
 
 def find(uri: str) -> Version:
@@ -71,23 +61,21 @@ def find(uri: str) -> Version:
     parts = _URI.fullmatch(uri)
     if parts is None:
         raise ArtifactError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    client = store.client()
+    try:
+        client = store.reader()
+    except store.NoAnswer as error:
+        return _remembered(uri, error.reason)
     from mlflow.exceptions import MlflowException
 
-    record = _cache() / "names" / f"{re.sub(r'[^A-Za-z0-9_.@-]', '-', uri.removeprefix('models:/'))}.json"
     try:
         found = _described(_ask(client, parts["name"], parts["alias"], parts["version"]))
     except (MlflowException, OSError) as error:
-        if not store.is_away(error):
-            raise ArtifactError(
-                f"{uri}: nothing is registered under that name at {store.shown()}; `illm promote` first"
-            ) from None
-        return _remembered(uri, record, error)
-    if not re.fullmatch(r"[0-9a-f]{64}", found.digest):
+        if store.is_away(error):
+            return _remembered(uri, f"{store.shown()} cannot be reached ({store.first_line(error)})")
+        raise ArtifactError(f"{uri}: {aliases.instead_of(client, parts['name'], parts['alias'])}") from None
+    if not DIGEST.fullmatch(found.digest):
         raise ArtifactError(f"{uri}: version {found.number} was not registered by `illm promote` (no artifact digest)")
-    record.parent.mkdir(parents=True, exist_ok=True)
-    now = {"store": store.shown(), "asked": datetime.now(UTC).isoformat(timespec="seconds")}
-    artifacts.write_durably(record, json.dumps(asdict(found) | now).encode())
+    registry_cache.remember(uri, found)
     return found
 
 
@@ -99,7 +87,7 @@ def fetch(uri: str) -> Path:
     Raises: ArtifactError if it is not there or not what was registered; TrackingError.
     """
     version = find(uri)
-    folder = _cache() / version.digest
+    folder = registry_cache.codec(version.digest)
     if not folder.is_dir():
         _download(uri, version, folder)
     if artifacts.digest_of(folder) != version.digest:
@@ -110,17 +98,22 @@ def fetch(uri: str) -> Path:
 def ancestry(uri: str) -> list[Manifest]:
     """The manifests of everything a version was made from, as they were packed with it."""
     version = find(uri)
-    kept = _cache() / f"{version.digest}.{LINEAGE}"
-    if not kept.is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            downloaded = _get(uri, version, LINEAGE, Path(scratch))
-            artifacts.write_durably(kept, downloaded.read_bytes())
-    return [Manifest.model_validate(entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
+    kept = registry_cache.lineage(version.digest)
+    if kept is not None:
+        return kept
+    with tempfile.TemporaryDirectory() as scratch:
+        content = _get(uri, version, LINEAGE, Path(scratch)).read_bytes()
+    try:
+        found = registry_cache.parsed(content)
+    except ValueError:
+        raise ArtifactError(f"{uri}: its {LINEAGE} in {store.shown()} is damaged; register the codec again") from None
+    registry_cache.keep_lineage(version.digest, content)
+    return found
 
 
 def needed() -> set[str]:
     """Digests of all registered versions' codecs, evaluations and ancestors."""
-    client = store.client()
+    client = store.reader()
     found: set[str] = set()
     with store.told("list versions"):
         page: str | None = ""
@@ -135,10 +128,6 @@ def needed() -> set[str]:
     return found
 
 
-def _cache() -> Path:
-    return store.HOME / "registry-cache"
-
-
 def _described(version: "ModelVersion") -> Version:
     digest = version.tags.get("artifact.digest", "")
     return Version(version.name, str(version.version), digest, str(version.source), version.run_id or "")
@@ -148,20 +137,25 @@ def _ask(client: "MlflowClient", name: str, alias: str | None, number: str) -> "
     return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
 
 
-def _remembered(uri: str, record: Path, error: Exception) -> Version:
-    if not record.is_file():
-        raise TrackingError(
-            f"{uri}: {store.shown()} cannot be reached ({store.first_line(error)}); try again"
-        ) from None
-    known = json.loads(record.read_text(encoding="utf-8"))
-    asked, _ = known.pop("asked"), known.pop("store")
-    print(f"warning: {store.shown()} cannot be reached; {uri} is taken as of {asked}", file=sys.stderr)
-    return Version(**known)
+def _remembered(uri: str, reason: str) -> Version:
+    """What this store said of a name when it was last asked here, with a warning. Raises: TrackingError if it never was."""
+    known = registry_cache.recall(uri)
+    if known is None:
+        raise TrackingError(f"{uri}: {reason}; try again, or correct MLFLOW_TRACKING_URI") from None
+    asked, version = known
+    print(f"warning: {reason}; {uri} is taken as of {printable(asked)}", file=sys.stderr)
+    return version
 
 
 def _download(uri: str, version: Version, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{version.digest[:8]}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{version.digest[:8]}.", dir=folder.parent))
+    except OSError as error:
+        raise ArtifactError(
+            f"{uri}: no copy of it can be kept in {folder.parent} ({error.strerror}); set ILLM_CACHE to a folder that can be "
+            "written"
+        ) from None
     try:
         codec = scratch / "codec"
         codec.mkdir()

@@ -4,10 +4,12 @@ import json
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import aliases, registry
 from pipeline.errors import ArtifactError
+from pipeline.redaction import printable
 
 COLUMNS = ("when", "who", "action", "from", "to", "why")
 
@@ -38,16 +40,15 @@ def history(name: str, alias: str, as_json: bool) -> str:
     changes = aliases.history(name, alias)
     if as_json:
         return json.dumps([asdict(change) for change in changes], indent=1)
-    table = Table(title=f"{name}@{alias}: now version {aliases.current(name, alias) or '(unset)'}")
+    table = Table(title=f"{escape(name)}@{escape(alias)}: now version {aliases.current(name, alias) or '(unset)'}")
     for heading in COLUMNS:
         table.add_column(heading)
     for change in changes:
         ended = {"done": "", "": " (under way, or interrupted)", "interrupted": " (interrupted: nothing changed)"}[
             change.end
         ]
-        table.add_row(
-            change.when, change.who, change.action + ended, change.before or "-", change.after or "-", change.why
-        )
+        cells = (change.when, change.who, change.action + ended, change.before or "-", change.after or "-", change.why)
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     console = Console(width=140)
     with console.capture() as captured:
         console.print(table)

@@ -73,9 +73,7 @@ def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bo
     if not enabled:
         yield Tracker(None)
         return
-    client = store.client()
-    with store.told("record"):
-        run_id = _open(client, stage, folder, _tags(stage, folder, given))
+    client, run_id = _begun(stage, folder, given)
     journal = Journal(folder, run_id, store.shown(), partial(send, client, run_id))
     tracker = Tracker(journal)
     number = _count_attempts(folder) + 1
@@ -151,9 +149,16 @@ def group(
 def deliver_rest(folder: Path) -> None:
     """Delivers what a finished run still holds for its store."""
     record = folder / RUN_ID_FILE
-    if record.is_file() and undelivered(folder):
-        run_id = record.read_text().strip()
-        _close(Journal(folder, run_id, store.shown(), partial(send, store.client(), run_id)), folder, "FINISHED")
+    left = undelivered(folder) if record.is_file() else 0
+    if not left:
+        return
+    run_id = record.read_text().strip()
+    try:
+        client = store.client()
+    except store.NoAnswer as error:
+        print(f"{error.reason}: {_kept(left, folder)}", file=sys.stderr)
+        return
+    _close(Journal(folder, run_id, store.shown(), partial(send, client, run_id)), folder, "FINISHED")
 
 
 class _Machine:
@@ -200,11 +205,14 @@ def _count_attempts(folder: Path) -> int:
 
 def _close(journal: Journal, folder: Path, status: str) -> None:
     if left := journal.close(PATIENCE[status]):
-        print(
-            f"{left} records for {store.shown()} are not delivered yet; they are kept in {folder}, and the same command "
-            "delivers them",
-            file=sys.stderr,
-        )
+        print(_kept(left, folder), file=sys.stderr)
+
+
+def _kept(left: int, folder: Path) -> str:
+    return (
+        f"{left} records for {store.shown()} are not delivered yet; they are kept in {folder}, and the same command "
+        "delivers them"
+    )
 
 
 def _tags(stage: str, folder: Path, given: Inputs) -> dict[str, str]:
@@ -227,6 +235,19 @@ def _name(stage: str, folder: Path) -> str:
     place, home = folder.resolve(), store.HOME.resolve()
     name = "/".join(place.relative_to(home).parts[-2:]) if place.is_relative_to(home) else place.name
     return name if stage in folder.name else f"{name} ({stage})"
+
+
+def _begun(stage: str, folder: Path, given: Inputs) -> tuple["MlflowClient", str]:
+    """The store's client, and the id of the folder's run. A run that is resumed does not wait for a server to be back."""
+    record = folder / RUN_ID_FILE
+    try:
+        client = store.client()
+    except store.NoAnswer:
+        if not record.is_file() or not store.is_server():
+            raise
+        return store.unasked(), record.read_text().strip()  # it hears of this later
+    with store.told("record"):
+        return client, _open(client, stage, folder, _tags(stage, folder, given))
 
 
 def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str], name: str = "") -> str:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,14 @@ def write_images(folder: Path, count: int = 8) -> Path:
     for i in range(count):
         Image.fromarray(picture(50 + i, 180, 200)).save(folder / ("more" if i % 2 else ".") / f"image{i}.png")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where copies of what is elsewhere are kept, in place of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ILLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["ILLM_CACHE"])
 
 
 @pytest.fixture(scope="session")

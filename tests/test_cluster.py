@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from pipeline import artifacts, ownership, patience
+from pipeline import artifacts, doctor, ownership, patience
 from pipeline.errors import ArtifactError
 from pipeline.evaluation.held_out import HeldOut
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
@@ -123,6 +123,15 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path, monkeypatch):
     assert_one_clear_line(ill, "finding(s) would stop jobs")
     assert "FAIL  tracking" in ill.out
     assert "correct MLFLOW_TRACKING_URI" in ill.out
+
+
+def test_the_doctor_makes_no_database_and_tells_why_gpus_cannot_be_read(tmp_path, monkeypatch):
+    seen = illm_here("doctor", "--folder", tmp_path / "runs", cwd=tmp_path)
+    assert "runs/mlflow.db: the first run makes this file" in seen.out
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert doctor.gpu_readings().found == "none: nvidia-ml-py is missing"
+    assert doctor.gpu_readings().remedy == "make setup"
 
 
 def test_job_scripts_are_clean():

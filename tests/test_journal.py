@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipeline import artifacts
 from pipeline.journal import DELIVERED, RECORDS, Away, Journal, undelivered
 
 
@@ -160,6 +161,9 @@ def test_a_full_disk_loses_no_record(small_disk):
                 break
     for step in range(2, 200):
         journal.metrics(step, {"a": 1.0, "long" * 50: 1.0}, time_ms=0)
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.write_durably(small_disk / DELIVERED, bytes(10**6))
+    assert list(small_disk.glob(".*.tmp")) == []
     filler.unlink()
     logged(journal, 200)
     assert journal.close(10) == 0

@@ -106,6 +106,17 @@ def test_the_load_of_the_machine_is_sampled(monkeypatch, tmp_path):
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names
 
 
+def test_what_mlflow_reads_gpus_with_is_installed():
+    from contextlib import suppress
+
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+    with suppress(RuntimeError):  # no GPU or no driver here; an ImportError is our mistake
+        GPUMonitor()
+    for path in ("pyproject.toml", "requirements/pins.txt"):
+        assert "nvidia-ml-py" in (ROOT / path).read_text()
+
+
 def test_who_can_be_told_by_the_environment(monkeypatch):
     monkeypatch.setenv("ILLM_USER", "release robot")
     assert provenance.who() == "release robot"
