@@ -225,5 +225,6 @@ def _node(role: str, digest: str, source: str, known: dict[str, tuple[Manifest, 
 def _verify_tars(artifact: Artifact) -> None:
     for shard in (Shard(**entry) for split in artifact.json("index.json")["splits"].values() for entry in split):
         path = artifact.path / shard.file
+        artifacts.refuse_outside(artifact.path, shard.file)
         if not path.is_file() or artifacts.sha256(path) != shard.sha256:
             raise ArtifactError(f"{path}: missing, or not what the index says; make the shards again")

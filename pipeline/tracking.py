@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline import artifacts, config, provenance, redaction, store
 from pipeline.artifacts import Artifact
 from pipeline.delivery import send, send_params
-from pipeline.errors import Preempted
+from pipeline.errors import Preempted, TakenOver
 from pipeline.journal import RECORDS, Journal, undelivered
 from pipeline.runs import Inputs
 
@@ -103,14 +103,18 @@ def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bo
     except KeyboardInterrupt:
         status, state = "KILLED", "interrupted"
         raise
+    except TakenOver as error:
+        status, state = "", str(error)  # the run goes on elsewhere: how it ends is told there
+        raise
     except Exception as error:
         state = f"failed: {redaction.masked(str(error) or type(error).__name__).splitlines()[0][:300]}"
         raise
     finally:
         machine.stop()
-        tell(state)
-        journal.add({"kind": "status", "status": status})
-        _close(journal, folder, status)
+        if status:
+            tell(state)
+            journal.add({"kind": "status", "status": status})
+        _close(journal, folder, status or "FAILED")
 
 
 class Group:

@@ -17,10 +17,13 @@ class StageConfig(Config):
     steps: PositiveInt = 3
 
 
+def files_of_a_codec(folder: Path, text: str = "hello") -> None:
+    for name in ("model.yaml", "weights.safetensors", "a.txt"):
+        (folder / name).write_text(text)
+
+
 def published(target: Path, text: str = "hello", **manifest: object) -> artifacts.Artifact:
-    return artifacts.publish(
-        target, Manifest(kind="codec", **manifest), lambda folder: (folder / "a.txt").write_text(text)
-    )
+    return artifacts.publish(target, Manifest(kind="codec", **manifest), lambda folder: files_of_a_codec(folder, text))
 
 
 def test_what_was_published_is_read_back_verified(tmp_path):
@@ -110,6 +113,7 @@ def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
     runs.claim(folder, cfg, given)
     runs.claim(folder, cfg, given)  # again, as after a restart
     assert runs.finished(folder, cfg) is None
+    (folder / "checkpoints/step-000000001").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="steps: 3 there, 4 now"):
         runs.finished(folder, StageConfig(steps=4))
     with pytest.raises(ArtifactError, match=r"\(lpips\): off there, absent now"):
@@ -122,7 +126,7 @@ def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
 def test_a_finished_run_is_found_without_its_inputs(tmp_path):
     folder, cfg = tmp_path / "run", StageConfig()
     runs.claim(folder, cfg, runs.inputs())
-    artifacts.publish(folder / "artifact", runs.manifest("codec", cfg, runs.inputs(), {"x": 1}, "id"), lambda _: None)
+    artifacts.publish(folder / "artifact", runs.manifest("codec", cfg, runs.inputs(), {"x": 1}, "id"), files_of_a_codec)
     assert runs.finished(folder, cfg) == folder / "artifact"
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import track
 
-from pipeline import artifacts, patience, runs, tracking
+from pipeline import artifacts, ownership, patience, runs, tracking
 from pipeline.data import card, fetch, recipes, shards, sources
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, without_duplicates
 from pipeline.data.piece import examine_piece
@@ -58,15 +58,13 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := _finished(cfg, folder):
         return done
     found = _found(cfg, work)
-    runs.claim(folder, cfg, runs.inputs())
-    with runs.alone(
-        folder, DataError(f"{folder}: another job is writing these shards; wait for it or choose another run=")
-    ):
+    with ownership.held(folder) as owner:
         if done := _finished(cfg, folder):  # by a job that had the lock before
             return done
+        runs.claim(folder, cfg, runs.inputs())
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
             _list(work, found)
-            _shard(cfg, folder, work, tracker)
+            _shard(cfg, folder, work, tracker, partial(ownership.check, folder, owner))
         shutil.rmtree(work)
     return folder / "artifact"
 
@@ -84,8 +82,9 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
             [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
         )
         Lists.of(cfg)
-        runs.claim(folder, cfg, runs.inputs())
-        _list(work, found)
+        with ownership.held(folder):
+            runs.claim(folder, cfg, runs.inputs())
+            _list(work, found)
         return f"listed {len(_items(work))} files"
     if not patience.wait_for(work / "items.jsonl"):
         raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
@@ -126,7 +125,9 @@ def _finished(cfg: StageConfig, folder: Path) -> Path | None:
     return done
 
 
-def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker) -> None:
+def _shard(
+    cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker, still_ours: Callable[[], None]
+) -> None:
     """Both passes over the listed items, and the publication."""
     items = _items(work)
     results = _examined(cfg, items, work)
@@ -151,7 +152,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker
         deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
         card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
 
-    made = artifacts.publish(folder / "artifact", manifest, assemble)
+    made = artifacts.publish(folder / "artifact", manifest, assemble, still_ours)
     tracker.artifact(made)
     tracker.dataset(folder.name, made, "sharded")
     print(f"data card: {folder / 'artifact' / 'card.html'}")

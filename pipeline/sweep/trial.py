@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, process, tracking
+from pipeline import artifacts, ownership, process, tracking
 from pipeline.errors import Preempted, UserError
 from pipeline.stages import TRAINING
 from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
@@ -125,9 +124,9 @@ def _stage(
         environment = environment | ({} if space.gpus_per_trial else {"ACCELERATE_USE_CPU": "true"})
     command += ["pipeline", stage, str(getattr(space, stage)), f"run={folder}", *words]
     with log.open("a", encoding="utf-8") as stream:
-        child = subprocess.Popen(command, env=os.environ | environment | process.tied(), stdout=stream, stderr=stream)
-        with process.passing_on(lambda: [child.pid]) as received:
-            code = child.wait()
+        # a stage of a trial whose worker died may still be saving when the trial starts again
+        patience = {ownership.SECONDS: os.environ.get(ownership.SECONDS) or "120"}
+        code, received = process.run(command, environment | patience | process.tied(), stream)
     if code and received:
         raise Interrupted
     if code:

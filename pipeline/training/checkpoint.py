@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -63,12 +64,24 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
 
 
 class Saver:
-    """Saves while training goes on: only the copy of the state to the host's memory is waited for."""
+    """Saves while training goes on: only the copy of the state to the host's memory is waited for.
+
+    As a context, it lets what is being written end before an error is raised further: the folder may be somebody else's then.
+    """
 
     def __init__(self, folder: Path, keep: int, keep_every: int | None):
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and self._thread is not None:  # Ctrl-C does not wait
+            self._thread.join()
 
     def save(self, progress: Progress, state: dict[str, Any], needed: bool) -> float:
         """Begins to save a copy of `state`, after the save before has ended; returns how long training stood still, in s.
@@ -101,6 +114,8 @@ class Saver:
             # torch's zip writer reports a failed write of its stream in its own words
             cause = raised.__context__ if isinstance(raised.__context__, OSError) else raised
             error = cause if isinstance(cause, OSError) else OSError(str(cause))
+            if error.errno is not None and error.filename is None:
+                error.filename = str(path_of(self.folder, progress.step))
             if needed or error.errno not in NO_SPACE:
                 self._error = error
                 return

@@ -13,7 +13,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pipeline import ownership, patience
+from pipeline import patience, process
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import Preempted, TrainingError
@@ -49,15 +49,21 @@ class Task(Protocol):
 
 
 def fit(
-    task: Task, batches: Callable[[int], Iterator[Batch]], runtime: Runtime, folder: Path, cfg: FitConfig, log: Log
+    task: Task,
+    batches: Callable[[int], Iterator[Batch]],
+    runtime: Runtime,
+    folder: Path,
+    cfg: FitConfig,
+    log: Log,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
-    `batches(start)` is the stream from the sample at `start`.
-    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row are not finite; ArtifactError if
-    another process has taken over the folder.
+    `batches(start)` is the stream from the sample at `start`; `still_ours()` raises if the folder must not be written
+    any more, and is asked on the main process before each checkpoint.
+    Raises: Preempted after a signal of `process.STOP`; TrainingError if too many steps in a row are not finite; what
+    `still_ours` raises.
     """
-    owner = runtime.on_main(lambda: ownership.take(folder))
     progress = Progress(step=0, samples=0)
     if (found := _newest_checkpoint(runtime, folder)) is not None:
         progress, state = found
@@ -70,6 +76,7 @@ def fit(
     with (
         stop_signals() as stop_requested,
         ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display,
+        saver,
     ):
         while progress.step < cfg.steps:
             with clock.waiting_for_data():
@@ -94,7 +101,7 @@ def fit(
                     log(step, validated)
                     display.note(step, validated)
                 if saving:
-                    runtime.on_main(lambda: ownership.check(folder, owner))
+                    runtime.on_main(still_ours)
                     state = runtime.state_dict()
                     if runtime.is_main:
                         log(step, {"time/checkpoint_stall_s": saver.save(progress, state, needed=stopping or ending)})
@@ -176,15 +183,20 @@ class Window:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and SIGUSR2 only raise a flag; gives a function that reads the flag."""
+    """Within it, the signals of `process.STOP` only raise a flag; gives a function that reads the flag.
+
+    A second one changes nothing; the third Ctrl-C raises KeyboardInterrupt, and what was not saved is lost.
+    """
     received: list[int] = []
+    interrupts = process.Interrupts()
 
     def remember(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        if number == signal.SIGINT and interrupts.another() > 2:
+            raise KeyboardInterrupt
 
-    wanted = (signal.SIGTERM, signal.SIGUSR2)
     try:
-        before = {number: signal.signal(number, remember) for number in wanted}
+        before = {number: signal.signal(number, remember) for number in process.heeded()}
     except ValueError:  # not in the main thread, for instance in a Ray trial: the host handles signals
         before = {}
     try:

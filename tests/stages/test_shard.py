@@ -12,10 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import artifacts, runs
+from pipeline import artifacts, ownership
 from pipeline.data import fetch, piece
 from pipeline.data.reader import ShardReader
-from pipeline.errors import DataError
+from pipeline.errors import ArtifactError, DataError
 from pipeline.stages import shard
 from tests.conftest import ROOT, assert_one_clear_line, illm_here, picture, write_images
 from tests.data.test_sources import write_tar, write_zip
@@ -96,13 +96,10 @@ shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path):
+def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path, monkeypatch):
     cfg = config(photos)
-    (tmp_path / "run").mkdir()
-    with (
-        runs.alone(tmp_path / "run", DataError("free")),
-        pytest.raises(DataError, match="another job is writing these shards"),
-    ):
+    monkeypatch.setenv(ownership.SECONDS, "0")
+    with ownership.held(tmp_path / "run"), pytest.raises(ArtifactError, match=r"process \d+ on .* works here"):
         shard.run(cfg, tmp_path / "run")
     shard.run(cfg, tmp_path / "run")
 

@@ -5,13 +5,14 @@ import json
 import shutil
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
 
 from pipeline import ownership
 from pipeline.data.loader import Batch
-from pipeline.errors import ArtifactError, TrainingError
+from pipeline.errors import TakenOver, TrainingError
 from pipeline.training import checkpoint
 from pipeline.training.loop import FitConfig, Window, fit
 from pipeline.training.optim import AdamConfig
@@ -52,7 +53,10 @@ def train(folder, steps: int, bad: set[int], **settings: int) -> tuple[Line, dic
     task = Line(runtime, steps, bad)
     logged: dict[int, dict[str, float]] = {}
     cfg = FitConfig(steps=steps, log_every=5, checkpoint_every=5, validate_every=100, **settings)
-    metrics = fit(task, batches, runtime, folder, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
+    with ownership.held(folder) as owner:
+        still_ours = partial(ownership.check, folder, owner)
+        log = lambda step, m: logged.setdefault(step, {}).update(m)
+        metrics = fit(task, batches, runtime, folder, cfg, log, still_ours)
     return task, metrics, logged
 
 
@@ -79,7 +83,7 @@ def test_who_lost_its_run_folder_writes_no_checkpoint(tmp_path, monkeypatch):
         return take_step(task, parts, step)
 
     monkeypatch.setattr(Line, "train_step", train_step)
-    with pytest.raises(ArtifactError, match="taken over by process"):
+    with pytest.raises(TakenOver, match="taken over by process"):
         train(tmp_path, 20, bad=set())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000005"]
 
@@ -108,7 +112,7 @@ def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk
         def __init__(self, runtime: Runtime, steps: int):
             super().__init__(runtime, steps, set())
             self.filler = small_disk / "filler"
-            self.filler.write_bytes(bytes(100_000 - 4096))
+            self.filler.write_bytes(bytes(100_000))
 
         def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
             if step == 12:
