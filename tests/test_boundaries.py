@@ -123,9 +123,7 @@ def dry_make(*words: str) -> list[str]:
 @pytest.mark.parametrize("name", ["my run", "it's mine", 'a "b" $$(c)'])
 def test_make_takes_names_with_spaces_and_quotes(name):
     shown = name.replace("$$", "$")
-    program, *words = dry_make(
-        "stage-gan", f"RUN=runs/{name}", f"CONFIG=configs/{name}.yaml", "SET='codec=runs/a b' seed=1"
-    )
+    _, *words = dry_make("stage-gan", f"RUN=runs/{name}", f"CONFIG=configs/{name}.yaml", "SET='codec=runs/a b' seed=1")
     assert words == ["gan", f"configs/{shown}.yaml", f"run=runs/{shown}", "codec=runs/a b", "seed=1"]
     assert dry_make("demo", f"RUN=runs/{name}", f"DATA=/photos/{name}")[1:] == [
         "demo", "configs/demo", "--run", f"runs/{shown}", "--data", f"/photos/{shown}",
