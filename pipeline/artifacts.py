@@ -81,7 +81,7 @@ class Manifest(BaseModel):
         for name in files:
             parts = name.split("/")
             if not name.isprintable():
-                raise ValueError(f"names a file with unprintable characters: {name!r}")
+                raise ValueError(f"names a file with unprintable characters, or outside its folder: {name!r}")
             if "\\" in name or any(part in ("", ".", "..") for part in parts) or name == MANIFEST:
                 raise ValueError(f"names a file outside its folder: {name!r}")
             if len(name.encode()) > MOST_PATH or any(len(part.encode()) > MOST_NAME for part in parts):
