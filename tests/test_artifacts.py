@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,10 @@ def test_a_pipe_among_the_files_hangs_nobody(tmp_path, name):
         artifacts.read(str(tmp_path), "codec")
     with pytest.raises(ArtifactError, match="expected a plain file, found a pipe"):
         disk.content_of(made.path / name)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        with pytest.raises(ArtifactError, match="expected a plain file, found a pipe, a socket"):
+            disk.content_of(tmp_path / "socket")
 
 
 def test_errors_of_writing_name_the_file(small_disk):

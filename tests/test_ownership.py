@@ -1,5 +1,6 @@
 """Two processes and one run folder."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ownership, tracking
+from pipeline import config, ownership, runs, stages, store, tracking
 from pipeline.errors import ArtifactError, TakenOver
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
 
@@ -84,6 +85,23 @@ def test_a_folder_that_is_removed_is_told(tmp_path):
 
     with pytest.raises(ArtifactError, match=r"run: was removed while process .* worked in it"):
         work()
+
+
+def test_who_was_taken_over_does_not_call_the_run_failed(smoke, tmp_path, monkeypatch):
+    """It goes on elsewhere, and how it ends is told there."""
+    monkeypatch.chdir(smoke)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())  # put back afterwards: the store sets it
+    cfg = config.load(stages.get("pretrain").StageConfig, CONFIGS / "pretrain.yaml")
+
+    def work() -> None:
+        with tracking.run("pretrain", tmp_path, cfg, runs.inputs()):
+            raise TakenOver("by somebody else")
+
+    with pytest.raises(TakenOver):
+        work()
+    records = [json.loads(line) for line in (tmp_path / "tracking.jsonl").read_text().splitlines()]
+    assert [record["status"] for record in records if record["kind"] == "status"] == ["RUNNING"]
 
 
 def test_every_stage_refuses_a_folder_in_which_another_process_works(smoke, tmp_path, monkeypatch):
