@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo yes),$(p))))
 ILLM := $(VENV)/bin/illm
 READY := $(VENV)/.ready
+# One word for the shell, whatever it holds; SET and ARGS are words already, quoted by whoever gives them.
+quoted = '$(subst ','\'',$(1))'
 SET ?=
 DATA ?=
 
@@ -23,10 +25,10 @@ $(READY): requirements/pins.txt pyproject.toml
 	@touch $@
 
 demo: $(READY) ## Train, evaluate, register and use a small codec on sample photos, or on DATA=folder (10 minutes)
-	$(ILLM) demo configs/demo --run $(or $(RUN),runs/demo) $(if $(DATA),--data "$(DATA)")
+	$(ILLM) demo configs/demo --run $(call quoted,$(or $(RUN),runs/demo)) $(if $(DATA),--data $(call quoted,$(DATA)))
 
 # One stage: CONFIG defaults to the reference run's file, RUN to the folder that file's successors read.
-stage = $(ILLM) $(1) $(or $(CONFIG),configs/$(1).yaml) run=$(or $(RUN),runs/$(1)) $(SET)
+stage = $(ILLM) $(1) $(call quoted,$(or $(CONFIG),configs/$(1).yaml)) $(call quoted,run=$(or $(RUN),runs/$(1))) $(SET)
 
 stage-shard: $(READY) ## Turn images into WebDataset shards
 	$(call stage,shard)
@@ -41,10 +43,10 @@ stage-evaluate: $(READY) ## Measure codecs on held-out images and write the repo
 promote: $(READY) ## Register an evaluated codec if its gates hold
 	$(call stage,promote)
 sweep: $(READY) ## Search with Ray Tune; CONFIG=configs/sweep/smoke.yaml is the small one
-	$(ILLM) sweep $(or $(CONFIG),configs/sweep/rate_gan.yaml) run=$(or $(RUN),runs/sweep) $(SET)
+	$(ILLM) sweep $(call quoted,$(or $(CONFIG),configs/sweep/rate_gan.yaml)) $(call quoted,run=$(or $(RUN),runs/sweep)) $(SET)
 
 # Clusters: STAGES="vqvae pretrain gan evaluate", ARGS="--nodes 2 --gpus 8 --time 24:00:00"; jobs/README.md shows the rest.
-submit = $(ILLM) submit $(1) --stages "$(or $(STAGES),vqvae pretrain gan evaluate)" --configs $(or $(CONFIGS),configs) --runs $(or $(RUN),runs) $(ARGS) $(SET)
+submit = $(ILLM) submit $(1) --stages "$(or $(STAGES),vqvae pretrain gan evaluate)" --configs $(call quoted,$(or $(CONFIGS),configs)) --runs $(call quoted,$(or $(RUN),runs)) $(ARGS) $(SET)
 
 submit-slurm: $(READY) ## Submit STAGES to SLURM, each after the one before; ARGS="--dry-run" only shows
 	$(call submit,slurm)
@@ -57,13 +59,13 @@ smoke: $(READY) ## Run every stage on tiny networks (about a minute)
 	$(ILLM) demo configs/smoke --run runs/smoke
 
 describe: $(READY) ## Print what CONFIG would do
-	$(ILLM) describe $(or $(CONFIG),configs/gan.yaml) $(SET)
+	$(ILLM) describe $(call quoted,$(or $(CONFIG),configs/gan.yaml)) $(SET)
 
 fetch-weights: $(READY) ## Download the weights of LPIPS, FID and KID (needs internet)
 	$(ILLM) fetch-weights
 
 mlflow: $(READY) ## Open the page with all runs on http://127.0.0.1:5000
-	$(VENV)/bin/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}
+	$(VENV)/bin/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}"
 
 format: $(READY) ## Format the code
 	$(VENV)/bin/ruff format .

@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +18,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from pipeline import __version__, patience
+from pipeline import __version__, disk, patience
 from pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 INDEXED = (".tar", ".jsonl")  # files of shards, which index.json covers by digest
 Kind = Literal["shards", "labeler", "codec", "evaluation", "promotion", "sweep"]
+# What stages read of an artifact: its manifest has to list these, so that they are verified
+NEEDED: dict[str, tuple[str, ...]] = {
+    "shards": ("index.json",),
+    "labeler": ("model.yaml", "weights.safetensors"),
+    "codec": ("model.yaml", "weights.safetensors"),
+    "evaluation": ("totals.json", "per_image.csv"),
+    "promotion": ("decision.json",),
+    "sweep": ("trials.csv",),
+}
+MOST_NAME, MOST_PATH = 255, 1024  # bytes of a file's name, and of its path in the artifact: what file systems take
 
 
 class FileEntry(BaseModel):
@@ -43,7 +53,11 @@ class Parent(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is and what it was made from."""
+    """What an artifact is and what it was made from.
+
+    `digest` covers kind, parents and files. Metrics, configuration, stage, run id, version and time are notes for people
+    and trackers: they are as trustworthy as whoever wrote the file.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,8 +77,12 @@ class Manifest(BaseModel):
     def stays_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
             parts = name.split("/")
-            if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
+            if not name.isprintable():
+                raise ValueError(f"names a file with unprintable characters, or outside its folder: {name!r}")
+            if "\\" in name or any(part in ("", ".", "..") for part in parts) or name == MANIFEST:
                 raise ValueError(f"names a file outside its folder: {name!r}")
+            if len(name.encode()) > MOST_PATH or any(len(part.encode()) > MOST_NAME for part in parts):
+                raise ValueError(f"names a file of {len(name)} letters, too long for file systems: {name[:40]!r}...")
         return files
 
     @property
@@ -95,35 +113,71 @@ class Artifact:
         return Parent(digest=self.digest, source=source, run_id=self.manifest.run_id)
 
     def json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        """The content of a JSON file that the manifest lists. Raises: ArtifactError if it does not."""
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.path / MANIFEST}: does not list {name}; make the artifact again")
+        return json.loads(disk.content_of(self.path / name))
 
 
-def publish(target: Path, manifest: Manifest, write: Callable[[Path], object]) -> Artifact:
-    """Calls `write(scratch folder)`, adds the manifest, and renames the scratch folder to `target`.
+def publish(
+    target: Path, manifest: Manifest, write: Callable[[Path], object], check: Callable[[], object] = lambda: None
+) -> Artifact:
+    """Calls `write(scratch folder)`, adds the manifest, calls `check`, and renames the scratch folder to `target`.
 
-    Raises: ArtifactError if `target` exists; whatever `write` raises, after removing the scratch folder.
+    Raises: ArtifactError if `target` exists, or if `read` would not take what was written; whatever `write` or `check`
+    raises. The scratch folder is removed then.
     """
+    taken = ArtifactError(f"{target}: an artifact is already there and is never overwritten; choose another run=")
     if target.exists():
-        raise ArtifactError(f"{target}: an artifact is already there and is never overwritten; choose another run=")
+        raise taken
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}.*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    _remove_leftovers(target)
+    with disk.naming(target), _scratch(target) as scratch:
         write(scratch)
         # Tars and their tables are left to the index of the shards: hashing them at every read would take hours.
         written = [p for p in sorted(scratch.rglob("*")) if p.is_file() and p.suffix not in INDEXED]
         files = {p.relative_to(scratch).as_posix(): _entry(p) for p in written}
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        done = manifest.model_copy(update={"files": files, "created": created})
-        write_durably(scratch / MANIFEST, done.model_dump_json(indent=1).encode())
-        scratch.chmod(0o755)
-        scratch.rename(target)
-        flush_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        content = manifest.model_copy(update={"files": files, "created": created}).model_dump_json(indent=1).encode()
+        done = parse(content, str(target))
+        _refuse_incomplete(done, str(target))
+        for name in files:
+            refuse_outside(scratch, name)
+        disk.write_durably(scratch / MANIFEST, content)
+        check()
+        try:
+            scratch.rename(target)
+        except OSError:
+            if target.exists():  # published by another machine in the meantime
+                raise taken from None
+            raise
+        disk.flush_folder(target.parent)
     return Artifact(target, done)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, locked while it is written; it is gone afterwards unless it was renamed."""
+    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    scratch.mkdir()
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        disk.lock(descriptor)
+        yield scratch
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what killed processes left of their tries at `target`, but not what a live one writes."""
+    for leftover in target.parent.glob(f".{target.name}.*"):
+        with suppress(OSError):  # somebody else removed it
+            descriptor = os.open(leftover, os.O_RDONLY)
+            free = disk.lock(descriptor)
+            os.close(descriptor)
+            if free:
+                shutil.rmtree(leftover)
 
 
 def resolve(name: str) -> Path:
@@ -155,9 +209,10 @@ def read(name: str, kind: Kind) -> Artifact:
     path, origin = _located(name)
     manifest = manifest_at(path, name)
     if manifest.kind != kind:
-        raise ArtifactError(f"{name}: expected a {kind!r} artifact, found {manifest.kind!r}; name another input")
+        raise ArtifactError(f"{name}: expected {a_kind(kind)} artifact, found {manifest.kind!r}; name another input")
     if manifest.format != FORMAT:
         raise ArtifactError(f"{name}: artifact format {manifest.format}, this version reads {FORMAT}")
+    _refuse_incomplete(manifest, name)
     for file, entry in manifest.files.items():
         _verify(path, file, entry)
     return Artifact(path, manifest, origin)
@@ -174,6 +229,11 @@ def parse(content: bytes, place: str) -> Manifest:
         ) from None
 
 
+def a_kind(kind: str) -> str:
+    """The kind in quotes with its article, for messages: a 'codec', an 'evaluation'."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind!r}"
+
+
 def kind_of(name: str) -> Kind:
     """The kind of the artifact that `name` stands for. Raises: ArtifactError if there is none."""
     return manifest_at(resolve(name), name).kind
@@ -184,40 +244,6 @@ def digest_of(path: Path) -> str:
     return manifest_at(path, str(path)).digest
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, so that a reader or a crash sees the old or the new content and nothing between.
-
-    Several threads or processes may write the same file at the same time; one of them wins.
-    """
-    # 50 letters of the name: a whole one may be as long as a file system allows
-    scratch = path.with_name(f".{path.name[:50]}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with scratch.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.rename(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def manifest_at(path: Path, name: str) -> Manifest:
     """The manifest in an artifact folder that the user calls `name`. Raises: ArtifactError if there is none."""
     if not (path / MANIFEST).is_file():
@@ -226,19 +252,33 @@ def manifest_at(path: Path, name: str) -> Manifest:
             "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"
         )
         raise ArtifactError(f"{name}: expected a finished artifact, found none; {state}")
-    return parse((path / MANIFEST).read_bytes(), str(path / MANIFEST))
+    return parse(disk.content_of(path / MANIFEST), str(path / MANIFEST))
 
 
 def _entry(path: Path) -> FileEntry:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-    return FileEntry(size=path.stat().st_size, sha256=sha256(path))
+    return FileEntry(size=path.stat().st_size, sha256=disk.sha256(path))
+
+
+def _refuse_incomplete(manifest: Manifest, name: str) -> None:
+    """Raises ArtifactError if a file that such an artifact consists of is not listed, and so would not be verified."""
+    if missing := [file for file in NEEDED[manifest.kind] if file not in manifest.files]:
+        raise ArtifactError(
+            f"{name}: its manifest does not list {' and '.join(missing)}, as {a_kind(manifest.kind)} artifact needs; "
+            "make the artifact again"
+        )
+
+
+def refuse_outside(folder: Path, name: str) -> None:
+    """Raises: ArtifactError if the file is a link that leads out of the artifact's folder."""
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder / MANIFEST}: names a file outside its folder: {name!r}")
 
 
 def _verify(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ArtifactError(f"{folder / MANIFEST}: names a file outside its folder: {name!r}")
+    refuse_outside(folder, name)
     if not patience.wait_for(path):
         raise ArtifactError(f"{path}: missing, but the manifest lists it; make the artifact again")
     size = path.stat().st_size
@@ -246,5 +286,5 @@ def _verify(folder: Path, name: str, entry: FileEntry) -> None:
         raise ArtifactError(
             f"{path}: {size} bytes, expected {entry.size} (truncated or changed); make the artifact again"
         )
-    if sha256(path) != entry.sha256:
+    if disk.sha256(path) != entry.sha256:
         raise ArtifactError(f"{path}: its SHA-256 differs from the manifest (damaged); make the artifact again")

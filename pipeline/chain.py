@@ -111,7 +111,7 @@ def _unmet(cfg: Any, before: Sequence[str], folder: Path, processes: int) -> Ite
         try:
             found = artifacts.kind_of(value)
             if found != kind:
-                yield f"{key}: {value} is a {found!r} artifact, expected {kind!r}"
+                yield f"{key}: {value} is {artifacts.a_kind(found)} artifact, expected {kind!r}"
         except UserError as error:
             yield f"{key}: {error}, or name {' or '.join(MADE_BY[kind])} among the stages before"
     stage = runs.stage_of(cfg)

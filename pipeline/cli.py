@@ -15,7 +15,7 @@ import typer
 from pipeline import __version__, cli_cluster, cli_files, cli_registry, outputs
 from pipeline.cli_registry import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError
-from pipeline.process import follow_parent
+from pipeline.process import clean_up_when_interrupted, follow_parent
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +38,9 @@ one first removes what the file has there: codecs= 'codecs={{mine: runs/mine}}' 
 Example:
   illm {name} configs/{name}.yaml run=runs/{name}
 """
+
+INTERRUPTED = 128 + 2  # exit code after Ctrl-C where there was nothing to save
+_CONTINUES = "interrupted; the same command does it again, and a stage goes on from what it has saved"
 
 
 def _version(wanted: bool) -> None:
@@ -124,6 +127,7 @@ def fetch_weights() -> None:
 def main() -> None:
     """Runs a command; turns what a user can mend into one line and a documented exit code."""
     follow_parent()
+    clean_up_when_interrupted()
     # compressai 1.2.8 scripts one function with torch.jit, which newer torch deprecates; nothing a user can mend
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script")
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script")
@@ -138,11 +142,13 @@ def exit_code(command: Callable[[], object]) -> int:
     try:
         command()
     except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # Typer has made this of Ctrl-C, and said nothing
+            return _tell(_CONTINUES, INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else 1
     except (UserError, Preempted) as error:
         return _tell(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _tell("interrupted; the same command continues from the last checkpoint", 130)
+        return _tell(_CONTINUES, INTERRUPTED)
     except Exception as error:
         if (told := _what_to_mend(error)) is not None:
             return _tell(told, 2)

@@ -1,14 +1,12 @@
 """`illm demo`: every stage in turn, each as the command a user would type, then the promoted codec at work."""
 
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import aliases, artifacts, config, runs, stages, store, tracking
+from pipeline import aliases, artifacts, config, process, runs, stages, store, tracking
 from pipeline.data.reader import ShardReader
 from pipeline.data.wording import file_name
 from pipeline.errors import GatesNotMet, UserError
@@ -66,8 +64,7 @@ def _steps(folder: Path, data: str | None) -> dict[str, tuple[str, list[str]]]:
 
 def _illm(words: Sequence[str], environment: Mapping[str, str] | None = None, may_refuse: bool = False) -> int:
     print(f"\n$ illm {shlex.join(words)}", flush=True)
-    command = [sys.executable, "-m", "pipeline", *words]
-    code = subprocess.run(command, env=os.environ | dict(environment or {}), check=False).returncode
+    code, _ = process.run([sys.executable, "-m", "pipeline", *words], environment or {})
     if code and not (may_refuse and code == GatesNotMet.exit_code):
         raise StageFailed(words[0], code)
     return code

@@ -19,7 +19,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from pipeline import artifacts, store, weights
+from pipeline import disk, store, weights
 from pipeline.errors import UserError
 
 Level = Literal["ok", "note", "FAIL"]
@@ -163,7 +163,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
     probe = folder / f".doctor-{uuid.uuid4().hex}"
     try:
         before = time.time()
-        artifacts.write_durably(probe, b"x")
+        disk.write_durably(probe, b"x")
         skew = probe.stat().st_mtime - before
     except OSError as error:
         yield Finding("FAIL", "run folder", f"{folder.resolve()}: {error.strerror}", "choose a folder you may write to")
@@ -280,7 +280,7 @@ def _together(folder: Path) -> Iterator[Finding]:
     place.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("", 0)) as server:
         card = {"host": os.uname().nodename, "port": server.getsockname()[1], "time": time.time()}
-        artifacts.write_durably(place / f"{number}.json", json.dumps(card).encode())
+        disk.write_durably(place / f"{number}.json", json.dumps(card).encode())
         missing = _until(lambda: [n for n in range(count) if not (place / f"{n}.json").is_file()])
         if missing:
             remedy = f"{folder.resolve()} has to be on a file system that all nodes mount"

@@ -19,6 +19,10 @@ class ArtifactError(UserError):
     """A missing, damaged or unfitting artifact, run folder or checkpoint."""
 
 
+class TakenOver(ArtifactError):
+    """Another process has become the run folder's writer: the run goes on, but not here."""
+
+
 class DataError(UserError):
     """Images or shards that cannot be used."""
 

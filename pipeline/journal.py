@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.errors import NO_SPACE
 
 RECORDS, DELIVERED = "tracking.jsonl", "tracking.delivered"
@@ -102,9 +102,7 @@ class Journal:
             pause, told = FIRST_PAUSE, False
             self._sent = end
             with suppress(OSError):  # a full disk: then some are delivered again, and the store knows them
-                artifacts.write_durably(
-                    self.folder / DELIVERED, json.dumps({"run": self.run_id, "bytes": end}).encode()
-                )
+                disk.write_durably(self.folder / DELIVERED, json.dumps({"run": self.run_id, "bytes": end}).encode())
 
     def _next(self) -> tuple[list[Record], int]:
         """The next records to deliver and where they end."""

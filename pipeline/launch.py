@@ -24,7 +24,8 @@ def main() -> None:
     args = launch_command_parser().parse_args()
     # what it says of ranks that end is told here, and by the ranks
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    args.signals_to_handle = "SIGINT"  # torch's launcher would answer SIGTERM by giving the ranks 30 seconds
+    # torch's launcher would answer the others by giving the ranks 30 seconds; this one is for who cannot wait
+    args.signals_to_handle = "SIGQUIT"
     with passing_on(lambda: [child.pid for child in psutil.Process().children()]) as received:
         sys.exit(_launch(args, received))
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from pipeline import artifacts, outputs, registry_cache, store
+from pipeline import artifacts, disk, outputs, registry_cache, store
 from pipeline.artifacts import MANIFEST, Artifact, Manifest
 from pipeline.data.shards import Shard
 from pipeline.errors import ArtifactError
@@ -240,5 +240,6 @@ def _node(role: str, digest: str, source: str, known: dict[str, tuple[Manifest, 
 def _verify_tars(artifact: Artifact) -> None:
     for shard in (Shard(**entry) for split in artifact.json("index.json")["splits"].values() for entry in split):
         path = artifact.path / shard.file
-        if not path.is_file() or artifacts.sha256(path) != shard.sha256:
+        artifacts.refuse_outside(artifact.path, shard.file)
+        if not path.is_file() or disk.sha256(path) != shard.sha256:
             raise ArtifactError(f"{path}: missing, or not what the index says; make the shards again")

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline import disk
 from pipeline.errors import UserError
 
 CLOSED_PIPE = 128 + 13  # exit code of a program that SIGPIPE ended, which is what a shell expects of a closed pipe
@@ -80,8 +81,6 @@ def write(path: Path | None, content: bytes, force: bool = False) -> None:
 
     Raises: OutputError if it came to be there since it was checked; OSError that names it; SystemExit if nobody reads.
     """
-    from pipeline import artifacts  # imports pydantic, which `illm --help` can do without
-
     try:
         if path is None:
             sys.stdout.flush()
@@ -94,7 +93,7 @@ def write(path: Path | None, content: bytes, force: bool = False) -> None:
             refuse_to_replace(path, force)
             target = Path(os.path.realpath(path))
             target.parent.mkdir(parents=True, exist_ok=True)
-            artifacts.write_durably(target, content)
+            disk.write_durably(target, content)
     except BrokenPipeError:
         raise SystemExit(CLOSED_PIPE) from None
     except OSError as error:

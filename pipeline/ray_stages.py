@@ -17,7 +17,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipeline import artifacts, config, process, stages
+from pipeline import config, disk, process, stages
 from pipeline.chain import Step
 from pipeline.cli_registry import folder_and_overrides
 from pipeline.errors import Preempted, UserError
@@ -97,7 +97,7 @@ def _worker(given: dict[str, Any]) -> None:
         if "another process of this run is gone" in str(error):
             raise  # a worker died: Ray starts all of them again
         about = {"code": error.exit_code, "message": str(error)}
-        artifacts.write_durably(Path(given["refusal"]), json.dumps(about).encode())
+        disk.write_durably(Path(given["refusal"]), json.dumps(about).encode())
 
 
 def _task(step: Step, gpus: float) -> None:

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import artifacts, config, outputs
+from pipeline import artifacts, config, disk, outputs
 from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError
 from pipeline.models import saved
@@ -44,7 +44,7 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
         save_file({name: value.contiguous() for name, value in found.extras.items()}, scratch / EXTRAS)
         (scratch / ORIGIN).write_text(yaml.safe_dump({"old_names": found.old_names}), encoding="utf-8")
 
-    origin = {"file": file.name, "sha256": artifacts.sha256(file)}
+    origin = {"file": file.name, "sha256": disk.sha256(file)}
     manifest = Manifest(kind=kind, stage="import-reference", config=origin | config.flatten(cfg))
     artifact = artifacts.publish(folder / "artifact", manifest, write)
     lines = [f"{kind} with {len(found.state)} tensors from {file}: {artifact.path}"]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import artifacts, store
+from pipeline import disk, store
 from pipeline.artifacts import Manifest
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -105,4 +105,4 @@ def _manifests(path: Path) -> list[Manifest] | None:
 def _keep(path: Path, content: bytes) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        artifacts.write_durably(path, content)
+        disk.write_durably(path, content)

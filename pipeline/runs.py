@@ -1,16 +1,14 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
-import fcntl
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline import artifacts, config
+from pipeline import artifacts, config, disk
 from pipeline.artifacts import Artifact, Kind, Manifest, Parent
 from pipeline.errors import ArtifactError, UserError
 
@@ -40,14 +38,34 @@ class Inputs:
 
 
 def inputs(facts: dict[str, str] | None = None, **named: tuple[str, Kind]) -> Inputs:
-    """Reads and verifies every input artifact: `inputs(shards=(cfg.data.shards, "shards"))`."""
-    return Inputs({role: (name, artifacts.read(name, kind)) for role, (name, kind) in named.items()}, facts or {})
+    """Reads and verifies every input artifact: `inputs(shards=(cfg.data.shards, "shards"))`.
+
+    Raises: UserError that names all that cannot be used.
+    """
+    return Inputs(read_all(named), facts or {})
+
+
+def read_all(named: Mapping[str, tuple[str, Kind]]) -> dict[str, tuple[str, Artifact]]:
+    """Role -> name and verified artifact. Raises: UserError that names all that cannot be used."""
+    found: dict[str, tuple[str, Artifact]] = {}
+    refused: list[tuple[str, UserError]] = []
+    for role, (name, kind) in named.items():
+        try:
+            found[role] = (name, artifacts.read(name, kind))
+        except UserError as error:
+            refused.append((role, error))
+    if len(refused) == 1:
+        raise refused[0][1]
+    if refused:
+        listed = "\n".join(f"  {role}: {error}" for role, error in refused)
+        raise ArtifactError(f"{len(refused)} input artifacts cannot be used, {len(refused)} problem(s):\n{listed}")
+    return found
 
 
 def finished(folder: Path, cfg: config.Config) -> Path | None:
     """The artifact in `folder`, if the same config made it.
 
-    Raises: ArtifactError naming the differing keys if another config owns the folder.
+    Raises: ArtifactError naming the differing keys if a run with another config has come somewhere in the folder.
     """
     record = folder / RUN_FILE
     if not record.is_file():
@@ -55,39 +73,37 @@ def finished(folder: Path, cfg: config.Config) -> Path | None:
     artifact = folder / "artifact"
     done = (artifact / artifacts.MANIFEST).is_file()
     theirs = {k: v for k, v in _read(record).items() if not k.startswith("(")}
-    _refuse_other(folder, config.flatten(cfg), theirs, done)
+    ours = config.flatten(cfg)
+    _refuse_other_stage(folder, ours, theirs)
+    if _progress(folder):
+        _refuse_other(folder, ours, theirs, done)
     return artifact if done else None
 
 
 def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
     """Records config and inputs in `folder`, or checks that they are the recorded ones but for what may change.
 
+    A run that came nowhere, for instance because of a mistake in its config, leaves the folder to any config of its stage.
+    To be called while the folder is held (`ownership.held`).
     Raises: ArtifactError naming every differing key or input.
     """
     ours = config.flatten(cfg) | given.flat()
     record = folder / RUN_FILE
-    if record.is_file():
+    if not record.is_file():
+        if (folder / "artifact").exists():
+            raise ArtifactError(f"{folder}: holds an artifact but no {RUN_FILE}; choose another run= folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
         theirs = _read(record)
-        _refuse_other(folder, ours, theirs, done=False)
-        if changed := config.differences(ours, theirs):
+        if not (changed := config.differences(ours, theirs)):
+            return
+        if _progress(folder):
+            _refuse_other(folder, ours, theirs, done=False)
             print(f"{folder}: goes on with {'; '.join(changed)}", file=sys.stderr)
-            artifacts.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
-        return
-    if (folder / "artifact").exists():
-        raise ArtifactError(f"{folder}: holds an artifact but no {RUN_FILE}; choose another run= folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
-
-
-@contextmanager
-def alone(folder: Path, busy: UserError) -> Iterator[None]:
-    """Raises: `busy` if another process is within this for the same folder."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise busy from None
-        yield
+        else:
+            print(f"{folder}: came nowhere before; starts anew with {'; '.join(changed)}", file=sys.stderr)
+            _forget(folder)
+    disk.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
 
 
 def manifest(
@@ -106,14 +122,36 @@ def stage_of(cfg: config.Config) -> str:
     return str(config.flatten(cfg)["stage"])
 
 
+def _progress(folder: Path) -> str:
+    """What the folder holds of a run's work, in words; empty if there is nothing to lose."""
+    if (folder / "artifact").exists():
+        return "an artifact"
+    held = {"checkpoints/step-*": "checkpoints", "work/items.jsonl": "a list of images", "trials/*": "trials"}
+    return next((words for pattern, words in held.items() if any(folder.glob(pattern))), "")
+
+
+def _forget(folder: Path) -> None:
+    """Removes what the tracking store was told of a run that came nowhere: another config is another tracked run."""
+    from pipeline import journal, tracking  # they need this module
+
+    for name in (tracking.RUN_ID_FILE, journal.RECORDS, journal.DELIVERED):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _read(record: Path) -> dict[str, Any]:
     try:
         flat = yaml.safe_load(record.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         flat = None
     if not isinstance(flat, dict):
-        raise ArtifactError(f"{record}: damaged; remove the folder or choose another run=")
+        raise ArtifactError(f"{record}: damaged, so nobody knows which config the run has; choose another run=")
     return flat
+
+
+def _refuse_other_stage(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    stage, there = ours["stage"], theirs.get("stage", "unknown")
+    if stage != there:
+        raise ArtifactError(f"{folder}: this is a run of the stage {there}, not of {stage}; choose another run=")
 
 
 def _refuse_other(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], done: bool) -> None:
@@ -132,5 +170,6 @@ def _refuse_other(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, An
                 f"learning rates then count batches of {theirs.get(BATCH_SIZE)} before and {ours[BATCH_SIZE]} after"
             )
         raise ArtifactError(
-            f"{folder}: belongs to another config; choose another run= or remove it. {len(lines)} difference(s):\n{listed}{hint}"
+            f"{folder}: belongs to another config and holds {_progress(folder)}; choose another run=, or go back to the values "
+            f"there. {len(lines)} difference(s):\n{listed}{hint}"
         )

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, config, provenance, redaction, store
+from pipeline import config, disk, provenance, redaction, store
 from pipeline.artifacts import Artifact
 from pipeline.delivery import send, send_params
-from pipeline.errors import Preempted
+from pipeline.errors import Preempted, TakenOver
 from pipeline.journal import RECORDS, Journal, undelivered
 from pipeline.runs import Inputs
 
@@ -101,14 +101,18 @@ def run(stage: str, folder: Path, cfg: config.Config, given: Inputs, enabled: bo
     except KeyboardInterrupt:
         status, state = "KILLED", "interrupted"
         raise
+    except TakenOver as error:
+        status, state = "", str(error)  # the run goes on elsewhere: how it ends is told there
+        raise
     except Exception as error:
         state = f"failed: {redaction.masked(str(error) or type(error).__name__).splitlines()[0][:300]}"
         raise
     finally:
         machine.stop()
-        tell(state)
-        journal.add({"kind": "status", "status": status})
-        _close(journal, folder, status)
+        if status:
+            tell(state)
+            journal.add({"kind": "status", "status": status})
+        _close(journal, folder, status or "FAILED")
 
 
 class Group:
@@ -268,5 +272,5 @@ def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]
         tags["mlflow.parentRunId"] = parent
     short = {name: value[:MOST_TAG] for name, value in tags.items()}
     run_id = client.create_run(store.experiment(client), run_name=name or _name(stage, folder), tags=short).info.run_id
-    artifacts.write_durably(record, run_id.encode())
+    disk.write_durably(record, run_id.encode())
     return run_id

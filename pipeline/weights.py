@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.errors import ArtifactError
 
 Name = Literal["alexnet", "inception"]
@@ -52,7 +52,7 @@ def find(name: Name) -> Path | None:
     path = folder() / wanted.file
     if not path.is_file():
         return None
-    if not artifacts.sha256(path).startswith(wanted.sha256_prefix):
+    if not disk.sha256(path).startswith(wanted.sha256_prefix):
         raise ArtifactError(
             f"{path}: its SHA-256 does not start with {wanted.sha256_prefix}; remove it, then `make fetch-weights`"
         )

@@ -1,15 +1,20 @@
 import json
 import os
+import socket
+import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from pydantic import PositiveInt
+from torch.nn import Linear
 
-from pipeline import artifacts, runs
+from pipeline import artifacts, disk, runs
 from pipeline.artifacts import Manifest, Parent
 from pipeline.config import Config
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, TakenOver
+from pipeline.models import saved
 
 
 class StageConfig(Config):
@@ -17,10 +22,13 @@ class StageConfig(Config):
     steps: PositiveInt = 3
 
 
+def files_of_a_codec(folder: Path, text: str = "hello") -> None:
+    for name in ("model.yaml", "weights.safetensors", "a.txt"):
+        (folder / name).write_text(text)
+
+
 def published(target: Path, text: str = "hello", **manifest: object) -> artifacts.Artifact:
-    return artifacts.publish(
-        target, Manifest(kind="codec", **manifest), lambda folder: (folder / "a.txt").write_text(text)
-    )
+    return artifacts.publish(target, Manifest(kind="codec", **manifest), lambda folder: files_of_a_codec(folder, text))
 
 
 def test_what_was_published_is_read_back_verified(tmp_path):
@@ -54,6 +62,126 @@ def test_an_artifact_is_never_overwritten(tmp_path):
         published(tmp_path / "artifact", "new")
 
 
+def test_what_a_live_process_writes_is_left_alone(tmp_path):
+    """Two that publish the same: the first to end has published, the other is told, and neither harms the other."""
+
+    def write(folder: Path) -> None:
+        published(tmp_path / "artifact", "faster")
+        assert folder.is_dir()
+        files_of_a_codec(folder, "slower")
+
+    with pytest.raises(ArtifactError, match="already there and is never overwritten"):
+        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), write)
+    assert (tmp_path / "artifact/a.txt").read_text() == "faster"
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_run_that_lost_its_folder_publishes_nothing(tmp_path):
+    def check() -> None:
+        raise TakenOver("by somebody else")
+
+    with pytest.raises(TakenOver):
+        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), files_of_a_codec, check)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_modes_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        made = artifacts.publish(
+            tmp_path / "artifact",
+            Manifest(kind="codec"),
+            lambda folder: saved.save(folder, Linear(1, 1), StageConfig()),
+        )
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made.path.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a\nb.png", "names a file with unprintable characters"),
+        ("a\\b", "outside its folder"),
+        ("manifest.json", "outside its folder"),
+    ],
+)
+def test_what_could_not_be_read_is_not_published(tmp_path, name, told):
+    def write(folder: Path) -> None:
+        files_of_a_codec(folder)
+        (folder / name).write_text("x")
+
+    with pytest.raises(ArtifactError, match=told):
+        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def relisted(folder: Path, change: Callable[[dict], object]) -> None:
+    """Changes the files that a manifest lists."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest["files"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda files: files.pop("weights.safetensors"),
+            "does not list weights.safetensors, as a 'codec' artifact needs",
+        ),
+        (lambda files: files.clear(), "does not list model.yaml and weights.safetensors"),
+        (lambda files: files.update({"n" * 300: files["a.txt"]}), "names a file of 300 letters, too long"),
+        (lambda files: files.update({"n/" * 600 + "n": files["a.txt"]}), "too long"),
+    ],
+)
+def test_a_manifest_lists_what_stages_read_and_no_impossible_names(tmp_path, change, told):
+    relisted(published(tmp_path / "artifact").path, change)
+    with pytest.raises(ArtifactError, match=told):
+        artifacts.read(str(tmp_path), "codec")
+
+
+def test_only_listed_files_are_read_as_json(tmp_path):
+    made = published(tmp_path / "artifact", "{}")
+    (made.path / "more.json").write_text("{}")
+    assert made.json("model.yaml") == {}
+    with pytest.raises(ArtifactError, match=r"does not list more\.json"):
+        made.json("more.json")
+
+
+def test_a_file_too_large_for_the_memory_is_refused_unread(tmp_path):
+    made = published(tmp_path / "artifact")
+    os.truncate(made.path / "manifest.json", 50 * 10**9)  # takes no room on the disk
+    with pytest.raises(ArtifactError, match="50000000000 bytes, expected"):
+        artifacts.read(str(tmp_path), "codec")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors"])
+def test_a_pipe_among_the_files_hangs_nobody(tmp_path, name):
+    made = published(tmp_path / "artifact")
+    (made.path / name).unlink()
+    os.mkfifo(made.path / name)
+    with pytest.raises(ArtifactError, match=f"{name}: missing|found none"):
+        artifacts.read(str(tmp_path), "codec")
+    with pytest.raises(ArtifactError, match="expected a plain file, found a pipe"):
+        disk.content_of(made.path / name)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        with pytest.raises(ArtifactError, match="expected a plain file, found a pipe, a socket"):
+            disk.content_of(tmp_path / "socket")
+
+
+def test_errors_of_writing_name_the_file(small_disk):
+    with pytest.raises(OSError, match="No space left") as caught:
+        disk.write_durably(small_disk / "file", bytes(200_000))
+    assert caught.value.filename == str(small_disk / "file")
+    assert list(small_disk.iterdir()) == []
+    with pytest.raises(OSError, match="No space left") as caught:
+        published(small_disk / "artifact", "x" * 200_000)
+    assert str(small_disk / "artifact") in caught.value.filename
+
+
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".artifact.abc").mkdir()
     published(tmp_path / "artifact")
@@ -82,7 +210,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path):
     (tmp_path / "secret").write_text("x")
     path = tmp_path / "artifact" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["files"]["../secret"] = {"size": 1, "sha256": artifacts.sha256(tmp_path / "secret")}
+    manifest["files"]["../secret"] = {"size": 1, "sha256": disk.sha256(tmp_path / "secret")}
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="outside its folder"):
         artifacts.read(str(tmp_path), "codec")
@@ -92,12 +220,24 @@ def test_an_artifact_of_the_wrong_kind_is_refused(tmp_path):
     published(tmp_path / "artifact")
     with pytest.raises(ArtifactError, match="expected a 'labeler' artifact, found 'codec'"):
         artifacts.read(str(tmp_path), "labeler")
+    with pytest.raises(ArtifactError, match="expected an 'evaluation' artifact, found 'codec'"):
+        artifacts.read(str(tmp_path), "evaluation")
+
+
+def test_all_wrong_inputs_are_told_at_once(tmp_path):
+    codec = str(published(tmp_path / "artifact").path)
+    wrong = {"codec": (str(tmp_path / "gone"), "codec"), "labeler": (codec, "labeler")}
+    with pytest.raises(ArtifactError) as caught:
+        runs.inputs(shards=(codec, "shards"), **wrong)
+    told = str(caught.value)
+    for line in ("3 problem(s)", "shards: ", "expected a 'shards' artifact", "codec: ", "found none", "labeler: "):
+        assert line in told
 
 
 def test_durable_writing_replaces_at_once(tmp_path):
     path = tmp_path / "f"
-    artifacts.write_durably(path, b"one")
-    artifacts.write_durably(path, b"two")
+    disk.write_durably(path, b"one")
+    disk.write_durably(path, b"two")
     assert path.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["f"]
 
@@ -110,6 +250,7 @@ def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
     runs.claim(folder, cfg, given)
     runs.claim(folder, cfg, given)  # again, as after a restart
     assert runs.finished(folder, cfg) is None
+    (folder / "checkpoints/step-000000001").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="steps: 3 there, 4 now"):
         runs.finished(folder, StageConfig(steps=4))
     with pytest.raises(ArtifactError, match=r"\(lpips\): off there, absent now"):
@@ -119,16 +260,49 @@ def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
         runs.claim(folder, cfg, runs.inputs({"lpips": "off"}, codec=(str(other.path), "codec")))
 
 
+def test_a_run_that_came_nowhere_leaves_its_folder_to_another_config(tmp_path, capsys):
+    folder = tmp_path / "run"
+    runs.claim(folder, StageConfig(steps=4), runs.inputs())
+    for name in ("mlflow-run-id", "tracking.jsonl", "tracking.delivered"):
+        (folder / name).write_text("of the first config")
+    cfg = StageConfig(steps=3)
+    assert runs.finished(folder, cfg) is None
+    runs.claim(folder, cfg, runs.inputs())
+    assert "came nowhere before; starts anew with steps: 4 there, 3 now" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["run.yaml"]  # its tracked run was the first config's
+
+
+@pytest.mark.parametrize(
+    ("made", "told"), [("checkpoints/step-000000005", "holds checkpoints"), ("artifact", "holds an artifact")]
+)
+def test_nobody_is_advised_to_remove_what_took_weeks(tmp_path, made, told):
+    runs.claim(tmp_path, StageConfig(steps=4), runs.inputs())
+    (tmp_path / made).mkdir(parents=True)
+    for begin in (runs.finished, lambda folder, cfg: runs.claim(folder, cfg, runs.inputs())):
+        with pytest.raises(
+            ArtifactError, match=f"{told}; choose another run=, or go back to the values there"
+        ) as caught:
+            begin(tmp_path, StageConfig(steps=3))
+        assert "remove" not in str(caught.value)
+        assert "steps: 4 there, 3 now" in str(caught.value)
+
+
+def test_a_run_of_another_stage_is_called_that(tmp_path):
+    runs.claim(tmp_path, StageConfig(stage="vqvae", steps=4), runs.inputs())
+    with pytest.raises(ArtifactError, match=r"this is a run of the stage vqvae, not of pretrain; choose another run=$"):
+        runs.finished(tmp_path, StageConfig())
+
+
 def test_a_finished_run_is_found_without_its_inputs(tmp_path):
     folder, cfg = tmp_path / "run", StageConfig()
     runs.claim(folder, cfg, runs.inputs())
-    artifacts.publish(folder / "artifact", runs.manifest("codec", cfg, runs.inputs(), {"x": 1}, "id"), lambda _: None)
+    artifacts.publish(folder / "artifact", runs.manifest("codec", cfg, runs.inputs(), {"x": 1}, "id"), files_of_a_codec)
     assert runs.finished(folder, cfg) == folder / "artifact"
 
 
 def test_many_may_write_the_same_file_at_the_same_time(tmp_path):
     contents = [bytes([number]) * 10_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: artifacts.write_durably(tmp_path / "file", contents[n % 8]), range(200)))
+        list(pool.map(lambda n: disk.write_durably(tmp_path / "file", contents[n % 8]), range(200)))
     assert (tmp_path / "file").read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -109,6 +110,28 @@ def test_make_targets_named_in_the_documents_exist():
         for word in re.sub('"[^"]*"', "", "".join(line).split("#")[0]).split()
     }
     assert {w for w in named if re.fullmatch(r"[a-z][a-z-]+", w)} <= targets
+
+
+def dry_make(*words: str) -> list[str]:
+    """The words of the command that `make` would run."""
+    told = subprocess.run(
+        ["make", "--dry-run", "--assume-old=.venv/.ready", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return shlex.split(told.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["my run", "it's mine", 'a "b" $$(c)'])
+def test_make_takes_names_with_spaces_and_quotes(name):
+    shown = name.replace("$$", "$")
+    _, *words = dry_make("stage-gan", f"RUN=runs/{name}", f"CONFIG=configs/{name}.yaml", "SET='codec=runs/a b' seed=1")
+    assert words == ["gan", f"configs/{shown}.yaml", f"run=runs/{shown}", "codec=runs/a b", "seed=1"]
+    assert dry_make("demo", f"RUN=runs/{name}", f"DATA=/photos/{name}")[1:] == [
+        "demo", "configs/demo", "--run", f"runs/{shown}", "--data", f"/photos/{shown}",
+    ]  # fmt: skip
+    assert dry_make("describe", f"CONFIG={name}.yaml")[-1] == f"{shown}.yaml"
+    assert dry_make("sweep", f"RUN={name}")[-1] == f"run={shown}"
+    assert f"runs/{shown}" in dry_make("submit-slurm", f"RUN=runs/{name}")
+    assert dry_make("stage-gan")[1:] == ["gan", "configs/gan.yaml", "run=runs/gan"]
 
 
 def test_files_named_in_the_documents_exist():

@@ -13,7 +13,7 @@ import yaml
 from jsonschema import ValidationError
 
 from pipeline import artifacts, doctor, ownership, patience
-from pipeline.errors import ArtifactError
+from pipeline.errors import TakenOver
 from pipeline.evaluation.held_out import HeldOut
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
 from tests.ranks import free_port
@@ -186,12 +186,13 @@ def test_a_plain_folder_of_images_is_not_waited_for(tmp_path, images, monkeypatc
 
 
 def test_whoever_began_last_owns_a_run_folder(tmp_path, monkeypatch):
+    """Between machines: on one machine a live process keeps it, see tests/test_ownership.py."""
     first = ownership.take(tmp_path)
     ownership.check(tmp_path, first)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     second = ownership.take(tmp_path)
     ownership.check(tmp_path, second)
-    with pytest.raises(ArtifactError, match=r"taken over by process .*, job 17, since"):
+    with pytest.raises(TakenOver, match=r"taken over by process .*, job 17, since"):
         ownership.check(tmp_path, first)
 
 

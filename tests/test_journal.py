@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.journal import DELIVERED, RECORDS, Away, Journal, undelivered
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_loses_no_record(small_disk):
     for step in range(2, 200):
         journal.metrics(step, {"a": 1.0, "long" * 50: 1.0}, time_ms=0)
     with pytest.raises(OSError, match="No space left"):
-        artifacts.write_durably(small_disk / DELIVERED, bytes(10**6))
+        disk.write_durably(small_disk / DELIVERED, bytes(10**6))
     assert list(small_disk.glob(".*.tmp")) == []
     filler.unlink()
     logged(journal, 200)

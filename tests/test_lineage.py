@@ -63,7 +63,9 @@ def test_what_is_not_here_is_told_and_what_replaced_it_is_not_taken_for_it(there
     shutil.rmtree(there / RUNS / "vqvae")
     shutil.rmtree(there / RUNS / "pretrain/artifact")
     manifest = Manifest(kind="codec", stage="other")
-    artifacts.publish(there / RUNS / "pretrain/artifact", manifest, lambda folder: (folder / "x").write_text("x"))
+    files = ("model.yaml", "weights.safetensors")
+    write = lambda folder: [(folder / name).write_text("x") for name in files]
+    artifacts.publish(there / RUNS / "pretrain/artifact", manifest, write)
     tree = lineage.trace(f"{RUNS}/gan")
     assert states(tree) == {
         "gan": "files verified",

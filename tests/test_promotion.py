@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import aliases, artifacts, registry_cache, store
+from pipeline import aliases, artifacts, disk, registry_cache, store
 from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.images import decode
@@ -199,7 +199,7 @@ def test_files_that_do_not_decode_to_what_was_measured_are_counted(there):
     file.write_bytes(file.read_bytes()[:-9] + bytes(9))
     manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     name = file.relative_to(folder).as_posix()
-    manifest.files[name].sha256 = artifacts.sha256(file)
+    manifest.files[name].sha256 = disk.sha256(file)
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     ended = promote(there, "p1")
     assert ended.code == 3
@@ -218,7 +218,7 @@ def test_files_that_decode_to_another_latent_than_the_encoders_are_counted(there
     manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     for path in (file, kept):
         entry = manifest.files[path.relative_to(folder).as_posix()]
-        entry.sha256, entry.size = artifacts.sha256(path), path.stat().st_size
+        entry.sha256, entry.size = disk.sha256(path), path.stat().st_size
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     ended = promote(there, "p1")
     assert ended.code == 3

@@ -1,11 +1,14 @@
 """Stopped by a signal, or while sharding. Kills of trainers are in test_engines.py."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from pipeline import artifacts
 from tests.conftest import CONFIGS, ROOT, illm
@@ -29,16 +32,21 @@ def wait_for_checkpoint(folder: Path, stage: str, process: subprocess.Popen[byte
         time.sleep(0.02)
 
 
-def test_a_signal_saves_and_leaves_with_the_documented_code(smoke, smoke_copy):
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)])
+def test_a_signal_saves_and_leaves_with_the_documented_code(smoke, smoke_copy, numbers):
     folder = smoke_copy("shard")
     process = start("pretrain", folder, "fit.steps=100000", "fit.checkpoint_every=10")
     wait_for_checkpoint(folder, "pretrain", process)
-    process.send_signal(signal.SIGTERM)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.02)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told.decode()
     assert b"preempted at step" in told
     step = int(told.decode().rsplit("preempted at step ", 1)[1].split(";")[0])
     assert (folder / RUNS / "pretrain" / "checkpoints" / f"step-{step:09d}" / "manifest.json").is_file()
+    records = map(json.loads, (folder / RUNS / "pretrain" / "tracking.jsonl").read_text().splitlines())
+    assert [record["status"] for record in records if record["kind"] == "status"] == ["RUNNING", "KILLED"]
 
 
 def test_interrupted_sharding_starts_over_and_ends_the_same(smoke, images, tmp_path):

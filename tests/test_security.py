@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, redaction, registry, registry_cache, store
+from pipeline import artifacts, disk, redaction, registry, registry_cache, store
 from pipeline.artifacts import MANIFEST, Manifest
 from pipeline.errors import ArtifactError, UserError
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here
@@ -39,7 +39,7 @@ def reseal(folder: Path) -> None:
     """Makes a manifest agree with files that were tampered with, as who made both would."""
     manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     for name, entry in manifest.files.items():
-        entry.size, entry.sha256 = (folder / name).stat().st_size, artifacts.sha256(folder / name)
+        entry.size, entry.sha256 = (folder / name).stat().st_size, disk.sha256(folder / name)
     (folder / MANIFEST).write_text(manifest.model_dump_json())
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline import artifacts
+from pipeline import artifacts, disk
 from pipeline.artifacts import MANIFEST
 from pipeline.data import fetch
 from pipeline.errors import ArtifactError, DataError
@@ -44,9 +44,9 @@ def mirror(url: str) -> tuple[Path, str]:
         for name, entry in manifest.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f".{Path(name).name}.lock"):
-                if not (folder / name).is_file() or artifacts.sha256(folder / name) != entry.sha256:
+                if not (folder / name).is_file() or disk.sha256(folder / name) != entry.sha256:
                     fetch.download(f"{base}/{name}", folder / name, entry.size, entry.sha256)
-        artifacts.write_durably(folder / MANIFEST, content)
+        disk.write_durably(folder / MANIFEST, content)
         return folder, base
     raise ArtifactError(f"{url}: expected an artifact there; {reasons[0]}")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import fsspec
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.data.wording import reason
 from pipeline.errors import DataError, UnreachableError
 
@@ -128,7 +128,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
     for last in (False, True):
         with part.open("ab") as stream:
             pull(url, stream, size, attempts=PATIENT_ATTEMPTS)
-        if part.stat().st_size == size and artifacts.sha256(part) == sha256:
+        if part.stat().st_size == size and disk.sha256(part) == sha256:
             part.rename(target)
             return
         found = part.stat().st_size

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Semaphore
 
-from pipeline import artifacts, redaction
+from pipeline import disk, redaction
 from pipeline.data import fetch, room
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine
 from pipeline.data.images import pixels_in
@@ -35,7 +35,7 @@ def examine_piece(
         with decoders, room.for_image(pixels_in(content), spool):
             result = examine(item.name, item.dataset, content, rules, lists)
         if isinstance(result, Photo) and fetch.is_url(item.location):
-            artifacts.write_durably(spool / result.sha256, content)
+            disk.write_durably(spool / result.sha256, content)
         return result
 
     remote = any(fetch.is_url(item.location) for item in items)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact
-from pipeline.data import fetch
 from pipeline.data.cache import ShardCache
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
 from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Split
@@ -99,8 +99,7 @@ class ShardReader:
         shard = self.shards[place]
         path = self._local(shard.table, shard.table_bytes, shard.table_sha256)
         try:
-            with fetch.open_file(path) as stream:
-                content = stream.read(shard.table_bytes + 1)
+            content = disk.content_of(path, shard.table_bytes)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({reason(error)}); make the shards again") from None
         if hashlib.sha256(content).hexdigest() != shard.table_sha256:
@@ -140,15 +139,17 @@ def _sound(row: Sample) -> bool:
 
 
 def _check(folder: Path | None, shard: Shard) -> None:
-    """Names and, of a local shard, size."""
+    """Names and, of a local shard, that tar and table are plain files of their sizes and inside the folder."""
     if not (_DIGEST.fullmatch(shard.sha256) and _DIGEST.fullmatch(shard.table_sha256)):  # names of files in the cache
         raise DataError(f"{folder or ''}/index.json: {shard.sha256!r} is no SHA-256; make the shards again")
     if not _TAR_NAME.fullmatch(shard.file):
         raise DataError(f"{folder or ''}/index.json: {shard.file!r} is no name of a shard; make the shards again")
     if folder is None:
         return
-    path = folder / shard.file
-    if not path.is_file():
-        raise DataError(f"{path}: missing, but the index lists it; make the shards again")
-    if (size := path.stat().st_size) != shard.bytes:
-        raise DataError(f"{path}: {size} bytes, expected {shard.bytes} (truncated or changed); make the shards again")
+    for name, expected in ((shard.file, shard.bytes), (shard.table, shard.table_bytes)):
+        path = folder / name
+        artifacts.refuse_outside(folder, name)
+        if not path.is_file():
+            raise DataError(f"{path}: missing, but the index lists it; make the shards again")
+        if (size := path.stat().st_size) != expected:
+            raise DataError(f"{path}: {size} bytes, expected {expected} (truncated or changed); make the shards again")

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import webdataset as wds
 from PIL import Image
 
-from pipeline.artifacts import flush_folder, sha256, write_durably
 from pipeline.data import fetch, room
 from pipeline.data.examine import Photo
 from pipeline.data.images import decode
 from pipeline.data.sources import Item
+from pipeline.disk import flush_folder, sha256, write_durably
 from pipeline.errors import DataError, UnreachableError
 
 Split = Literal["train", "valid", "test"]

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import artifacts, runs
+from pipeline import artifacts, disk, runs
 from pipeline.artifacts import Artifact
 from pipeline.data.images import SUFFIXES, Pixels, decode
 from pipeline.data.reader import ShardReader
@@ -33,7 +33,7 @@ class HeldOut:
         else:
             self.reader = None
             self.files = [p for p in find_files(images) if p.suffix.lower() in SUFFIXES]
-            self.digest = hashlib.sha256("".join(artifacts.sha256(p) for p in self.files).encode()).hexdigest()
+            self.digest = hashlib.sha256("".join(disk.sha256(p) for p in self.files).encode()).hexdigest()
             count = len(self.files)
         if not count:
             raise DataError(f"{images}: no images to evaluate on")

@@ -1,5 +1,6 @@
 """Networks in artifacts: weights as safetensors beside `model.yaml`, which rebuilds the network without our configs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -26,8 +27,9 @@ M = TypeVar("M", bound=nn.Module)
 def save(folder: Path, module: nn.Module, cfg: Config) -> None:
     """Writes both files into `folder`."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
     (folder / MODEL).write_text(config.dump(cfg), encoding="utf-8")
+    save_file(state, folder / WEIGHTS)
+    shutil.copymode(folder / MODEL, folder / WEIGHTS)  # safetensors writes files that only their owner may read
 
 
 def load_codec(artifact: Artifact) -> Codec:

@@ -1,6 +1,8 @@
 """Compresses held-out images to real files, decompresses them, measures, and writes a report."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +10,8 @@ from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifacts, runs, tracking, weights
+from pipeline import artifacts, ownership, runs, tracking, weights
+from pipeline.artifacts import Artifact
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.config import Config
 from pipeline.evaluation import measure, report
@@ -36,13 +39,28 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Evaluates codecs and publishes measurements, files, reconstructions, figures and the report."""
     if done := runs.finished(folder, cfg):
         return done
-    named = {name: (uri, artifacts.read(uri, "codec")) for name, uri in cfg.codecs.items()}
+    named = runs.read_all({name: (uri, "codec") for name, uri in cfg.codecs.items()})
     images = HeldOut(cfg.images, cfg.max_images)
     facts = {"images digest": images.digest} | {
         f"{name} weights": "present" if weights.find(name) else "absent" for name in weights.FILES
     }
     given = runs.Inputs(named | images.parents, facts)
-    runs.claim(folder, cfg, given)
+    with ownership.held(folder) as owner:
+        # another process may have finished the run while this one waited for it to leave
+        if done := runs.finished(folder, cfg):
+            return done
+        runs.claim(folder, cfg, given)
+        return _evaluate(cfg, folder, given, named, images, partial(ownership.check, folder, owner))
+
+
+def _evaluate(
+    cfg: StageConfig,
+    folder: Path,
+    given: runs.Inputs,
+    named: dict[str, tuple[str, Artifact]],
+    images: HeldOut,
+    still_ours: Callable[[], None],
+) -> Path:
     for name in weights.FILES:
         if weights.find(name) is None:
             print(weights.how_to_get(name))
@@ -65,7 +83,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
 
         # The numbers exist only once the files do: `write` adds them to the manifest.
         manifest = runs.manifest("evaluation", cfg, given, {}, tracker.run_id)
-        artifact = artifacts.publish(folder / "artifact", manifest, write)
+        artifact = artifacts.publish(folder / "artifact", manifest, write, still_ours)
         tracker.log(0, {name: value for name, value in artifact.manifest.metrics.items() if value is not None})
         tracker.artifact(artifact)
     print_table(totals, len(images))

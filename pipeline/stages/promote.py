@@ -3,13 +3,14 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import aliases, artifacts, gates, packaging, provenance, registry, runs, store, tracking
+from pipeline import aliases, artifacts, gates, ownership, packaging, provenance, registry, runs, store, tracking
 from pipeline.artifacts import Artifact
 from pipeline.errors import GatesNotMet
 from pipeline.evaluation.measure import METRICS
@@ -36,14 +37,30 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
     source, codec = evaluated_codec(cfg, evaluation)
     decision = judge(cfg, codec, evaluation)
     gates.print_table(f"{cfg.codec} for {cfg.name}@{cfg.alias}", decision.verdicts)
-    if decision.failed and not force:
-        if not dry_run:
-            _record_refusal(cfg, folder, source, decision)
-        raise _refusal(cfg, decision)
     if dry_run:
+        if decision.failed and not force:
+            raise _refusal(cfg, decision)
         print(f"dry run: {'would be forced' if decision.failed else 'all gates hold'}; nothing was registered")
         return folder
     given = runs.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
+    with ownership.held(folder) as owner:
+        if done := runs.finished(folder, cfg):  # by a process that this one waited for
+            return done
+        if decision.failed and not force:
+            _record_refusal(cfg, folder, given, decision)
+            raise _refusal(cfg, decision)
+        return _promote(cfg, folder, given, decision, force, why, partial(ownership.check, folder, owner))
+
+
+def _promote(
+    cfg: StageConfig,
+    folder: Path,
+    given: runs.Inputs,
+    decision: Decision,
+    force: str,
+    why: str,
+    still_ours: Callable[[], None],
+) -> Path:
     runs.claim(folder, cfg, given)
     reason = force or why or "all gates hold"
     with tracking.run("promote", folder, cfg, given) as tracker:
@@ -55,7 +72,7 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
             action: aliases.Action = "force" if force else "promote"
             aliases.move(cfg.name, cfg.alias, version.number, action, reason, decision.expected, tracker.run_id)
         manifest = runs.manifest("promotion", cfg, given, decision.values, tracker.run_id)
-        artifact = artifacts.publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record))
+        artifact = artifacts.publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record), still_ours)
         tracker.tag("decision", f"version {version.number} became {cfg.alias}" + (" by force" if force else ""))
         tracker.artifact(artifact)
     if decision.expected == version.number:
@@ -75,9 +92,8 @@ def _refusal(cfg: StageConfig, decision: Decision) -> GatesNotMet:
     )
 
 
-def _record_refusal(cfg: StageConfig, folder: Path, source: str, decision: Decision) -> None:
+def _record_refusal(cfg: StageConfig, folder: Path, given: runs.Inputs, decision: Decision) -> None:
     """A refusal is a decision too: it gets a run of its own. The run folder stays free for another try."""
-    given = runs.Inputs({"evaluation": (cfg.evaluation, decision.evaluation), "codec": (source, decision.codec)}, {})
     key = json.dumps([given.flat(), decision.champion, [str(gate) for gate in decision.verdicts]], sort_keys=True)
     place = folder / "refused" / hashlib.sha256(key.encode()).hexdigest()[:12]
     (place / "decision").mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import track
 
-from pipeline import artifacts, patience, runs, tracking
+from pipeline import artifacts, disk, ownership, patience, runs, tracking
 from pipeline.data import card, fetch, recipes, shards, sources
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, without_duplicates
 from pipeline.data.piece import examine_piece
@@ -61,15 +61,13 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := _finished(cfg, folder):
         return done
     found = _found(cfg, work)
-    runs.claim(folder, cfg, runs.inputs())
-    with runs.alone(
-        folder, DataError(f"{folder}: another job is writing these shards; wait for it or choose another run=")
-    ):
+    with ownership.held(folder) as owner:
         if done := _finished(cfg, folder):  # by a job that had the lock before
             return done
+        runs.claim(folder, cfg, runs.inputs())
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
             _list(work, found)
-            _shard(cfg, folder, work, tracker)
+            _shard(cfg, folder, work, tracker, partial(ownership.check, folder, owner))
         shutil.rmtree(work)
     return folder / "artifact"
 
@@ -87,8 +85,9 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
             [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
         )
         Lists.of(cfg)
-        runs.claim(folder, cfg, runs.inputs())
-        _list(work, found)
+        with ownership.held(folder):
+            runs.claim(folder, cfg, runs.inputs())
+            _list(work, found)
         return f"listed {len(_items(work))} files"
     if not patience.wait_for(work / "items.jsonl"):
         raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
@@ -127,7 +126,7 @@ def _write_privately(path: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     scratch.rename(path)
-    artifacts.flush_folder(path.parent)
+    disk.flush_folder(path.parent)
 
 
 def _items(work: Path) -> list[Item]:
@@ -141,7 +140,9 @@ def _finished(cfg: StageConfig, folder: Path) -> Path | None:
     return done
 
 
-def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker) -> None:
+def _shard(
+    cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker, still_ours: Callable[[], None]
+) -> None:
     """Both passes over the listed items, and the publication."""
     items = _items(work)
     results = _examined(cfg, items, work)
@@ -166,7 +167,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker
         deciding = {key: value for key, value in manifest.config.items() if key not in runs.CHANGEABLE}
         card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
 
-    made = artifacts.publish(folder / "artifact", manifest, assemble)
+    made = artifacts.publish(folder / "artifact", manifest, assemble, still_ours)
     tracker.artifact(made)
     tracker.dataset(folder.name, made, "sharded")
     print(f"data card: {folder / 'artifact' / 'card.html'}")
@@ -251,7 +252,7 @@ def _examine(cfg: StageConfig, items: list[Item], work: Path, numbers: range) ->
     pieces = [items[number * cfg.piece : (number + 1) * cfg.piece] for number in missing]
     for place, found in _shown(spread(task, pieces, workers, cfg.spread), "examining", len(missing)):
         lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
-        artifacts.write_durably(_examined_file(work, missing[place]), lines.encode())
+        disk.write_durably(_examined_file(work, missing[place]), lines.encode())
 
 
 def _check_fetched(cfg: StageConfig, items: list[Item], results: list[Photo | Refusal], work: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from pipeline import artifacts, config, local_ray, runs, store, tracking
+from pipeline import artifacts, config, disk, local_ray, ownership, runs, store, tracking
 from pipeline.errors import ConfigError, UserError
 from pipeline.sweep import results, space, trial
 from pipeline.sweep.space import Space
@@ -26,11 +28,16 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Runs all trials and publishes their table, fronts, figures and the best trials' configurations."""
     if done := runs.finished(folder, cfg):
         return done
-    given = begin(cfg, folder)
-    with (
-        runs.alone(folder, _busy(folder)),
-        tracking.run("sweep", folder, cfg, given) as tracker,
-    ):
+    given = inputs(cfg)
+    with ownership.held(folder) as owner:
+        if done := runs.finished(folder, cfg):  # by a process that this one waited for
+            return done
+        begin(cfg, folder, given)
+        return _search(cfg, folder, given, partial(ownership.check, folder, owner))
+
+
+def _search(cfg: StageConfig, folder: Path, given: runs.Inputs, still_ours: Callable[[], None]) -> Path:
+    with tracking.run("sweep", folder, cfg, given) as tracker:
         environment = {"MLFLOW_TRACKING_URI": store.uri(), tracking.PARENT: tracker.run_id}
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault(
@@ -40,7 +47,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
             from pipeline.sweep import search
 
             search.run(cfg, folder, cfg.concurrent, environment)
-        return _publish(cfg, folder, given, tracker)
+        return _publish(cfg, folder, given, tracker, still_ours)
 
 
 def gather(folder: Path, anyway: bool) -> Path:
@@ -58,12 +65,16 @@ def gather(folder: Path, anyway: bool) -> Path:
         raise UserError(
             f"{folder}: {len(missing)} trial(s) are missing; submit again, or --anyway leaves them out:\n{listed}"
         )
-    given = begin(cfg, folder)
-    with runs.alone(folder, _busy(folder)), tracking.run("sweep", folder, cfg, given) as tracker:
-        return _publish(cfg, folder, given, tracker)
+    given = inputs(cfg)
+    with ownership.held(folder) as owner:
+        begin(cfg, folder, given)
+        with tracking.run("sweep", folder, cfg, given) as tracker:
+            return _publish(cfg, folder, given, tracker, partial(ownership.check, folder, owner))
 
 
-def _publish(cfg: StageConfig, folder: Path, given: runs.Inputs, tracker: tracking.Tracker) -> Path:
+def _publish(
+    cfg: StageConfig, folder: Path, given: runs.Inputs, tracker: tracking.Tracker, still_ours: Callable[[], None]
+) -> Path:
     points = collect(folder)
     finished = [p for p in points if "bpp" in p]
     if not finished:
@@ -73,27 +84,32 @@ def _publish(cfg: StageConfig, folder: Path, given: runs.Inputs, tracker: tracki
     metrics = {"trials": len(points), "finished": len(finished)}
     manifest = runs.manifest("sweep", cfg, given, metrics, tracker.run_id)
     artifact = artifacts.publish(
-        folder / "artifact", manifest, lambda scratch: results.write(scratch, cfg, points, folder)
+        folder / "artifact", manifest, lambda scratch: results.write(scratch, cfg, points, folder), still_ours
     )
     tracker.artifact(artifact)
     _tell(cfg, folder, points, artifact.path)
     return artifact.path
 
 
-def begin(cfg: StageConfig, folder: Path) -> runs.Inputs:
-    """Checks everything that can be checked before a trial, and claims the folder."""
+def inputs(cfg: StageConfig) -> runs.Inputs:
+    """Checks everything that can be checked before a trial."""
     space.check(cfg)
-    given = runs.inputs(shards=(cfg.shards, "shards"), labeler=(cfg.labeler, "labeler"))
+    return runs.inputs(shards=(cfg.shards, "shards"), labeler=(cfg.labeler, "labeler"))
+
+
+def begin(cfg: StageConfig, folder: Path, given: runs.Inputs) -> None:
+    """Claims the folder, which is held, and writes down for the trials what is searched."""
     runs.claim(folder, cfg, given)
-    artifacts.write_durably(folder / CONFIG, config.dump(cfg).encode())
-    return given
+    disk.write_durably(folder / CONFIG, config.dump(cfg).encode())
 
 
 def begin_array(cfg: StageConfig, folder: Path) -> None:
     """Like `begin`, for trials that are jobs of their own: makes the run below which theirs hang."""
-    given = begin(cfg, folder)
-    with tracking.run("sweep", folder, cfg, given):
-        pass
+    given = inputs(cfg)
+    with ownership.held(folder):
+        begin(cfg, folder, given)
+        with tracking.run("sweep", folder, cfg, given):
+            pass
 
 
 def run_trial(folder: Path, name: str) -> trial.Point:
@@ -135,7 +151,3 @@ def _tell(cfg: StageConfig, folder: Path, points: list[trial.Point], artifact: P
     print(f"best trials, as configurations: {artifact / 'best'}")
     if cfg.promote is not None:
         print(f"promote one: illm promote {best[0] / 'promote.yaml'} run=runs/promote-{best[0].name}")
-
-
-def _busy(folder: Path) -> UserError:
-    return UserError(f"{folder}: another sweep is running here; wait for it, or choose another run=")

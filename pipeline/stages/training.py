@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline import artifacts, runs, tracking
+from pipeline import artifacts, ownership, runs, tracking
 from pipeline.artifacts import Kind
 from pipeline.config import Config
 from pipeline.data import loader
@@ -43,7 +45,27 @@ def train(
     runtime = Runtime(cfg.engine)
     share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
     loader.check_memory(cfg.data, share)
-    runtime.on_main(lambda: runs.claim(folder, cfg, given))
+    with ExitStack() as held:  # on the main process, for as long as the stage runs
+        owner = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
+        # another process may have finished the run while this one waited for it to leave
+        if not (done := runtime.on_main(lambda: runs.finished(folder, cfg))):
+            runtime.on_main(lambda: runs.claim(folder, cfg, given))
+            still_ours = partial(ownership.check, folder, owner)
+            done = _train(runtime, cfg, folder, kind, given, make_task, share, still_ours)
+        runtime.close()
+    return done
+
+
+def _train(
+    runtime: Runtime,
+    cfg: TrainingConfig,
+    folder: Path,
+    kind: Kind,
+    given: Inputs,
+    make_task: Callable[[Runtime, Tensor], Task],
+    share: Share,
+    still_ours: Callable[[], None],
+) -> Path:
     shards = given.artifacts["shards"][1]
     all_crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid", cfg.data.shard_cache_gb))
     crops = all_crops[runtime.rank :: runtime.num_processes]
@@ -59,14 +81,13 @@ def train(
         print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
     with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker:
         tracker.dataset(cfg.data.shards, shards, "training")
-        metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log)
+        metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)
         manifest = runs.manifest(kind, cfg, given, metrics, tracker.run_id)
 
         def publish() -> None:
-            tracker.artifact(artifacts.publish(folder / "artifact", manifest, task.export))
+            tracker.artifact(artifacts.publish(folder / "artifact", manifest, task.export, still_ours))
 
         runtime.on_main(publish)
-    runtime.close()
     return folder / "artifact"
 
 

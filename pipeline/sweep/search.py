@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.errors import UserError
 from pipeline.sweep import space as spaces
 from pipeline.sweep import trial as trials
@@ -204,4 +204,4 @@ class _Stopped(tune.Callback):
         if "place" in last and "ended" not in last:
             told = {name: value for name, value in last.items() if name.startswith("val/")}
             record = {"stopped": f"at step {last[STEP]}", **told}
-            artifacts.write_durably(Path(last["place"]) / "stopped.json", json.dumps(record).encode())
+            disk.write_durably(Path(last["place"]) / "stopped.json", json.dumps(record).encode())

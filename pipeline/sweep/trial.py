@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, process, tracking
+from pipeline import artifacts, disk, ownership, process, tracking
 from pipeline.errors import Preempted, UserError
 from pipeline.stages import TRAINING
 from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
@@ -45,7 +44,7 @@ def place_of(sweep: Path, values: Values) -> Path:
 def prepare(place: Path, values: Values) -> None:
     """Writes down what the trial tries."""
     place.mkdir(parents=True, exist_ok=True)
-    artifacts.write_durably(place / SETTINGS, json.dumps(values, indent=1, default=list).encode())
+    disk.write_durably(place / SETTINGS, json.dumps(values, indent=1, default=list).encode())
 
 
 def outcome(place: Path) -> Point | None:
@@ -72,10 +71,10 @@ def run(space: Space, sweep: Path, place: Path) -> Point:
         try:
             point = _stages(space, sweep, place, values, group.environment)
         except TrialFailed as error:
-            artifacts.write_durably(place / FAILED, json.dumps({"failed": str(error)}).encode())
+            disk.write_durably(place / FAILED, json.dumps({"failed": str(error)}).encode())
             raise
         group.log({name: value for name, value in point.items() if isinstance(value, float)})
-    artifacts.write_durably(place / RESULT, json.dumps(point, indent=1).encode())
+    disk.write_durably(place / RESULT, json.dumps(point, indent=1).encode())
     return point
 
 
@@ -125,9 +124,9 @@ def _stage(
         environment = environment | ({} if space.gpus_per_trial else {"ACCELERATE_USE_CPU": "true"})
     command += ["pipeline", stage, str(getattr(space, stage)), f"run={folder}", *words]
     with log.open("a", encoding="utf-8") as stream:
-        child = subprocess.Popen(command, env=os.environ | environment | process.tied(), stdout=stream, stderr=stream)
-        with process.passing_on(lambda: [child.pid]) as received:
-            code = child.wait()
+        # a stage of a trial whose worker died may still be saving when the trial starts again
+        patience = {ownership.SECONDS: os.environ.get(ownership.SECONDS) or "120"}
+        code, received = process.run(command, environment | patience | process.tied(), stream)
     if code and received:
         raise Interrupted
     if code:
@@ -164,7 +163,7 @@ def fork(place: Path, donor: Path, values: Values) -> None:
             shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
             break
     about = {"number": number + 1, "values": values, "from": str(donor / f"gan-{theirs:02d}")}
-    artifacts.write_durably(place / GENERATION, json.dumps(about, indent=1, default=list).encode())
+    disk.write_durably(place / GENERATION, json.dumps(about, indent=1, default=list).encode())
 
 
 @contextmanager

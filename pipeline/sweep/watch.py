@@ -12,7 +12,7 @@ from typing import Any
 
 from ray import tune
 
-from pipeline import artifacts, process
+from pipeline import disk, process
 from pipeline.errors import Preempted
 from pipeline.journal import RECORDS
 from pipeline.sweep import trial as trials
@@ -51,7 +51,7 @@ class Watch(tune.Trainable):
         known = self.sweep / "tune" / f"member-of-{self.trial_id}"
         if not known.is_file():
             known.parent.mkdir(parents=True, exist_ok=True)
-            artifacts.write_durably(known, str(config[MEMBER]).encode())
+            disk.write_durably(known, str(config[MEMBER]).encode())
         return int(known.read_text())
 
     def step(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Watch(tune.Trainable):
             raise RuntimeError("the trial was interrupted and goes on")  # Tune starts it again
         if code and "failed" not in point:
             told = trials.reason(code, self.place / "log.txt")
-            artifacts.write_durably(self.place / trials.FAILED, json.dumps({"failed": told}).encode())
+            disk.write_durably(self.place / trials.FAILED, json.dumps({"failed": told}).encode())
         measured = {name: value for name, value in point.items() if isinstance(value, float)}
         return self.last | measured | {"place": str(self.place), "ended": True, "done": True}
 

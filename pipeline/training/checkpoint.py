@@ -15,12 +15,13 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import flush_folder, sha256, write_durably
+from pipeline.disk import flush_folder, sha256, write_durably
 from pipeline.errors import NO_SPACE
 
 
@@ -65,7 +66,8 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
 class Saver:
     """Saves while training goes on: only the copy of the state to the host's memory is waited for.
 
-    Leaving its context waits for what is being written, so that an error that ends training costs no checkpoint.
+    Leaving its context lets what is being written end, so that an error that ends training costs no checkpoint, and nothing
+    is written any more when the folder may be somebody else's. Only Ctrl-C does not wait.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int | None):
@@ -76,8 +78,10 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(self, *_raised: object) -> None:
-        if self._thread is not None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and self._thread is not None:  # Ctrl-C does not wait
             self._thread.join()
 
     def save(self, progress: Progress, state: dict[str, Any], needed: bool) -> float:
@@ -111,6 +115,8 @@ class Saver:
             # torch's zip writer reports a failed write of its stream in its own words
             cause = raised.__context__ if isinstance(raised.__context__, OSError) else raised
             error = cause if isinstance(cause, OSError) else OSError(str(cause))
+            if error.errno is not None and error.filename is None:
+                error.filename = str(path_of(self.folder, progress.step))
             if needed or error.errno not in NO_SPACE:
                 self._error = error
                 return

@@ -15,7 +15,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pipeline import ownership, patience
+from pipeline import patience, process
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import Preempted, TrainingError
@@ -52,15 +52,21 @@ class Task(Protocol):
 
 
 def fit(
-    task: Task, batches: Callable[[int], Iterator[Batch]], runtime: Runtime, folder: Path, cfg: FitConfig, log: Log
+    task: Task,
+    batches: Callable[[int], Iterator[Batch]],
+    runtime: Runtime,
+    folder: Path,
+    cfg: FitConfig,
+    log: Log,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
-    `batches(start)` is the stream from the sample at `start`.
-    Raises: Preempted after SIGTERM or SIGUSR2; TrainingError if too many steps in a row, a weight or a validation are not
-    finite; ArtifactError if another process has taken over the folder.
+    `batches(start)` is the stream from the sample at `start`; `still_ours()` raises if the folder must not be written
+    any more, and is asked on the main process before each checkpoint.
+    Raises: Preempted after a signal of `process.STOP`; TrainingError if too many steps in a row, a weight or a validation
+    are not finite; what `still_ours` raises.
     """
-    owner = runtime.on_main(lambda: ownership.take(folder))
     progress = Progress(step=0, samples=0)
     if (found := _newest_checkpoint(runtime, folder)) is not None:
         progress, state = found
@@ -97,7 +103,7 @@ def fit(
                     log(step, validated)
                     display.note(step, validated)
                 if saving and (window.sound or stopping or ending):
-                    runtime.on_main(lambda: ownership.check(folder, owner))
+                    runtime.on_main(still_ours)
                     runtime.check_weights(step)
                     # the others wait for the main process over the CPU, where that may take long
                     stall = runtime.on_main(partial(saver.save, progress, runtime.state_dict(), stopping or ending))
@@ -193,15 +199,20 @@ class Window:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and SIGUSR2 only raise a flag; gives a function that reads the flag."""
+    """Within it, the signals of `process.STOP` only raise a flag; gives a function that reads the flag.
+
+    A second one changes nothing; the third Ctrl-C raises KeyboardInterrupt, and what was not saved is lost.
+    """
     received: list[int] = []
+    interrupts = process.Interrupts()
 
     def remember(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        if number == signal.SIGINT and interrupts.another() > 2:
+            raise KeyboardInterrupt
 
-    wanted = (signal.SIGTERM, signal.SIGUSR2)
     try:
-        before = {number: signal.signal(number, remember) for number in wanted}
+        before = {number: signal.signal(number, remember) for number in process.heeded()}
     except ValueError:  # not in the main thread, for instance in a Ray trial: the host handles signals
         before = {}
     try:

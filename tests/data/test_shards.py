@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from pipeline import artifacts
+from pipeline import artifacts, disk
 from pipeline.data import shards
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
 from pipeline.data.reader import ShardReader
-from pipeline.errors import DataError
+from pipeline.errors import ArtifactError, DataError
 from pipeline.stages import shard
 from tests.conftest import picture, write_images
 
@@ -62,8 +63,8 @@ def test_the_index_counts_bytes_and_digests_of_every_shard(tmp_path):
     for entry in listed:
         path = artifact.path / entry["file"]
         assert entry["bytes"] == path.stat().st_size
-        assert entry["sha256"] == artifacts.sha256(path)
-        assert entry["table_sha256"] == artifacts.sha256(path.with_suffix(".jsonl"))
+        assert entry["sha256"] == disk.sha256(path)
+        assert entry["table_sha256"] == disk.sha256(path.with_suffix(".jsonl"))
         assert entry["count"] == 1
 
 
@@ -140,6 +141,29 @@ def test_a_truncated_shard_is_named(tmp_path):
     tar.write_bytes(tar.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train-000000\.tar: \d+ bytes, expected \d+ \(truncated"):
         ShardReader(artifact, "train")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "jsonl"])
+def test_a_link_out_of_the_folder_or_a_pipe_is_no_shard(tmp_path, suffix):
+    made = make(write_images(tmp_path / "photos"), tmp_path / "artifact")
+    path = made.path / f"train-000000.{suffix}"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="names a file outside its folder"):
+        ShardReader(made, "train")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="missing, but the index lists it"):
+        ShardReader(made, "train")
+
+
+def test_a_table_of_another_size_is_not_read(tmp_path):
+    made = make(write_images(tmp_path / "photos"), tmp_path / "artifact")
+    path = made.path / "train-000000.jsonl"
+    path.chmod(0o644)
+    os.truncate(path, 50 * 10**9)  # takes no room on the disk
+    with pytest.raises(DataError, match="50000000000 bytes, expected"):
+        ShardReader(made, "train")
 
 
 def test_a_changed_byte_is_found_when_its_sample_is_read(tmp_path):

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import artifacts, runs
+from pipeline import artifacts, disk, ownership
 from pipeline.data import fetch, piece
 from pipeline.data.reader import ShardReader
-from pipeline.errors import DataError
+from pipeline.errors import ArtifactError, DataError
 from pipeline.stages import shard
 from tests.conftest import ROOT, assert_one_clear_line, illm_here, picture, write_images
 from tests.data.test_sources import write_tar, write_zip
@@ -34,7 +34,7 @@ def run(cfg: shard.StageConfig, folder: Path) -> artifacts.Artifact:
 
 def tars(folder: Path) -> dict[str, str]:
     files = sorted((folder / "artifact").glob("*"))
-    return {p.name: artifacts.sha256(p) for p in files if p.name != "manifest.json"}
+    return {p.name: disk.sha256(p) for p in files if p.name != "manifest.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -91,19 +91,16 @@ def dying(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*words, **options)
     return call
-artifacts.write_durably = dying(artifacts.write_durably)
+disk.write_durably = dying(disk.write_durably)
 shards.write = dying(shards.write)
 shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path):
+def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path, monkeypatch):
     cfg = config(photos)
-    (tmp_path / "run").mkdir()
-    with (
-        runs.alone(tmp_path / "run", DataError("free")),
-        pytest.raises(DataError, match="another job is writing these shards"),
-    ):
+    monkeypatch.setenv(ownership.SECONDS, "0")
+    with ownership.held(tmp_path / "run"), pytest.raises(ArtifactError, match=r"process \d+ on .* works here"):
         shard.run(cfg, tmp_path / "run")
     shard.run(cfg, tmp_path / "run")
 

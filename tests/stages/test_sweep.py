@@ -1,13 +1,13 @@
 """The search space, its trials and their results; sweeps on a real Ray are in test_sweeps.py."""
 
-import fcntl
 import json
+import os
 import signal
 
 import pytest
 import yaml
 
-from pipeline import config, stages
+from pipeline import config, ownership, stages
 from pipeline.errors import ConfigError
 from pipeline.sweep import results, space, trial
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
@@ -82,12 +82,13 @@ def test_a_mistake_in_the_search_space_is_found_before_any_trial(smoke):
     assert not (smoke / "runs/typo").exists()
 
 
-def test_two_sweeps_do_not_share_a_folder(smoke, tmp_path):
+def test_two_sweeps_do_not_share_a_folder(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv(ownership.SECONDS, "0")
     base = ["sweep", ROOT / "configs/sweep/smoke.yaml", f"run={tmp_path}/sweep", *(f"{k}={v}" for k, v in BASE.items())]
-    (tmp_path / "sweep").mkdir()
-    with (tmp_path / "sweep/lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert_one_clear_line(illm_here(*base, cwd=smoke), "another sweep is running here")
+    base += [f"promote={ROOT}/configs/smoke/promote.yaml"]
+    with ownership.held(tmp_path / "sweep"):
+        assert_one_clear_line(illm_here(*base, cwd=smoke), f"process {os.getpid()} on", "works here")
+    assert not (tmp_path / "sweep/run.yaml").exists()
 
 
 def point(bpp: float, psnr_db: float, fid: float, **settings) -> trial.Point:

@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
 
-from pipeline import ownership
+from pipeline import ownership, process
 from pipeline.data.loader import Batch
-from pipeline.errors import ArtifactError, TrainingError
+from pipeline.errors import ArtifactError, Preempted, TakenOver, TrainingError
 from pipeline.training import checkpoint
 from pipeline.training.loop import FitConfig, Window, fit
 from pipeline.training.optim import AdamConfig
@@ -52,7 +55,10 @@ def train(folder, steps: int, bad: set[int], **settings: int) -> tuple[Line, dic
     task = Line(runtime, steps, bad)
     logged: dict[int, dict[str, float]] = {}
     cfg = FitConfig(steps=steps, log_every=5, checkpoint_every=5, validate_every=100, **settings)
-    metrics = fit(task, batches, runtime, folder, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
+    with ownership.held(folder) as owner:
+        still_ours = partial(ownership.check, folder, owner)
+        log = lambda step, m: logged.setdefault(step, {}).update(m)
+        metrics = fit(task, batches, runtime, folder, cfg, log, still_ours)
     return task, metrics, logged
 
 
@@ -79,9 +85,83 @@ def test_who_lost_its_run_folder_writes_no_checkpoint(tmp_path, monkeypatch):
         return take_step(task, parts, step)
 
     monkeypatch.setattr(Line, "train_step", train_step)
-    with pytest.raises(ArtifactError, match="taken over by process"):
+    with pytest.raises(TakenOver, match="taken over by process"):
         train(tmp_path, 20, bad=set())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000005"]
+
+
+@pytest.fixture
+def signals():
+    """Puts the handlers back that a stopped run leaves."""
+    before = {number: signal.getsignal(number) for number in process.STOP}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def signalled(monkeypatch, *numbers: int) -> None:
+    """Sends this process signals in step 7 of the training."""
+    take_step = Line.train_step
+
+    def train_step(task, parts, step):
+        for number in numbers if step == 7 else ():
+            os.kill(os.getpid(), number)
+        return take_step(task, parts, step)
+
+    monkeypatch.setattr(Line, "train_step", train_step)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM,),
+        (signal.SIGHUP,),
+        (signal.SIGINT,),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    ],
+)
+def test_signals_that_ask_to_stop_save_a_checkpoint(tmp_path, monkeypatch, signals, numbers):
+    monkeypatch.setattr(process, "_TOGETHER", 0.0)
+    signalled(monkeypatch, *numbers)
+    with pytest.raises(Preempted, match="preempted at step 8; a checkpoint was saved, the same command continues"):
+        train(tmp_path, 20, bad=set())
+    assert checkpoint.restore(tmp_path)[0].step == 8
+
+
+def test_ctrl_c_three_times_does_not_wait(tmp_path, monkeypatch, signals):
+    monkeypatch.setattr(process, "_TOGETHER", 0.0)
+    signalled(monkeypatch, *[signal.SIGINT] * 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 20, bad=set())
+
+
+def test_a_launcher_that_passes_ctrl_c_on_makes_no_second_one_of_it(tmp_path, monkeypatch, signals):
+    signalled(monkeypatch, *[signal.SIGINT] * 4)
+    with pytest.raises(Preempted):
+        train(tmp_path, 20, bad=set())
+
+
+def test_what_a_process_was_started_to_ignore_stays_ignored(tmp_path, monkeypatch, signals):
+    """As under nohup, or in the background of a script."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signalled(monkeypatch, signal.SIGHUP, signal.SIGINT)
+    train(tmp_path, 20, bad=set())
+    assert signal.getsignal(signal.SIGHUP) == signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_removed_run_folder_is_told(tmp_path, monkeypatch):
+    take_step = Line.train_step
+
+    def train_step(task, parts, step):
+        if step == 7:
+            shutil.rmtree(tmp_path / "run")
+        return take_step(task, parts, step)
+
+    monkeypatch.setattr(Line, "train_step", train_step)
+    with pytest.raises(ArtifactError, match="run: was removed while process"):
+        train(tmp_path / "run", 20, bad=set())
 
 
 def test_too_many_in_a_row_stop_the_stage_and_the_last_checkpoint_is_good(tmp_path):
@@ -153,7 +233,7 @@ def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk
         def __init__(self, runtime: Runtime, steps: int):
             super().__init__(runtime, steps, set())
             self.filler = small_disk / "filler"
-            self.filler.write_bytes(bytes(100_000 - 4096))
+            self.filler.write_bytes(bytes(100_000))
 
         def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
             if step == 12:
