@@ -35,7 +35,7 @@ def imports(path) -> set[str]:
         ("accelerate", {"runtime.py", "engines.py", "launch.py"}),
         ("deepspeed", {"runtime.py", "engines.py"}),
         ("compressai", {"codec.py"}),
-        ("webdataset", {"shards.py", "reader.py"}),
+        ("webdataset", {"shards.py"}),
         ("simplejpeg", {"images.py"}),
     ],
 )

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline import artifacts, disk, ownership, patience, runs, tracking
-from pipeline.data import card, fetch, recipes, shards, sources
+from pipeline.data import card, fetch, listing, shards
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, without_duplicates
 from pipeline.data.piece import examine_piece
 from pipeline.data.shards import SPLITS, Plan, Shard, Split, Store
@@ -66,7 +66,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
             return done
         runs.claim(folder, cfg, runs.inputs())
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
-            _list(work, found)
+            listing.write(work, found)
             _shard(cfg, folder, work, tracker, partial(ownership.check, folder, owner))
         shutil.rmtree(work)
     return folder / "artifact"
@@ -81,17 +81,14 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
     if done := _finished(cfg, folder):
         return f"already done: {done}"
     if what == "list":
-        found = (
-            [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
-        )
-        Lists.of(cfg)
+        found = _found(cfg, work)
         with ownership.held(folder):
             runs.claim(folder, cfg, runs.inputs())
-            _list(work, found)
-        return f"listed {len(_items(work))} files"
-    if not patience.wait_for(work / "items.jsonl"):
+            listing.write(work, found)
+        return f"listed {len(listing.read(work))} files"
+    if not patience.wait_for(work / listing.FILE):
         raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
-    items = _items(work)
+    items = listing.read(work)
     pieces = math.ceil(len(items) / cfg.piece)
     if what == "examine":
         _examine(cfg, items, work, range(number, pieces, count))
@@ -106,31 +103,7 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
 def _found(cfg: StageConfig, work: Path) -> list[Item]:
     """What the sources hold, unless that has been written down; reads the lists of excluded images, too."""
     Lists.of(cfg)
-    return [] if (work / "items.jsonl").exists() else [item for source in cfg.sources() for item in _listed(source)]
-
-
-def _list(work: Path, found: list[Item]) -> None:
-    for name in ("examined", "spool", "shards"):
-        (work / name).mkdir(parents=True, exist_ok=True)
-    if not (work / "items.jsonl").exists():
-        lines = "".join(json.dumps(asdict(item)) + "\n" for item in found)
-        _write_privately(work / "items.jsonl", lines.encode())
-
-
-def _write_privately(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner may read: URLs of lists may hold credentials."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.unlink(missing_ok=True)
-    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.rename(path)
-    disk.flush_folder(path.parent)
-
-
-def _items(work: Path) -> list[Item]:
-    return [Item(**json.loads(line)) for line in (work / "items.jsonl").read_text().splitlines()]
+    return [] if (work / listing.FILE).exists() else listing.found(cfg.sources())
 
 
 def _finished(cfg: StageConfig, folder: Path) -> Path | None:
@@ -144,7 +117,7 @@ def _shard(
     cfg: StageConfig, folder: Path, work: Path, tracker: tracking.Tracker, still_ours: Callable[[], None]
 ) -> None:
     """Both passes over the listed items, and the publication."""
-    items = _items(work)
+    items = listing.read(work)
     results = _examined(cfg, items, work)
     _check_fetched(cfg, items, results, work)
     plans, photos, splits, refused = _planned(cfg, items, results, work)
@@ -218,15 +191,6 @@ def _planned(
         for number, group in enumerate(shards.in_shards(splits[split], int(cfg.shard_mb * 1e6)))
     ]
     return plans, photos, splits, refused
-
-
-def _listed(source: Source) -> list[Item]:
-    items = sources.items(source)
-    if source.recipe is not None:
-        if source.recipe not in recipes.RECIPES:
-            raise DataError(f"no recipe is called {source.recipe!r}; there are {', '.join(recipes.RECIPES)}")
-        recipes.check(source.recipe, items, source.allow_missing)
-    return items
 
 
 def _examined(cfg: StageConfig, items: list[Item], work: Path) -> list[Photo | Refusal]:

@@ -1,0 +1,54 @@
+"""The list of what the sources hold, which a stage writes down once and every job of it reads."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline import disk
+from pipeline.data import recipes, sources
+from pipeline.data.sources import Item, Source
+from pipeline.errors import DataError
+
+FILE = "items.jsonl"
+
+
+def found(places: Iterable[Source]) -> list[Item]:
+    """What the sources hold, after the checks of their recipes. Raises: DataError if a source or a recipe is no good."""
+    return [item for source in places for item in _checked(source)]
+
+
+def _checked(source: Source) -> list[Item]:
+    items = sources.items(source)
+    if source.recipe is not None:
+        if source.recipe not in recipes.RECIPES:
+            raise DataError(f"no recipe is called {source.recipe!r}; there are {', '.join(recipes.RECIPES)}")
+        recipes.check(source.recipe, items, source.allow_missing)
+    return items
+
+
+def write(work: Path, items: Iterable[Item]) -> None:
+    """Makes the folders of the stage and writes the list, unless it is there."""
+    for name in ("examined", "spool", "shards"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    if not (work / FILE).exists():
+        lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
+        _write_privately(work / FILE, lines.encode())
+
+
+def read(work: Path) -> list[Item]:
+    """The list, as it was written."""
+    return [Item(**json.loads(line)) for line in (work / FILE).read_text().splitlines()]
+
+
+def _write_privately(path: Path, content: bytes) -> None:
+    """Writes a file that only its owner may read: URLs of lists may hold credentials."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.unlink(missing_ok=True)
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.rename(path)
+    disk.flush_folder(path.parent)
