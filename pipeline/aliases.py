@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import provenance, store
 from pipeline.errors import ArtifactError, RegistryChanged
-from pipeline.redaction import printable
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline import aliases, artifacts, config, process, runs, stages, store, tracking
 from pipeline.data.reader import ShardReader
-from pipeline.data.wording import file_name
 from pipeline.errors import GatesNotMet, UserError
+from pipeline.wording import file_name
 
 FIRST, SECOND = "promote-pretrained", "promote"  # run folders of the two promotions
 

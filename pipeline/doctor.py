@@ -9,20 +9,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
-from pipeline import disk, store, weights
+from pipeline import disk, doctor_gpu, store, weights
+from pipeline.doctor_gpu import Finding
 from pipeline.errors import UserError
 
-Level = Literal["ok", "note", "FAIL"]
 DISTRIBUTION = "illm-pipeline"
 FREE_GB, SHM_GB, OPEN_FILES = 20.0, 1.0, 4096  # below: too little for full-size runs
 SKEW = 5.0  # seconds between two clocks, above which times in logs and caches mislead
@@ -34,25 +31,12 @@ class Unwell(UserError):
     """Something that jobs need is missing."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """FAIL: jobs will not run. note: they will, without something. The remedy says what to do."""
-
-    level: Level
-    subject: str
-    found: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:4}  {self.subject:14} {self.found}" + (f"\n{'':22}-> {self.remedy}" if self.remedy else "")
-
-
 def run(folder: Path) -> Iterator[Finding]:
     """All findings on this machine; as one task of several under SLURM, on what the nodes have in common too."""
     for check in (
         _packages,
-        _gpus,
-        _compiler,
+        doctor_gpu.gpus,
+        doctor_gpu.compiler,
         _processors,
         _folder,
         _disk,
@@ -103,59 +87,6 @@ def _packages(_folder: Path) -> Iterator[Finding]:
         yield Finding("FAIL", "packages", f"{python}: {'; '.join(wrong)}", "make setup")
     else:
         yield Finding("ok", "packages", f"{python}: all there, in tested ranges")
-
-
-def _gpus(_folder: Path) -> Iterator[Finding]:
-    import torch
-
-    if not torch.cuda.is_available():
-        built = (
-            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
-        )
-        has_driver = Path("/proc/driver/nvidia/version").exists()
-        if has_driver:
-            yield Finding(
-                "FAIL", "GPU", f"a driver but no usable GPU; {built}", "look at nvidia-smi and its driver's age"
-            )
-        else:
-            yield Finding("note", "GPU", "none: trains on the CPU", "ask the scheduler for one: --gpus 1")
-        return
-    for number in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(number)
-        free, total = torch.cuda.mem_get_info(number)
-        summed = float(torch.ones(1024, device=f"cuda:{number}").sum())
-        good = summed == 1024 and free > total / 2
-        found = f"{number}: {about.name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-        yield Finding("ok" if good else "FAIL", "GPU", found, "" if good else "another process uses it: nvidia-smi")
-    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else ""
-    yield Finding("ok" if nccl else "FAIL", "NCCL", nccl or "torch has none", "" if nccl else "install torch for CUDA")
-    yield gpu_readings()
-
-
-def gpu_readings() -> Finding:
-    """Whether MLflow can read the load of NVIDIA GPUs: it does so through the package nvidia-ml-py and the driver's NVML."""
-    try:
-        library = importlib.import_module("pynvml")
-        library.nvmlInit()
-        return Finding("ok", "GPU readings", f"of {library.nvmlDeviceGetCount()} GPU(s), recorded with every run")
-    except ImportError:
-        return Finding("note", "GPU readings", "none: nvidia-ml-py is missing", "make setup")
-    except Exception as error:  # NVML's own kinds
-        return Finding("note", "GPU readings", f"none: {error}", "runs go on without them; look at the driver")
-
-
-def _compiler(_folder: Path) -> Iterator[Finding]:
-    """What torch.compile needs: a C++ compiler, and for a GPU's kernels a C compiler and Python's headers."""
-    import torch
-
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    has_gcc = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
-    missing = [] if shutil.which(os.environ.get("CXX", "g++")) else ["g++"]
-    if torch.cuda.is_available():
-        missing += ([] if has_gcc else ["gcc"]) + ([] if headers.is_file() else [str(headers)])
-    remedy = "install them (Debian: g++ python3-dev); only engine.compile=true needs them" if missing else ""
-    found = f"{', '.join(missing)} missing" if missing else "all that engine.compile needs"
-    yield Finding("note" if missing else "ok", "compiler", found, remedy)
 
 
 def _folder(folder: Path) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from pipeline import artifacts, disk, outputs, registry_cache, store
 from pipeline.artifacts import MANIFEST, Artifact, Manifest
 from pipeline.data.shards import Shard
 from pipeline.errors import ArtifactError
-from pipeline.redaction import printable
+from pipeline.wording import printable
 
 State = Literal["files verified", "manifest verified", "damaged", "not here"]
 FIGURES = (".png", ".svg", ".pdf")

@@ -60,8 +60,3 @@ def masked(text: str) -> str:
     for pattern in _SECRETS:
         text = pattern.sub(r"\g<before>***", text)
     return text
-
-
-def printable(text: str) -> str:
-    """A name that others gave, fit for a terminal: control characters as \\x1b, line ends as \\n, marks of direction too."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

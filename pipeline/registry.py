@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from pipeline import aliases, artifacts, registry_cache, store
 from pipeline.artifacts import MANIFEST, Artifact, Manifest
 from pipeline.errors import ArtifactError, TrackingError
-from pipeline.redaction import printable
 from pipeline.registry_cache import DIGEST
 from pipeline.registry_cache import Version as Version
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline import aliases, registry
 from pipeline.errors import ArtifactError
-from pipeline.redaction import printable
+from pipeline.wording import printable
 
 COLUMNS = ("when", "who", "action", "from", "to", "why")
 

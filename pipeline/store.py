@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipeline import redaction
 from pipeline.errors import RegistryChanged, TrackingError
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -172,7 +173,7 @@ def repeated(write: Callable[[], object], tries: int = 5) -> None:
 
 def first_line(error: Exception) -> str:
     """An error of the store, shortened, without addresses that hold passwords."""
-    return redaction.printable(redaction.masked((str(error).strip() or type(error).__name__).splitlines()[0]))[:200]
+    return printable(redaction.masked((str(error).strip() or type(error).__name__).splitlines()[0]))[:200]
 
 
 def is_away(error: Exception) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from pipeline import artifacts, doctor, ownership, patience
+from pipeline import artifacts, doctor_gpu, ownership, patience
 from pipeline.errors import TakenOver
 from pipeline.evaluation.held_out import HeldOut
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
@@ -130,8 +130,8 @@ def test_the_doctor_makes_no_database_and_tells_why_gpus_cannot_be_read(tmp_path
     assert "runs/mlflow.db: the first run makes this file" in seen.out
     assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert doctor.gpu_readings().found == "none: nvidia-ml-py is missing"
-    assert doctor.gpu_readings().remedy == "make setup"
+    assert doctor_gpu._readings().found == "none: nvidia-ml-py is missing"
+    assert doctor_gpu._readings().remedy == "make setup"
 
 
 def test_job_scripts_are_clean():

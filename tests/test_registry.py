@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import aliases, artifacts, lineage, redaction, registry, registry_cache, store
+from pipeline import aliases, artifacts, lineage, registry, registry_cache, store
 from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError, RegistryChanged, TrackingError
+from pipeline.wording import printable
 from tests.conftest import assert_one_clear_line, illm_here
 from tests.ranks import free_port
 
@@ -200,7 +201,7 @@ def test_names_from_a_registry_reach_the_terminal_escaped(here):
     assert "\\x1b[31m[/red]" in ended.out
     assert "me\\x07@host" in ended.out
     assert "\x1b[31m" not in ended.out
-    assert redaction.printable(ended.out.replace("\n", "")) == ended.out.replace("\n", "")
+    assert printable(ended.out.replace("\n", "")) == ended.out.replace("\n", "")
 
 
 def test_tags_that_two_promotions_write_at_once_are_written_by_both(here):

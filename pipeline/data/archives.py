@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipeline.data import fetch
-from pipeline.data.wording import reason
 from pipeline.errors import DataError, UnreachableError
+from pipeline.wording import reason
 
 # What another attempt would not change
 _FINAL = (

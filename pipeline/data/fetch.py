@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import fsspec
 
 from pipeline import disk
-from pipeline.data.wording import reason
 from pipeline.errors import DataError, UnreachableError
+from pipeline.wording import reason
 
 if TYPE_CHECKING:
     import requests

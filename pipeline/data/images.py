@@ -11,8 +11,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
 
-from pipeline.data.wording import printable, reason
 from pipeline.errors import DataError
+from pipeline.wording import printable, reason
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 MAX_PIXELS = 2**27  # larger images are refused before they are decoded

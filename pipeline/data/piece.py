@@ -9,8 +9,8 @@ from pipeline.data import fetch, room
 from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine
 from pipeline.data.images import pixels_in
 from pipeline.data.sources import Item
-from pipeline.data.wording import printable
 from pipeline.errors import DataError, UnreachableError
+from pipeline.wording import printable
 
 FETCHED_AT_ONCE = 8  # by each worker
 

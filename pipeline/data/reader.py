@@ -16,8 +16,8 @@ from pipeline.artifacts import Artifact
 from pipeline.data.cache import ShardCache
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
 from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Split
-from pipeline.data.wording import printable, reason
 from pipeline.errors import DataError, UnreachableError
+from pipeline.wording import printable, reason
 
 TABLES_KEPT = 128
 _TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")

@@ -18,8 +18,8 @@ from pipeline.config import Config
 from pipeline.data import archives, fetch
 from pipeline.data.fetch import is_url
 from pipeline.data.images import SUFFIXES
-from pipeline.data.wording import printable, reason
 from pipeline.errors import DataError, UnreachableError
+from pipeline.wording import printable, reason
 
 SAMPLES = "samples://photos"
 LISTS = (".txt", ".csv", ".parquet")

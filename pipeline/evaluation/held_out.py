@@ -9,8 +9,8 @@ from pipeline.artifacts import Artifact
 from pipeline.data.images import SUFFIXES, Pixels, decode
 from pipeline.data.reader import ShardReader
 from pipeline.data.sources import find_files
-from pipeline.data.wording import file_name
 from pipeline.errors import DataError
+from pipeline.wording import file_name
 
 
 class HeldOut:

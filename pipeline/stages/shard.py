@@ -29,8 +29,8 @@ from pipeline.data.piece import examine_piece
 from pipeline.data.shards import SPLITS, Plan, Shard, Split, Store
 from pipeline.data.sources import Item, Source
 from pipeline.data.spread import On, spread
-from pipeline.data.wording import printable
 from pipeline.errors import DataError
+from pipeline.wording import printable
 
 NOT_FETCHED = "unreadable: cannot be fetched"
 FEW = 10  # validation images

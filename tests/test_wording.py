@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data import wording
+from pipeline import wording
 
 
 @pytest.mark.parametrize(
