@@ -104,6 +104,7 @@ def test_a_promotion_reaches_a_machine_that_has_only_the_server_and_works_on_wit
 
     other = tmp_path / "other"
     other.mkdir()
+    env = env | {"ILLM_CACHE": str(tmp_path / "cache")}  # another machine has a cache of its own
     from PIL import Image
 
     Image.fromarray(picture(3, 80, 70)).save(other / "photo.png")
