@@ -15,6 +15,7 @@ from pipeline.bitstream.naming import Job
 from pipeline.data import images
 from pipeline.data.images import Decoded, Pixels
 from pipeline.errors import BitstreamError, DataError
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from pipeline.bitstream.codec import ImageCodec
@@ -71,7 +72,11 @@ def _each(
         with _told(job, alone):
             line = finish(network, job, ready)
             # what is written to standard output must stay as it is
-            print(f"{job.target or job.name}: {line}", file=sys.stdout if job.target else sys.stderr, flush=True)
+            print(
+                f"{printable(str(job.target or job.name))}: {line}",
+                file=sys.stdout if job.target else sys.stderr,
+                flush=True,
+            )
             done += 1
     if done < len(jobs):
         raise BitstreamError(
@@ -87,8 +92,8 @@ def _told(job: Job, alone: bool) -> Iterator[None]:
     except (BitstreamError, DataError, MemoryError) as error:
         reason = "not enough memory for it" if isinstance(error, MemoryError) else str(error)
         if alone:
-            raise BitstreamError(f"{job.name}: {reason}") from None
-        print(f"illm: {job.name}: {reason}", file=sys.stderr, flush=True)
+            raise BitstreamError(f"{printable(job.name)}: {reason}") from None
+        print(f"illm: {printable(job.name)}: {reason}", file=sys.stderr, flush=True)
 
 
 def _load(codec: str) -> "ImageCodec":
@@ -105,7 +110,7 @@ def _decoded(job: Job) -> Decoded:
         (decoded.deep, "has more than 8 bits per channel; they were rounded to 8"),
     ):
         if happened:
-            print(f"warning: {job.name} {told}", file=sys.stderr)
+            print(f"warning: {printable(job.name)} {told}", file=sys.stderr)
     return decoded
 
 

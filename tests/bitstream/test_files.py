@@ -286,8 +286,10 @@ def test_what_is_lost_of_an_image_is_said_beside_the_output(there, codec):
     Image.fromarray(np.dstack([picture(0), np.zeros((96, 128), np.uint8)])).save(there / "clear.png")
     frames = [Image.fromarray(picture(seed)) for seed in range(2)]
     frames[0].save(there / "moves.gif", save_all=True, append_images=frames[1:])
-    ended = illm_here("compress", "clear.png", "moves.gif", "--codec", codec, cwd=there)
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(there / "deep.png")
+    ended = illm_here("compress", "clear.png", "moves.gif", "deep.png", "--codec", codec, cwd=there)
     assert ended.code == 0
+    assert "warning: deep.png has more than 8 bits per channel; they were rounded to 8" in ended.err
     assert "warning: clear.png has transparency; it was laid over white" in ended.err
     assert "warning: moves.gif is animated; its first frame was taken" in ended.err
     assert "warning" not in ended.out
