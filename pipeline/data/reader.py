@@ -150,6 +150,7 @@ def _check(folder: Path | None, shard: Shard) -> None:
         path = folder / name
         artifacts.refuse_outside(folder, name)
         if not path.is_file():
-            raise DataError(f"{path}: missing, but the index lists it; make the shards again")
+            what = "no plain file" if path.exists() else "missing, but the index lists it"
+            raise DataError(f"{path}: {what}; make the shards again")
         if (size := path.stat().st_size) != expected:
             raise DataError(f"{path}: {size} bytes, expected {expected} (truncated or changed); make the shards again")

@@ -26,14 +26,16 @@ LISTS = (".txt", ".csv", ".parquet")
 LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
 COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
 
-# The colour photos these packages ship (of the stereo pair, one view).
+# The colour images these packages ship (of the stereo pair, one view).
 _SAMPLE_PHOTOS = {
     "skimage": [
         "astronaut.png",
         "chelsea.png",
         "coffee.png",
         "hubble_deep_field.jpg",
+        "ihc.png",
         "motorcycle_left.png",
+        "retina.jpg",
         "rocket.jpg",
     ],
     "sklearn": ["china.jpg", "flower.jpg"],
