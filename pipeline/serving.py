@@ -1,11 +1,12 @@
 """The registered codec as MLflow loads it: image files in, compressed files out, and back. No code comes with a model."""
 
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bitstream import container
-from pipeline.errors import UserError
+from pipeline.errors import BitstreamError, UserError
 
 if TYPE_CHECKING:
     import pandas
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from pipeline.bitstream.codec import ImageCodec
 
 COLUMN = "content"
+# environment: how many pixels an image may have that a served codec compresses or decompresses
+MOST_PIXELS = "ILLM_SERVE_MAX_PIXELS"
+
+
+def most_pixels() -> int:
+    """33 megapixels, unless the environment says otherwise: requests are answered side by side and share the memory."""
+    return int(os.environ.get(MOST_PIXELS) or 2**25)
 
 
 class FileCodec:
@@ -41,7 +49,7 @@ class FileCodec:
         return pandas.DataFrame({COLUMN: answers})
 
     def convert(self, content: bytes) -> bytes:
-        """One file. Raises: BitstreamError, DataError."""
+        """One file. Raises: BitstreamError, DataError; for images of more pixels than `most_pixels`, too."""
         import io
 
         from PIL import Image
@@ -49,7 +57,12 @@ class FileCodec:
         from pipeline.data import images
 
         if not content.startswith(container.MAGIC):
-            return self.codec.compress(images.decode(content).pixels)
+            return self.codec.compress(images.decode(content, most_pixels()).pixels)
+        packet = container.unpack(content)
+        if packet.height * packet.width > most_pixels():
+            raise BitstreamError(
+                f"{packet.width}x{packet.height} pixels, and {most_pixels()} are served ({MOST_PIXELS})"
+            )
         stream = io.BytesIO()
         Image.fromarray(self.codec.decompress(content)).save(stream, "PNG")
         return stream.getvalue()

@@ -1,0 +1,38 @@
+import io
+
+import pytest
+from PIL import Image
+
+from pipeline import artifacts, serving
+from pipeline.artifacts import Manifest
+from pipeline.bitstream import container
+from pipeline.bitstream.container import Packet
+from pipeline.errors import UserError
+from pipeline.models import saved
+from tests.conftest import picture
+from tests.models.test_networks import SMALL, small_codec
+
+
+@pytest.fixture
+def served(tmp_path):
+    artifacts.publish(
+        tmp_path / "artifact", Manifest(kind="codec"), lambda scratch: saved.save(scratch, small_codec(), SMALL)
+    )
+    return serving.FileCodec(str(tmp_path / "artifact"))
+
+
+def png(height: int, width: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(1, height, width)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_served_codec_takes_images_of_a_bounded_size_both_ways(served, monkeypatch):
+    monkeypatch.setenv(serving.MOST_PIXELS, "10000")
+    file = served.convert(png(100, 100))
+    assert Image.open(io.BytesIO(served.convert(file))).size == (100, 100)
+    with pytest.raises(UserError, match="10000"):
+        served.convert(png(100, 101))
+    claim = container.pack(Packet(served.codec.bitstream_id, 2500, 2500, bytes(10), bytes(10)))
+    with pytest.raises(UserError, match="2500x2500 pixels, and 10000 are served"):
+        served.convert(claim)
