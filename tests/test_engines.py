@@ -387,7 +387,7 @@ def test_compiling_happens_a_bounded_number_of_times(inputs):
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_all_ranks_skip_the_same_steps_and_give_up_together(zygote, inputs, tmp_path, engine):
     needs(engine)
-    spikes = ["optimizer.skip_spikes=1.5", "fit.max_bad_steps=100", "fit.steps=130", "fit.log_every=10"]
+    spikes = ["init=pytorch", "optimizer.skip_spikes=1.5", "fit.max_bad_steps=100", "fit.steps=130", "fit.log_every=10"]
     more = [*spikes, "fit.validate_every=100", "fit.checkpoint_every=100"]
     told = zygote.run(inputs, *words("pretrain", f"spikes-{engine}", *more), engine=engine, dump=tmp_path)
     assert "steps before step 110: train/codec_norm not finite, or a spike" in told

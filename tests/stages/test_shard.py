@@ -79,7 +79,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(photos, tm
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from pipeline import artifacts, config
+from pipeline import config, disk
 from pipeline.data import shards
 from pipeline.stages import shard
 left = int(sys.argv[3])
