@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE
 STAGE_HELP = """The same command continues a run that was interrupted. Keys and their defaults: illm describe CONFIG.yaml
 
 An override sets one key, data.batch_size=8, or is merged into a section of the file, 'codecs={{mine: runs/mine}}'. An empty
-one first removes what the file has there: codecs= 'codecs={{mine: runs/mine}}' leaves mine alone.
+one first removes what the file has there: 'codecs={{}}' 'codecs={{mine: runs/mine}}' leaves mine alone.
 
 \b
 Example:

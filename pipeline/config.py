@@ -111,8 +111,13 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replace(old: Any, value: Any) -> Any:
-    """`value`, merged into `old` if both are sections of the same kind."""
-    if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+    """`value`, merged into `old` if both are sections of the same kind; an empty one empties it."""
+    if (
+        isinstance(old, dict)
+        and isinstance(value, dict)
+        and value
+        and value.get("kind", old.get("kind")) == old.get("kind")
+    ):
         return _merge(old, value)
     return value
 

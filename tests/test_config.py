@@ -68,7 +68,8 @@ class Named(Config):
 def test_a_mapping_is_merged_unless_an_empty_override_went_before(tmp_path):
     path = written(tmp_path, "codecs: {a: runs/a, b: runs/b}\n")
     assert config.load(Named, path, ["codecs={c: runs/c}"]).codecs.keys() == {"a", "b", "c"}
-    assert config.load(Named, path, ["codecs=", "codecs={c: runs/c}"]).codecs == {"c": "runs/c"}
+    for empty in ("codecs=", "codecs={}"):
+        assert config.load(Named, path, [empty, "codecs={c: runs/c}"]).codecs == {"c": "runs/c"}
 
 
 @pytest.mark.parametrize("files", [["a"], ["a", "b"], ["first", "a", "b"]], ids=len)

@@ -171,7 +171,7 @@ def test_training_losses_fall_and_the_labeler_uses_its_codes(smoke):
     with sqlite3.connect(smoke / "runs" / "mlflow.db") as db:
         query = "select value from metrics where run_uuid = ? and key = ? order by step"
         losses = [row[0] for row in db.execute(query, (run_id(smoke, "pretrain"), "train/loss"))]
-        assert losses[-1] < 0.8 * losses[0]
+        assert losses[-1] < 0.9 * losses[0]
         used = [row[0] for row in db.execute(query, (run_id(smoke, "vqvae"), "val/codes_used_share"))]
         assert used[-1] > 0.5
 

@@ -22,9 +22,12 @@ def registered(folder: Path, name: str, weights: str) -> None:
     ancestor = Manifest(kind="shards", stage=f"shards of {weights}")
     package = folder / "package"
     given = {"shards": artifacts.Parent(digest=ancestor.digest, source="elsewhere")}
-    codec = artifacts.publish(
-        package / "codec", Manifest(kind="codec", stage="pretrain", parents=given), lambda to: (to / "w").write_text(weights)
-    )  # fmt: skip
+
+    def write(to: Path) -> None:
+        (to / "model.yaml").write_text("")
+        (to / "weights.safetensors").write_text(weights)
+
+    codec = artifacts.publish(package / "codec", Manifest(kind="codec", stage="pretrain", parents=given), write)
     (package / "lineage.json").write_text(json.dumps([json.loads(ancestor.model_dump_json())]))
     client = store.client()
     aliases.ensure_model(client, name)
