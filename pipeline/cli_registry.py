@@ -11,7 +11,7 @@ app = typer.Typer()
 
 
 def _config_first(context: typer.Context, config: Path) -> Path:
-    if "=" in config.name and not config.exists():
+    if "=" in str(config) and not config.exists():
         raise ConfigError(
             f"{config}: expected the configuration first: illm {context.info_name} CONFIG.yaml run=FOLDER key=value ..."
         )

@@ -18,6 +18,7 @@ from pipeline.models import saved
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.reference_names import export_state, import_state
+from pipeline.models.tables import MAX_SYMBOL, checked_tables
 
 EXTRAS, ORIGIN = "reference.safetensors", "reference.yaml"  # what a later export needs to write the same file again
 Names = Literal["as-imported", "old", "new"]
@@ -35,13 +36,14 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
     cfg = config.parse(cls, {}, overrides, "import-reference")
     try:
         found = import_state(_load(file), cfg)
+        module = _codec(cfg, found.state) if isinstance(cfg, CodecConfig) else _labeler(cfg, found.state)
     except ArtifactError as error:
         raise ArtifactError(f"{file}: {error}") from None
-    module = _codec(cfg, found.state) if isinstance(cfg, CodecConfig) else _labeler(cfg, found.state)
 
     def write(scratch: Path) -> None:
         saved.save(scratch, module, cfg)
         save_file({name: value.contiguous() for name, value in found.extras.items()}, scratch / EXTRAS)
+        saved.share_like(scratch / saved.MODEL, scratch / EXTRAS)
         (scratch / ORIGIN).write_text(yaml.safe_dump({"old_names": found.old_names}), encoding="utf-8")
 
     origin = {"file": file.name, "sha256": disk.sha256(file)}
@@ -65,7 +67,7 @@ def export_file(name: str, file: Path | None, names: Names, force: bool = False)
     module = saved.load_codec(artifact) if kind == "codec" else saved.load_labeler(artifact)
     extras: dict[str, Tensor] = {}
     old_names = False
-    if (artifact.path / EXTRAS).is_file():
+    if {EXTRAS, ORIGIN} <= artifact.manifest.files.keys():
         extras = load_file(artifact.path / EXTRAS)
         old_names = config.read_yaml(artifact.path / ORIGIN)["old_names"]
     if names != "as-imported":
@@ -80,8 +82,18 @@ def export_file(name: str, file: Path | None, names: Names, force: bool = False)
 def _codec(cfg: CodecConfig, state: dict[str, Tensor]) -> Codec:
     codec = Codec(cfg)
     codec.load_weights(state)
+    # tables that are built from others than such quantiles never end
+    quantiles = codec.hyper_entropy.quantiles
+    if not all(bool(p.isfinite().all()) for p in codec.parameters()) or bool((quantiles.abs() > MAX_SYMBOL).any()):
+        raise ArtifactError(
+            f"holds weights that are not finite, or quantiles beyond {MAX_SYMBOL}: no trained codec has them"
+        )
     if not all(state[f"{model}._quantized_cdf"].numel() for model in ("entropy", "hyper_entropy")):
         codec.update_tables()
+    try:
+        checked_tables(codec)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
     return codec
 
 

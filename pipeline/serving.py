@@ -23,6 +23,14 @@ def most_pixels() -> int:
     return int(os.environ.get(MOST_PIXELS) or 2**25)
 
 
+def _check_size(height: int, width: int) -> None:
+    """Raises: BitstreamError for an image whose padded size, which the networks see, is more than what is served."""
+    if container.padded(height) * container.padded(width) > most_pixels():
+        raise BitstreamError(
+            f"{width}x{height} pixels, padded, are more than the {most_pixels()} served ({MOST_PIXELS})"
+        )
+
+
 class FileCodec:
     """Turns files into files; the network is loaded when the first comes."""
 
@@ -57,12 +65,11 @@ class FileCodec:
         from pipeline.data import images
 
         if not content.startswith(container.MAGIC):
-            return self.codec.compress(images.decode(content, most_pixels()).pixels)
+            pixels = images.decode(content, most_pixels()).pixels
+            _check_size(*pixels.shape[:2])
+            return self.codec.compress(pixels)
         packet = container.unpack(content)
-        if packet.height * packet.width > most_pixels():
-            raise BitstreamError(
-                f"{packet.width}x{packet.height} pixels, and {most_pixels()} are served ({MOST_PIXELS})"
-            )
+        _check_size(packet.height, packet.width)
         stream = io.BytesIO()
         Image.fromarray(self.codec.decompress(content)).save(stream, "PNG")
         return stream.getvalue()

@@ -28,11 +28,13 @@ def png(height: int, width: int) -> bytes:
 
 
 def test_a_served_codec_takes_images_of_a_bounded_size_both_ways(served, monkeypatch):
-    monkeypatch.setenv(serving.MOST_PIXELS, "10000")
+    monkeypatch.setenv(serving.MOST_PIXELS, "16384")
     file = served.convert(png(100, 100))
     assert Image.open(io.BytesIO(served.convert(file))).size == (100, 100)
-    with pytest.raises(UserError, match="10000"):
-        served.convert(png(100, 101))
+    with pytest.raises(UserError, match="16384"):
+        served.convert(png(100, 200))
+    with pytest.raises(UserError, match="1x300 pixels, padded"):
+        served.convert(png(300, 1))
     claim = container.pack(Packet(served.codec.bitstream_id, 2500, 2500, bytes(10), bytes(10)))
-    with pytest.raises(UserError, match="2500x2500 pixels, and 10000 are served"):
+    with pytest.raises(UserError, match="2500x2500 pixels, padded, are more than the 16384 served"):
         served.convert(claim)

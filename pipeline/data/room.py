@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 BYTES_PER_PIXEL = 8  # while an image is decoded and hashed: Pillow's copy takes 4, our pixels 3, the grey ones 1
@@ -22,5 +22,6 @@ def for_image(pixels: int, folder: Path) -> Iterator[None]:
         yield
         return
     with (folder / f".{socket.gethostname()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

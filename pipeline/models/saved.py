@@ -29,7 +29,12 @@ def save(folder: Path, module: nn.Module, cfg: Config) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     (folder / MODEL).write_text(config.dump(cfg), encoding="utf-8")
     save_file(state, folder / WEIGHTS)
-    shutil.copymode(folder / MODEL, folder / WEIGHTS)  # safetensors writes files that only their owner may read
+    share_like(folder / MODEL, folder / WEIGHTS)
+
+
+def share_like(example: Path, file: Path) -> None:
+    """Gives a file that safetensors wrote, which only its owner may read, the rights of another one."""
+    shutil.copymode(example, file)
 
 
 def load_codec(artifact: Artifact) -> Codec:

@@ -70,6 +70,7 @@ def _promote(
         registry.tag(version, _tags(cfg, decision, record, tracker.run_id))
         if decision.expected != version.number:  # else an attempt that was cut short had come this far
             action: aliases.Action = "force" if force else "promote"
+            still_ours()
             aliases.move(cfg.name, cfg.alias, version.number, action, reason, decision.expected, tracker.run_id)
         manifest = runs.manifest("promotion", cfg, given, decision.values, tracker.run_id)
         artifact = artifacts.publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record), still_ours)

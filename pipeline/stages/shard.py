@@ -68,7 +68,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
             listing.write(work, found)
             _shard(cfg, folder, work, tracker, partial(ownership.check, folder, owner))
-        shutil.rmtree(work)
+        # another start, which found the artifact, may be removing it, too
+        shutil.rmtree(work, ignore_errors=True)
     return folder / "artifact"
 
 

@@ -79,7 +79,7 @@ def _train(
     stage = runs.stage_of(cfg)
     if runtime.is_main:
         print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
-    with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker:
+    with tracking.run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.talk.leaving_on_error():
         tracker.dataset(cfg.data.shards, shards, "training")
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)
         manifest = runs.manifest(kind, cfg, given, metrics, tracker.run_id)

@@ -79,6 +79,7 @@ def fit(
         stop_signals() as stop_requested,
         ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display,
         checkpoint.Saver(folder, cfg.keep_checkpoints, cfg.keep_every) as saver,
+        runtime.talk.leaving_on_error(),
     ):
         while progress.step < cfg.steps:
             with clock.waiting_for_data():

@@ -3,6 +3,8 @@
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -72,6 +74,17 @@ class Talk:
                 dist.broadcast_object_list(box, src=0, group=self.group)
             except RuntimeError as error:
                 raise self._gone(error) from None
+
+    @contextmanager
+    def leaving_on_error(self) -> Iterator[None]:
+        """Within it, an error is this process's own way out: what it has to finish, such as a checkpoint that is being
+        written, is not cut off when the others, who have the same error, are gone before.
+        """
+        try:
+            yield
+        except BaseException:
+            self._left.set()
+            raise
 
     def close(self) -> None:
         """Ends the thread; all processes call it together."""

@@ -38,6 +38,18 @@ os._exit(0)
 """
 
 
+# Both have the same error; the second leaves at once, the first has something to finish
+FINISHES = """
+import os
+try:
+    with talks.leaving_on_error():
+        raise ValueError
+except ValueError:
+    if os.environ["RANK"] == "0":
+        talks._listener.join()  # it has noticed that the other is gone
+        print("finished", flush=True)
+    os._exit(0)
+"""
 # The second one's weight is another
 DIFFERS = """
 import os, torch
@@ -87,6 +99,13 @@ def test_both_hear_a_yes_one_call_later_and_the_listener_ends():
         out, err = rank.communicate(timeout=60)
         assert rank.returncode == 0, err
         assert out.splitlines() == ["[False, False, False, False, False] False True False", "closed"]
+
+
+def test_an_error_of_all_cuts_off_nothing_that_one_has_to_finish():
+    finishing, leaving = start_two(FINISHES, grace=0.5)
+    leaving.communicate(timeout=60)
+    out, err = finishing.communicate(timeout=60)
+    assert (finishing.returncode, out) == (0, "finished\n"), err
 
 
 def test_processes_that_drifted_apart_are_told():
