@@ -97,9 +97,13 @@ class ShardReader:
     def _read_table(self, place: int) -> tuple[list[Sample], list[int]]:
         """A shard's samples, and for each of its numbers which of them it is."""
         shard = self.shards[place]
-        path = self._local(shard.table, shard.table_bytes, shard.table_sha256)
+        path = f"{self.cache.origin}/{shard.table}" if self.cache else self.folder / shard.table
         try:
-            content = disk.content_of(path, shard.table_bytes)
+            if self.cache:
+                size = shard.table_bytes
+                content = self.cache.read(shard.table, size, shard.table_sha256, 0, size)
+            else:
+                content = disk.content_of(self.folder / shard.table, shard.table_bytes)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({reason(error)}); make the shards again") from None
         if hashlib.sha256(content).hexdigest() != shard.table_sha256:
@@ -118,9 +122,6 @@ class ShardReader:
         if self.cache:
             for shard in (self.shards[place] for place in places):
                 self.cache.want(shard.file, shard.bytes, shard.sha256)
-
-    def _local(self, name: str, size: int, sha256: str) -> Path:
-        return self.cache.path(name, size, sha256) if self.cache else self.folder / name
 
 
 def samples_of(folder: Path, shard: Shard) -> Iterator[tuple[Sample, bytes]]:

@@ -88,6 +88,23 @@ def test_the_cache_keeps_to_its_bytes_and_training_goes_on(server, run_folder, t
         reader.read(0)
 
 
+def test_what_another_process_removes_from_the_cache_meanwhile_is_fetched_again(server, monkeypatch):
+    """Tables as well as tars: a sample that is only not here must not be replaced by another one."""
+    reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train", 1)
+    found, removed = reader.cache.path, set()
+
+    def removing(name: str, *about: object) -> Path:
+        path = found(name, *about)
+        if name not in removed:
+            removed.add(name)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(reader.cache, "path", removing)
+    assert len(reader.read(0)) > 100
+    assert {Path(name).suffix for name in removed} == {".tar", ".jsonl"}
+
+
 def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_place(run_folder, capsys):
     with serving(run_folder.parent) as server:
         name = f"{server.url}/run"
