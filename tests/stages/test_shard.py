@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from pipeline import artifacts, disk, ownership
-from pipeline.data import fetch, piece
+from pipeline.data import fetch, listing, piece
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError
 from pipeline.stages import shard
@@ -274,7 +274,7 @@ def test_the_list_of_files_is_readable_by_its_owner_alone(photos, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         shard.run(config(tmp_path / "urls.txt"), tmp_path / "run")
     assert modes == [0o600]
-    assert (tmp_path / "run/work/items.jsonl").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "run" / "work" / listing.FILE).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(("count", "share", "told"), [(1, 0.3, "0 validation"), (8, 0.3, "1|2|3|4"), (8, 0, None)])
