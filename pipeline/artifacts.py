@@ -7,10 +7,8 @@ written under a scratch name, flushed and renamed, so it is complete or absent; 
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pipeline import __version__, disk, patience
 from pipeline.errors import ArtifactError
+from pipeline.wording import reason
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -116,7 +115,8 @@ class Artifact:
         """The content of a JSON file that the manifest lists. Raises: ArtifactError if it does not."""
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.path / MANIFEST}: does not list {name}; make the artifact again")
-        return json.loads(disk.content_of(self.path / name))
+        with _readable(self.path / name):
+            return json.loads(disk.content_of(self.path / name))
 
 
 def publish(
@@ -131,8 +131,7 @@ def publish(
     if target.exists():
         raise taken
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    with disk.naming(target), _scratch(target) as scratch:
+    with disk.naming(target), disk.scratch_folder(target) as scratch:
         write(scratch)
         # Tars and their tables are left to the index of the shards: hashing them at every read would take hours.
         written = [p for p in sorted(scratch.rglob("*")) if p.is_file() and p.suffix not in INDEXED]
@@ -153,31 +152,6 @@ def publish(
             raise
         disk.flush_folder(target.parent)
     return Artifact(target, done)
-
-
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, locked while it is written; it is gone afterwards unless it was renamed."""
-    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    scratch.mkdir()
-    descriptor = os.open(scratch, os.O_RDONLY)
-    try:
-        disk.lock(descriptor)
-        yield scratch
-    finally:
-        os.close(descriptor)
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Removes what killed processes left of their tries at `target`, but not what a live one writes."""
-    for leftover in target.parent.glob(f".{target.name}.*"):
-        with suppress(OSError):  # somebody else removed it
-            descriptor = os.open(leftover, os.O_RDONLY)
-            free = disk.lock(descriptor)
-            os.close(descriptor)
-            if free:
-                shutil.rmtree(leftover)
 
 
 def resolve(name: str) -> Path:
@@ -252,7 +226,18 @@ def manifest_at(path: Path, name: str) -> Manifest:
             "that stage has not finished yet; run it again and it continues" if unfinished else "run that stage first"
         )
         raise ArtifactError(f"{name}: expected a finished artifact, found none; {state}")
-    return parse(disk.content_of(path / MANIFEST), str(path / MANIFEST))
+    with _readable(path / MANIFEST):
+        content = disk.content_of(path / MANIFEST)
+    return parse(content, str(path / MANIFEST))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises: ArtifactError for errors of the system, within it."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({reason(error)}); make the artifact again") from None
 
 
 def _entry(path: Path) -> FileEntry:
@@ -281,10 +266,13 @@ def _verify(folder: Path, name: str, entry: FileEntry) -> None:
     refuse_outside(folder, name)
     if not patience.wait_for(path):
         raise ArtifactError(f"{path}: missing, but the manifest lists it; make the artifact again")
-    size = path.stat().st_size
+    with _readable(path):
+        size = path.stat().st_size
     if size != entry.size:
         raise ArtifactError(
             f"{path}: {size} bytes, expected {entry.size} (truncated or changed); make the artifact again"
         )
-    if disk.sha256(path) != entry.sha256:
+    with _readable(path):
+        digest = disk.sha256(path)
+    if digest != entry.sha256:
         raise ArtifactError(f"{path}: its SHA-256 differs from the manifest (damaged); make the artifact again")

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -14,7 +13,7 @@ import typer
 
 from pipeline import __version__, cli_cluster, cli_files, cli_registry, outputs
 from pipeline.cli_registry import ConfigArgument, WordsArgument, folder_and_overrides
-from pipeline.errors import NO_SPACE, Preempted, UserError
+from pipeline.errors import NO_SPACE, Preempted, UserError, is_out_of_memory
 from pipeline.process import clean_up_when_interrupted, follow_parent
 
 app = typer.Typer(
@@ -26,8 +25,6 @@ app = typer.Typer(
 )
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-# how torch says it: on the processor in a RuntimeError, on a GPU in an OutOfMemoryError
-_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 STAGE_HELP = """The same command continues a run that was interrupted. Keys and their defaults: illm describe CONFIG.yaml
 
@@ -170,7 +167,7 @@ def _flush() -> None:
 
 def _what_to_mend(error: Exception) -> str | None:
     """One line about trouble with files or memory; None for what may be our mistake."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+    if is_out_of_memory(error):
         return "out of memory; take less at once (a smaller data.batch_size or image), or end other programs"
     if not isinstance(error, OSError) or error.errno is None:
         return None

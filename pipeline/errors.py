@@ -1,7 +1,10 @@
 """What a user can mend: one clear line and exit code 2. Everything else is our mistake: a traceback and exit code 1."""
 
 import errno
+import re
 
+# how torch says it: on the processor in a RuntimeError, on a GPU in an OutOfMemoryError
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write fails with when the disk is full
 
 
@@ -63,3 +66,10 @@ class RegistryChanged(UserError):
     """An alias was moved by somebody else in the meantime; nothing was changed."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory, on the processor or on a GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    )

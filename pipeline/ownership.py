@@ -9,9 +9,10 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -25,8 +26,8 @@ LOOK_EVERY = 0.1  # seconds
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[str]:
-    """Makes this process the folder's only writer until the end of the block; gives what `check` wants.
+def held(folder: Path) -> Iterator[Callable[[], None]]:
+    """Makes this process the folder's only writer until the end of the block; gives `check` for this process.
 
     Raises: ArtifactError if a live process of this machine holds the folder, which is left as it is then; or if the folder
     was removed within the block.
@@ -41,7 +42,7 @@ def held(folder: Path) -> Iterator[str]:
         lock.flush()
         take(folder, owner)
         try:
-            yield owner
+            yield partial(check, folder, owner)
         except OSError:
             check(folder, owner)
             raise

@@ -132,6 +132,17 @@ def smoke_copy(smoke: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def signals():
+    """Puts the handlers back that a stopped run leaves."""
+    from pipeline import process
+
+    before = {number: signal.getsignal(number) for number in process.STOP}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A file system of 100 kB."""
     folder = tmp_path / "disk"

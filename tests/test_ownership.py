@@ -55,8 +55,8 @@ def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monke
         assert "waits up to 0.2 s for process" in capsys.readouterr().err
         process.kill()
         process.wait()
-        with ownership.held(tmp_path) as owner:
-            ownership.check(tmp_path, owner)
+        with ownership.held(tmp_path) as still_ours:
+            still_ours()
 
 
 def test_a_process_that_leaves_is_waited_for(tmp_path, monkeypatch):
@@ -65,16 +65,16 @@ def test_a_process_that_leaves_is_waited_for(tmp_path, monkeypatch):
         assert process.stdin is not None
         leaving = threading.Timer(0.5, process.stdin.close)
         leaving.start()
-        with ownership.held(tmp_path) as owner:
-            ownership.check(tmp_path, owner)
+        with ownership.held(tmp_path) as still_ours:
+            still_ours()
         leaving.join()
 
 
 def test_another_machine_takes_the_folder_and_the_earlier_one_is_told(tmp_path):
-    with ownership.held(tmp_path) as owner:
+    with ownership.held(tmp_path) as still_ours:
         ownership.take(tmp_path)  # as a process of another machine, which sees no lock
         with pytest.raises(TakenOver, match="taken over by process"):
-            ownership.check(tmp_path, owner)
+            still_ours()
 
 
 def test_a_folder_that_is_removed_is_told(tmp_path):

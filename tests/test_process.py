@@ -10,14 +10,6 @@ import typer
 from pipeline import cli, process
 
 
-@pytest.fixture
-def signals():
-    before = {number: signal.getsignal(number) for number in process.STOP}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_a_second_ctrl_c_lets_the_cleaning_up_end(monkeypatch, signals):
     monkeypatch.setattr(process, "_TOGETHER", 0.0)
     process.clean_up_when_interrupted()

@@ -15,7 +15,7 @@ from pipeline.bitstream.container import Packet, padded
 from pipeline.bitstream.latents import LatentCoder, Symbols
 from pipeline.data.images import Pixels
 from pipeline.data.loader import to_float
-from pipeline.errors import BitstreamError
+from pipeline.errors import BitstreamError, is_out_of_memory
 from pipeline.models import saved
 from pipeline.models.codec import Codec
 
@@ -116,7 +116,7 @@ class ImageCodec:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise BitstreamError(
                 f"{told}, more than this process may have; use a larger machine or a smaller image"

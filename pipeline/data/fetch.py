@@ -1,11 +1,8 @@
 """Bytes from anywhere fsspec reads: with retries, and going on where a connection broke."""
 
-import errno
 import io
-import os
 import random
 import re
-import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -54,21 +51,6 @@ def is_url(name: str) -> bool:
     return _PROTOCOLS.match(name) is not None
 
 
-def open_file(path: str | Path) -> BinaryIO:
-    """A regular file of this machine, whatever its name looks like, opened for reading.
-
-    Raises: OSError if it cannot be opened or is something else, such as a FIFO, which nobody may ever write to.
-    """
-    try:
-        kind = Path(path).stat().st_mode
-        if not stat.S_ISREG(kind):  # opening a device may do something
-            raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(kind) else "a FIFO, socket or device")
-        # it may have been replaced meanwhile: a FIFO is not waited for
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
-    except ValueError as error:  # a NUL byte in the name
-        raise OSError(errno.EINVAL, str(error)) from None
-
-
 def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The store of a URL and the file's name there. Raises: ImportError, ValueError if there is no such protocol."""
     if url.startswith(("http://", "https://")):  # where `::` is no chain of protocols
@@ -79,7 +61,7 @@ def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def opened(location: str) -> BinaryIO:
     """The file at a path or URL. Raises: whatever the store raises."""
     if not is_url(location):
-        return open_file(location)
+        return disk.open_regular(location)
     fs, path = open_remote(location)
     return fs.open(path, "rb")
 
@@ -99,7 +81,7 @@ def read(item: "Item", max_bytes: int) -> bytes:
         content = stream.getvalue()
     else:
         try:
-            with open_file(item.location) as file:
+            with disk.open_regular(item.location) as file:
                 file.seek(item.offset)
                 content = file.read(item.size if item.size >= 0 else max_bytes + 1)
         except OSError as error:

@@ -1,7 +1,6 @@
 """The list of what the sources hold, which a stage writes down once and every job of it reads."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,21 +33,9 @@ def write(work: Path, items: Iterable[Item]) -> None:
         (work / name).mkdir(parents=True, exist_ok=True)
     if not (work / FILE).exists():
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
-        _write_privately(work / FILE, lines.encode())
+        disk.write_durably(work / FILE, lines.encode(), private=True)  # URLs of lists may hold credentials
 
 
 def read(work: Path) -> list[Item]:
     """The list, as it was written."""
     return [Item(**json.loads(line)) for line in (work / FILE).read_text().splitlines()]
-
-
-def _write_privately(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner may read: URLs of lists may hold credentials."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.unlink(missing_ok=True)
-    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.rename(path)
-    disk.flush_folder(path.parent)

@@ -276,4 +276,4 @@ def in_unit_range(x: Tensor) -> Tensor:
 
     A GPU multiplies by the reciprocal of a plain number, which rounds otherwise; it divides by a tensor of its own.
     """
-    return x.float() / torch.full((), 255.0, device=x.device)
+    return x.float().div_(torch.full((), 255.0, device=x.device))

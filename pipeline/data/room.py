@@ -1,11 +1,12 @@
 """How many large images are decoded at the same time: few enough for the machine's memory."""
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline import disk
 
 BYTES_PER_PIXEL = 8  # while an image is decoded and hashed: Pillow's copy takes 4, our pixels 3, the grey ones 1
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -22,6 +23,5 @@ def for_image(pixels: int, folder: Path) -> Iterator[None]:
         yield
         return
     with (folder / f".{socket.gethostname()}.lock").open("w") as lock:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        disk.lock(lock.fileno(), wait=True)
         yield

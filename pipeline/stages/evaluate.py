@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,12 +44,12 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         f"{name} weights": "present" if weights.find(name) else "absent" for name in weights.FILES
     }
     given = runs.Inputs(named | images.parents, facts)
-    with ownership.held(folder) as owner:
+    with ownership.held(folder) as still_ours:
         # another process may have finished the run while this one waited for it to leave
         if done := runs.finished(folder, cfg):
             return done
         runs.claim(folder, cfg, given)
-        return _evaluate(cfg, folder, given, named, images, partial(ownership.check, folder, owner))
+        return _evaluate(cfg, folder, given, named, images, still_ours)
 
 
 def _evaluate(

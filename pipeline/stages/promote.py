@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,13 +42,13 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
         print(f"dry run: {'would be forced' if decision.failed else 'all gates hold'}; nothing was registered")
         return folder
     given = runs.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
-    with ownership.held(folder) as owner:
+    with ownership.held(folder) as still_ours:
         if done := runs.finished(folder, cfg):  # by a process that this one waited for
             return done
         if decision.failed and not force:
             _record_refusal(cfg, folder, given, decision)
             raise _refusal(cfg, decision)
-        return _promote(cfg, folder, given, decision, force, why, partial(ownership.check, folder, owner))
+        return _promote(cfg, folder, given, decision, force, why, still_ours)
 
 
 def _promote(

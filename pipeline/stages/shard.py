@@ -61,13 +61,13 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := _finished(cfg, folder):
         return done
     found = _found(cfg, work)
-    with ownership.held(folder) as owner:
+    with ownership.held(folder) as still_ours:
         if done := _finished(cfg, folder):  # by a job that had the lock before
             return done
         runs.claim(folder, cfg, runs.inputs())
         with tracking.run("shard", folder, cfg, runs.inputs()) as tracker:
             listing.write(work, found)
-            _shard(cfg, folder, work, tracker, partial(ownership.check, folder, owner))
+            _shard(cfg, folder, work, tracker, still_ours)
         # another start, which found the artifact, may be removing it, too
         shutil.rmtree(work, ignore_errors=True)
     return folder / "artifact"

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +28,11 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := runs.finished(folder, cfg):
         return done
     given = inputs(cfg)
-    with ownership.held(folder) as owner:
+    with ownership.held(folder) as still_ours:
         if done := runs.finished(folder, cfg):  # by a process that this one waited for
             return done
         begin(cfg, folder, given)
-        return _search(cfg, folder, given, partial(ownership.check, folder, owner))
+        return _search(cfg, folder, given, still_ours)
 
 
 def _search(cfg: StageConfig, folder: Path, given: runs.Inputs, still_ours: Callable[[], None]) -> Path:
@@ -66,10 +65,10 @@ def gather(folder: Path, anyway: bool) -> Path:
             f"{folder}: {len(missing)} trial(s) are missing; submit again, or --anyway leaves them out:\n{listed}"
         )
     given = inputs(cfg)
-    with ownership.held(folder) as owner:
+    with ownership.held(folder) as still_ours:
         begin(cfg, folder, given)
         with tracking.run("sweep", folder, cfg, given) as tracker:
-            return _publish(cfg, folder, given, tracker, partial(ownership.check, folder, owner))
+            return _publish(cfg, folder, given, tracker, still_ours)
 
 
 def _publish(

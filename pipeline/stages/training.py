@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,11 +45,10 @@ def train(
     share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
     loader.check_memory(cfg.data, share)
     with ExitStack() as held:  # on the main process, for as long as the stage runs
-        owner = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
+        still_ours = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
         # another process may have finished the run while this one waited for it to leave
         if not (done := runtime.on_main(lambda: runs.finished(folder, cfg))):
             runtime.on_main(lambda: runs.claim(folder, cfg, given))
-            still_ours = partial(ownership.check, folder, owner)
             done = _train(runtime, cfg, folder, kind, given, make_task, share, still_ours)
         runtime.close()
     return done

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.disk import flush_folder, sha256, write_durably
-from pipeline.errors import NO_SPACE, UserError
+from pipeline.errors import NO_SPACE
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def restore(folder: Path, step: int | None = None) -> tuple[Progress, dict[str, 
             if sha256(path / "state.pt") != about["sha256"]:
                 raise ValueError("its SHA-256 differs from the manifest")
             return progress, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError, UserError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             print(f"checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
     return None

@@ -67,10 +67,7 @@ def fit(
     Raises: Preempted after a signal of `process.STOP`; TrainingError if too many steps in a row, a weight or a validation
     are not finite; what `still_ours` raises.
     """
-    progress = Progress(step=0, samples=0)
-    if (found := _newest_checkpoint(runtime, folder)) is not None:
-        progress, state = found
-        runtime.load_state_dict(state)
+    progress = _resumed(runtime, folder)
     stream = batches(progress.samples)
     window, clock = Window(runtime, cfg.max_bad_steps), Clock(runtime.device)
     tracer = Tracer(folder, cfg.profile if runtime.is_main else 0, progress.step)
@@ -85,12 +82,10 @@ def fit(
             with clock.waiting_for_data():
                 batch = next(stream)
             window.add(task.train_step(runtime.place_batch(batch), progress.step))
-            step = progress.step + 1
             num_samples = len(batch.positions) * runtime.num_processes
-            progress = Progress(step, progress.samples + num_samples)
+            progress = Progress(step := progress.step + 1, progress.samples + num_samples)
             clock.count(num_samples)
             tracer.after(step)
-
             ending = step == cfg.steps
             stopping = runtime.talk.any_said(stop_requested())
             saving = stopping or ending or step % cfg.checkpoint_every == 0
@@ -105,12 +100,7 @@ def fit(
                     display.note(step, validated)
                 if saving and (window.sound or stopping or ending):
                     runtime.on_main(still_ours)
-                    runtime.check_weights(step)
-                    # the others wait for the main process over the CPU, where that may take long
-                    stall = runtime.on_main(partial(saver.save, progress, runtime.state_dict(), stopping or ending))
-                    log(step, {"time/checkpoint_stall_s": stall})
-                    if stopping or ending:
-                        runtime.on_main(saver.wait)
+                    log(step, {"time/checkpoint_stall_s": _save(runtime, saver, progress, stopping or ending)})
             if stopping and not ending:
                 raise Preempted(step)
     return validated or _validate(task, progress.step)
@@ -125,6 +115,25 @@ def _validate(task: Task, step: int) -> dict[str, float]:
             f"{REMEDY}"
         )
     return validated
+
+
+def _save(runtime: Runtime, saver: checkpoint.Saver, progress: Progress, last: bool) -> float:
+    """Begins to save, and waits for the last one to be whole; returns how long training stood still, in s."""
+    runtime.check_weights(progress.step)
+    # the others wait for the main process over the CPU, where that may take long
+    stall = runtime.on_main(partial(saver.save, progress, runtime.state_dict(), needed=last))
+    if last:
+        runtime.on_main(saver.wait)
+    return stall
+
+
+def _resumed(runtime: Runtime, folder: Path) -> Progress:
+    """Where training goes on, with the state of that moment."""
+    if (found := _newest_checkpoint(runtime, folder)) is None:
+        return Progress(step=0, samples=0)
+    progress, state = found
+    runtime.load_state_dict(state)
+    return progress
 
 
 def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[Progress, dict[str, Any]] | None:

@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def refused(folder: Path, *words: object, told: str) -> None:
+def assert_refused(folder: Path, *words: object, told: str) -> None:
     """The command changes nothing and says why in one line."""
     before = contents(folder)
     ended = illm_here(*words, "--codec", "no-codec", cwd=folder)
@@ -58,9 +58,9 @@ def test_default_names_never_touch_the_original_or_what_is_there(there, codec):
     ended = illm_here("decompress", "a.illm", "--codec", codec, cwd=there)
     assert ended.out == "a.restored.png: 128x96\n"
     assert (there / "a.png").read_bytes() == photo
-    refused(there, "compress", "a.png", told="a.illm: exists already; --force")
-    refused(there, "decompress", "a.illm", told="a.restored.png: exists already; --force")
-    refused(there, "decompress", "a.illm", "a.png", told="a.png: exists already; --force")
+    assert_refused(there, "compress", "a.png", told="a.illm: exists already; --force")
+    assert_refused(there, "decompress", "a.illm", told="a.restored.png: exists already; --force")
+    assert_refused(there, "decompress", "a.illm", "a.png", told="a.png: exists already; --force")
     (there / "a.illm").write_bytes(b"old")
     assert illm_here("compress", "a.png", "--force", "--codec", codec, cwd=there).code == 0
     assert (there / "a.illm").read_bytes().startswith(b"ILLM")
@@ -76,7 +76,7 @@ def test_two_photos_of_a_shells_glob_are_both_compressed_and_both_kept(there, co
 
 @pytest.mark.parametrize("name", ["b.png", "new.jpg", "b.PNG"])
 def test_an_image_is_no_name_for_a_compressed_file(there, name):
-    refused(there, "compress", "a.png", "-o", name, "--force", told=f"{name}: the name of an image")
+    assert_refused(there, "compress", "a.png", "-o", name, "--force", told=f"{name}: the name of an image")
 
 
 @pytest.mark.parametrize("name", ["photo.illm", "sub/../photo.illm", "link.illm", "hard.illm"])
@@ -85,8 +85,8 @@ def test_an_input_is_never_overwritten_under_any_of_its_names(there, name):
     (there / "a.png").rename(there / "photo.illm")
     (there / "link.illm").symlink_to("photo.illm")
     (there / "hard.illm").hardlink_to(there / "photo.illm")
-    refused(there, "compress", "photo.illm", name, "--force", told=f"{name}: is an input")
-    refused(there, "compress", "photo.illm", "b.png", "--force", told="photo.illm: is an input")
+    assert_refused(there, "compress", "photo.illm", name, "--force", told=f"{name}: is an input")
+    assert_refused(there, "compress", "photo.illm", "b.png", "--force", told="photo.illm: is an input")
 
 
 def test_a_batch_goes_on_after_a_bad_image_and_ends_with_code_2(there, codec):
@@ -109,7 +109,7 @@ def test_a_folder_is_converted_with_its_subfolders_and_without_what_is_hidden(th
     ended = illm_here("compress", "photos", "-o", "small", "--codec", codec, cwd=there)
     assert ended.code == 0, ended.err
     assert contents(there / "small").keys() == {"deep/x.illm", "y.illm"}
-    refused(
+    assert_refused(
         there,
         "compress",
         "photos",
@@ -117,25 +117,27 @@ def test_a_folder_is_converted_with_its_subfolders_and_without_what_is_hidden(th
         "small",
         told="exists already; --force replaces it, or name another output (and 1",
     )
-    refused(there, "decompress", "photos", told="photos: holds no file that ends with .illm")
+    assert_refused(there, "decompress", "photos", told="photos: holds no file that ends with .illm")
 
 
 def test_names_that_do_not_fit_are_told_before_anything_is_written(there):
     Image.fromarray(picture(1)).save(there / "a.jpg")
     (there / "folder").mkdir()
-    refused(there, "compress", "a.png", "a.jpg", told="a.png and a.jpg would both become a.illm")
-    refused(there, "compress", "a.png", "no.png", told="no.png: no such file; an output is named with -o")
-    refused(there, "compress", "a.png", "folder", told="folder: is a folder; name it alone, or with -o")
-    refused(there, "compress", "a.png", "b.png", "-o", "x.illm", told="x.illm: 2 file(s) do not go into one")
-    refused(there, "compress", "a.png", "-", "b.png", told="standard input cannot be one of several")
-    refused(there, "decompress", "a.png", "-o", "folder/x", told="no image format that can be written is called ''")
-    refused(there, "decompress", "a.png", "x.psd", told="no image format that can be written is called '.psd'")
+    assert_refused(there, "compress", "a.png", "a.jpg", told="a.png and a.jpg would both become a.illm")
+    assert_refused(there, "compress", "a.png", "no.png", told="no.png: no such file; an output is named with -o")
+    assert_refused(there, "compress", "a.png", "folder", told="folder: is a folder; name it alone, or with -o")
+    assert_refused(there, "compress", "a.png", "b.png", "-o", "x.illm", told="x.illm: 2 file(s) do not go into one")
+    assert_refused(there, "compress", "a.png", "-", "b.png", told="standard input cannot be one of several")
+    assert_refused(
+        there, "decompress", "a.png", "-o", "folder/x", told="no image format that can be written is called ''"
+    )
+    assert_refused(there, "decompress", "a.png", "x.psd", told="no image format that can be written is called '.psd'")
 
 
 def test_what_is_not_there_or_not_compressed_is_told_with_its_name_once(there):
     for words in (("compress", "nope"), ("decompress", "nope"), ("inspect", "nope")):
         assert illm_here(*words, cwd=there).err.startswith("illm: nope: no such file")
-    refused(there, "decompress", "a.png", told="illm: a.png: not a compressed image")
+    assert_refused(there, "decompress", "a.png", told="illm: a.png: not a compressed image")
 
 
 def test_places_are_checked_before_torch_is_imported(there):
@@ -199,7 +201,7 @@ def test_a_link_leads_to_what_is_written_and_stays_a_link(there, codec):
     assert (there / "link.illm").is_symlink()
     assert (there / "deep/target.illm").read_bytes().startswith(b"ILLM")
     (there / "deep/target.illm").write_bytes(b"old")
-    refused(there, "compress", "a.png", "link.illm", told="link.illm: exists already")
+    assert_refused(there, "compress", "a.png", "link.illm", told="link.illm: exists already")
     assert illm_here("compress", "a.png", "link.illm", "--force", "--codec", codec, cwd=there).code == 0
     assert (there / "link.illm").is_symlink()
     assert (there / "deep/target.illm").read_bytes().startswith(b"ILLM")

@@ -54,7 +54,7 @@ assert status("VmHWM") - before < ONE, (status("VmHWM") - before, ONE)
 """
 
 
-def run(script: str, argument: object) -> None:
+def assert_runs(script: str, argument: object) -> None:
     # with a fixed threshold, freed blocks go back at once
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", BEGIN + script, str(argument)]
@@ -64,8 +64,8 @@ def run(script: str, argument: object) -> None:
 
 @pytest.mark.parametrize("kind", ["I;16", "RGBA", "RGB"])
 def test_an_image_takes_eight_bytes_per_pixel(kind):
-    run(LIMITED, kind)
+    assert_runs(LIMITED, kind)
 
 
 def test_large_images_are_decoded_one_at_a_time(tmp_path):
-    run(MANY, tmp_path)
+    assert_runs(MANY, tmp_path)

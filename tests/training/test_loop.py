@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -55,8 +54,7 @@ def train(folder, steps: int, bad: set[int], **settings: int) -> tuple[Line, dic
     task = Line(runtime, steps, bad)
     logged: dict[int, dict[str, float]] = {}
     cfg = FitConfig(steps=steps, log_every=5, checkpoint_every=5, validate_every=100, **settings)
-    with ownership.held(folder) as owner:
-        still_ours = partial(ownership.check, folder, owner)
+    with ownership.held(folder) as still_ours:
         log = lambda step, m: logged.setdefault(step, {}).update(m)
         metrics = fit(task, batches, runtime, folder, cfg, log, still_ours)
     return task, metrics, logged
@@ -88,15 +86,6 @@ def test_who_lost_its_run_folder_writes_no_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(TakenOver, match="taken over by process"):
         train(tmp_path, 20, bad=set())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000005"]
-
-
-@pytest.fixture
-def signals():
-    """Puts the handlers back that a stopped run leaves."""
-    before = {number: signal.getsignal(number) for number in process.STOP}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def signalled(monkeypatch, *numbers: int) -> None:
