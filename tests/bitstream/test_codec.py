@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bitstream import container
+from pipeline.bitstream import container, latents
 from pipeline.bitstream.codec import ImageCodec, pad, to_pixels
 from pipeline.bitstream.container import Packet
 from pipeline.data.loader import to_float
@@ -105,6 +105,20 @@ def test_the_shortest_files_that_an_encoder_makes_are_accepted():
     content = codec.compress(np.zeros((2048, 2048, 3), np.uint8))
     assert len(content) < 2048 * 2048 / 1000
     assert codec.decompress(content).shape == (2048, 2048, 3)
+
+
+def test_the_shortest_stream_of_a_large_image_is_long_enough(codec):
+    """64 megapixels of the most likely symbol of the table that is most certain of it."""
+    coder = codec.latents
+    surest = int(coder._y.least_bits.argmin())
+    row = torch.tensor(coder._y.rows[surest][: coder._y.lengths[surest]])
+    likeliest = int(row.diff().argmax()) + coder._y.offsets[surest]
+    shape = (1, 8, 8192 // 16, 8192 // 16)
+    stream = coder._y.encode(torch.full(shape, likeliest), torch.full(shape, surest))
+    assert len(stream) < 40
+    latents.check_length(stream, coder._least_y, 16, 8192, 8192)
+    with pytest.raises(BitstreamError, match="cannot come from a stream"):
+        latents.check_length(stream, coder._least_y, 16, 8192 * 10, 8192 * 10)
 
 
 def test_an_image_that_needs_more_memory_than_there_is_is_told(codec, monkeypatch):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,18 @@ def test_an_image_whose_file_does_not_hold_its_latent_fails_the_run_by_name(tmp_
     with pytest.raises(BitstreamError, match="2 of 4 files do not hold what was encoded") as failed:
         measuring.measure(images.items(), len(images), tmp_path)
     assert [name for name in images if f"{name} by ours" in str(failed.value)] == ["level-200", "level-255"]
+
+
+def test_a_file_that_says_another_image_fails_the_run_by_name(tmp_path, monkeypatch):
+    """A whole and valid file, for instance of a disk that mixes up blocks: only the encoder's latent can tell."""
+    codec = ImageCodec(small_codec())
+    another, write = codec.compress(picture(9)), Path.write_bytes
+    swapped = lambda path, content: write(path, another if path.name == "b.illm" else content)
+    monkeypatch.setattr(Path, "write_bytes", swapped)
+    images = [("a", picture(1)), ("b", picture(2)), ("c", picture(3))]
+    with pytest.raises(BitstreamError, match="1 of 3 files do not hold what was encoded") as failed:
+        Measuring({"ours": codec}, []).measure(images, len(images), tmp_path)
+    assert "b by ours: the file's latent is not the encoder's" in str(failed.value)
 
 
 def test_the_encoders_latent_is_recorded_with_every_file(tmp_path):

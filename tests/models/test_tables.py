@@ -45,6 +45,8 @@ HOSTILE = {
     "a row beyond 16 bits": (Y + "_quantized_cdf", lambda t: torch.full_like(t, 2**30)),
     "negative frequencies": (Y + "_quantized_cdf", lambda t: -t),
     "a row that starts late": (Y + "_quantized_cdf", at(1, 0, 0)),
+    "a row that starts early": (Y + "_quantized_cdf", at(-1, 0, 0)),
+    "a row that ends late": (Y + "_quantized_cdf", lambda t: torch.where(t == 2**16, 2**16 + 1, t)),
     "a huge offset": (Z + "_offset", at(2**30, 0)),
     "a scale table that is too long": (Y + "scale_table", lambda t: torch.linspace(0.1, 256, 5000)),
     "an empty scale table": (Y + "scale_table", lambda t: t[:0].clone()),
