@@ -69,7 +69,7 @@ class Lpips(nn.Module):
         super().__init__()
         self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         if trunk is not None:
-            state = torch.load(trunk, map_location="cpu", weights_only=True)
+            state = weights.convolutions(trunk)
             for (
                 name,
                 parameter,

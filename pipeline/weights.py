@@ -1,10 +1,17 @@
 """Weights other people trained: where they lie, how they are verified, where they come from. Nothing loads unverified."""
 
+import hashlib
 import os
+import re
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline import disk
 from pipeline.errors import ArtifactError
@@ -14,11 +21,16 @@ Name = Literal["alexnet", "inception"]
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file whose name ends, as usual for torch.hub, in the first eight hex digits of its SHA-256."""
+    """A file whose name ends, as usual for torch.hub, in the first eight hex digits of its SHA-256.
+
+    `features_sha256` is of its convolutions alone: every `features.N.weight` and `.bias` in that order, fp32, little-endian.
+    A file that holds just those, `NAME_features.safetensors`, serves as well where convolutions are all that is used.
+    """
 
     file: str
     url: str
     use: str
+    features_sha256: str = ""
 
     @property
     def sha256_prefix(self) -> str:
@@ -27,7 +39,10 @@ class WeightsFile:
 
 FILES: dict[Name, WeightsFile] = {
     "alexnet": WeightsFile(
-        "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "LPIPS"
+        "alexnet-owt-7be5be79.pth",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "LPIPS",
+        "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc",
     ),
     "inception": WeightsFile(
         "weights-inception-2015-12-05-6726825d.pth",
@@ -44,19 +59,53 @@ def folder() -> Path:
 
 
 def find(name: Name) -> Path | None:
-    """The verified file, or None where it is missing.
+    """The verified file, else one with the same convolutions alone, else None.
 
     Raises: ArtifactError if a file of that name has another digest.
     """
     wanted = FILES[name]
     path = folder() / wanted.file
     if not path.is_file():
-        return None
+        return _find_features(name)
     if not disk.sha256(path).startswith(wanted.sha256_prefix):
         raise ArtifactError(
             f"{path}: its SHA-256 does not start with {wanted.sha256_prefix}; remove it, then `make fetch-weights`"
         )
     return path
+
+
+def convolutions(path: Path) -> dict[str, Tensor]:
+    """`features.N.weight` and `.bias` of a file that `find` returned."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: value for name, value in state.items() if name.startswith("features.")}
+
+
+def _find_features(name: Name) -> Path | None:
+    wanted = FILES[name].features_sha256
+    path = folder() / f"{name}_features.safetensors"
+    if not wanted or not path.is_file():
+        return None
+    try:
+        found = features_sha256(load_file(path))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); remove it") from None
+    if found != wanted:
+        raise ArtifactError(f"{path}: the SHA-256 of its convolutions is {found}, expected {wanted}; remove it")
+    return path
+
+
+def features_sha256(tensors: dict[str, Tensor]) -> str:
+    """Digest of convolutions, by their numbers alone: layers in order, each weight before its bias."""
+
+    def place(name: str) -> tuple[int, bool]:
+        return int(re.sub(r"\D", "", name) or 0), name.endswith("bias")
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors, key=place):
+        digest.update(tensors[name].float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def how_to_get(name: Name) -> str:

@@ -1,8 +1,10 @@
+import dataclasses
 import hashlib
 
 import lpips
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline import perceptual, weights
 from pipeline.errors import ArtifactError
@@ -61,6 +63,30 @@ def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path
     assert torch.allclose(model.net.net(x).relu1, alexnet.features[:2](x))
     assert torch.allclose(model.net.net(x).relu5, alexnet.features[:12](x))
     assert DistortionConfig().lpips_state() == made.file
+
+
+def test_convolutions_alone_are_enough_if_their_numbers_are_the_right_ones(tmp_path, monkeypatch):
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(2)
+    alexnet = torchvision.models.alexnet()
+    layers = [f"features.{i}.{part}" for i in (0, 3, 6, 8, 10) for part in ("weight", "bias")]
+    digest = hashlib.sha256(b"".join(alexnet.state_dict()[name].numpy().tobytes() for name in layers)).hexdigest()
+    weights.folder().mkdir(parents=True)
+    path = weights.folder() / "alexnet_features.safetensors"
+    save_file({name: alexnet.state_dict()[name].clone() for name in reversed(layers)}, path)
+    with pytest.raises(ArtifactError, match=f"convolutions is {digest}, expected 2b566cc3"):
+        weights.find("alexnet")
+    made = dataclasses.replace(weights.FILES["alexnet"], features_sha256=digest)
+    monkeypatch.setitem(weights.FILES, "alexnet", made)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(perceptual.load().net.net(x).relu5, alexnet.features[:12](x))
+    # the same numbers as the whole file's, so the same LPIPS
+    assert DistortionConfig().lpips_state() == made.file
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        weights.find("alexnet")
 
 
 def test_missing_weights_stop_or_are_announced(tmp_path, monkeypatch):
