@@ -1,6 +1,7 @@
 """What imports what, how fast the command answers, and whether the documents tell the truth."""
 
 import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -35,7 +36,7 @@ def imports(path) -> set[str]:
         ("optuna", {"search.py"}),
         ("accelerate", {"runtime.py", "engines.py", "launch.py"}),
         ("deepspeed", {"runtime.py", "engines.py"}),
-        ("compressai", {"codec.py", "tables.py"}),
+        ("compressai", {"entropy.py"}),
         ("webdataset", {"shards.py"}),
         ("simplejpeg", {"images.py"}),
     ],
@@ -48,6 +49,22 @@ def test_losses_pull_in_no_tracker_or_scheduler():
     code = "import sys, pipeline.losses; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"mlflow", "ray", "accelerate", "compressai", "pydantic"} & set(loaded.split())
+
+
+def test_a_codec_needs_little_of_compressai_and_others_get_all_of_it():
+    code = """
+import sys
+import pipeline.bitstream.codec
+print("torch_geometric" in sys.modules)
+import compressai
+print(compressai.models.ScaleHyperprior.__name__, compressai.__version__, compressai.available_entropy_coders())
+from compressai.zoo import bmshj2018_hyperprior
+print(bmshj2018_hyperprior.__name__, "torch_geometric" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    version = importlib.metadata.version("compressai")
+    assert lines == ["False", f"ScaleHyperprior {version} ['ans']", "bmshj2018_hyperprior True"], done.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["gan", "--help"]])

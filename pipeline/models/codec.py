@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
+from pipeline.models.entropy import EntropyBottleneck, GaussianConditional
 from pipeline.models.layers import ChannelNorm, Width
 
 LATENT_STRIDE = 16  # image pixels per latent position

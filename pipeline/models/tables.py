@@ -7,11 +7,10 @@ encoded (`MAX_SYMBOL`), and streams are padded before they are decoded.
 from dataclasses import dataclass
 
 import torch
-from compressai import ans
-from compressai.entropy_models import EntropyModel
 from torch import Tensor
 
 from pipeline.models.codec import Codec
+from pipeline.models.entropy import EntropyModel, ans
 
 PRECISION = 16  # bits of a frequency: a row of a table ends with 2**16
 # |symbol| of what is encoded; trained codecs stay below 2**11. Beyond 2**31 CompressAI's encoder never returns.
