@@ -189,8 +189,19 @@ class PretrainTask:
             means = validation_means(self.runtime, self.crops, measure)
         if isinstance(self.rate, Calibration):
             means["val/rate_weight"] = self.rate.weight
-            self.rate.measured(means["val/bpp"])
+            self.rate.measured(self._rate_of_current_weights() if self.cfg.engine.ema_decay else means["val/bpp"])
         return means
+
+    def _rate_of_current_weights(self) -> float:
+        """Bits per pixel of validation crops, of the weights that are trained.
+
+        A price that followed their average would overshoot: that lags by as many steps as it averages over.
+        """
+
+        def measure(x: Tensor) -> dict[str, Tensor]:
+            return {"bpp": self.codec.encode(x)[1] / (x.shape[-2] * x.shape[-1])}
+
+        return validation_means(self.runtime, self.crops, measure)["bpp"]
 
     def export(self, folder: Path) -> None:
         # On a copy: the tables are no part of what a checkpoint of this run holds.

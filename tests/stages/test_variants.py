@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from pipeline import artifacts, config
+from pipeline.data.loader import LoaderConfig
 from pipeline.describe import describe
 from pipeline.losses import PUBLISHED_RATE_WEIGHTS
 from pipeline.models import saved
 from pipeline.models.codec import Codec, CodecConfig
+from pipeline.perceptual import DistortionConfig
 from pipeline.stages import gan, pretrain
+from pipeline.training.loop import FitConfig
+from pipeline.training.runtime import EngineConfig, Runtime
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
 from tests.test_pipeline import RUNS
 
@@ -109,6 +113,29 @@ def test_a_calibrated_price_comes_back_from_a_rate_that_stayed_below_its_target_
     for _ in range(2000):
         rate.measured(9)
     assert rate.weight == pytest.approx(0.125 * 1000)
+
+
+def test_the_price_follows_the_weights_that_are_trained_and_not_their_average():
+    torch.manual_seed(0)
+    cfg = pretrain.StageConfig(
+        data=LoaderConfig(shards="", batch_size=2, crop=64),
+        fit=FitConfig(steps=10),
+        engine=EngineConfig(ema_decay=0.999),
+        codec=CodecConfig(channels=(4, 4, 4, 4, 4), latent_channels=4, hyper_channels=4, residual_blocks=1),
+        rate=pretrain.CalibratedRate(kind="calibrated", bpp=0.5),
+        distortion=DistortionConfig(lpips=0),
+    )
+    crops = torch.rand(3, 3, 64, 64)
+    task = pretrain.PretrainTask(cfg, Runtime(cfg.engine), crops)
+    pixels = 64 * 64
+    averaged = task.codec.encode(crops)[1].mean().item() / pixels
+    with torch.no_grad():
+        task.codec.analysis[-1].weight.mul_(20)
+    current = task.codec.encode(crops)[1].mean().item() / pixels
+    assert current > 1.05 * averaged
+    price = task.rate.weight
+    assert task.validate()["val/bpp"] == pytest.approx(averaged)
+    assert task.rate.weight == pytest.approx(price * min((current / 0.5) ** 2, 4.0))
 
 
 def test_quantiles_stay_numbers_when_the_weights_they_follow_are_spoilt():
