@@ -10,7 +10,7 @@ DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
-  submit-slurm submit-ray doctor describe fetch-weights mlflow format check test coverage test-all bench clean
+  submit-slurm submit-ray doctor describe fetch-weights mlflow format check test test-cluster coverage test-all bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -76,15 +76,20 @@ check: $(READY) ## Check format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: $(READY) ## Run the test suite
-	$(VENV)/bin/python -m pytest $(ARGS)
+# What the tests of clusters need beyond make setup: .ci/run installs it. Without it they are skipped.
+CLUSTER := slurm or ray_jobs or s3 or server
+test: $(READY) ## Run the tests that need nothing but make setup
+	$(VENV)/bin/python -m pytest -m "not long and not ($(CLUSTER))" $(ARGS)
 
-coverage: $(READY) ## Run the test suite and report which lines it reached; a third slower
+test-cluster: $(READY) ## Run the tests with a real SLURM, Ray cluster, PostgreSQL and bucket
+	$(VENV)/bin/python -m pytest -m "not long and ($(CLUSTER))" $(ARGS)
+
+coverage: $(READY) ## Run all but the long tests and report which lines they reached; a third slower
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest $(ARGS)
 	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report | tail -40
 
-test-all: $(READY) ## Run the long tests too
+test-all: $(READY) ## Run every test, the long ones too
 	$(VENV)/bin/python -m pytest -m "" $(ARGS)
 
 bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench
