@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The suite is about the CPU, also where there is a GPU: two processes cannot share one
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# A shell without job control starts what runs in its background with Ctrl-C ignored, and every command under test would inherit that
+# What a shell without job control starts in its background ignores Ctrl-C, and so would every command under test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
