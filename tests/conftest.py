@@ -19,6 +19,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The suite is about the CPU, also where there is a GPU: two processes cannot share one
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Networks under test are tiny, and processes whose threads fight for two cores are several times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a shell without job control starts in its background ignores Ctrl-C, and so would every command under test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -160,6 +160,7 @@ def test_deepspeed_on_two_nodes_behind_a_containers_command(slurm, project):
     assert log_of(project, job).count("inside: ") == 2
 
 
+@pytest.mark.long
 def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
     given = ["configs/smoke/shard.yaml", "run=runs/parts", f"source={images}", "piece=2"]
     told = slurm.illm("submit", "slurm-shard", *given, "--parts", "2", "--sbatch=--time=10", cwd=project)

@@ -68,6 +68,7 @@ def test_a_killed_sweep_keeps_what_it_finished_and_shares_pretrained_codecs(smok
     assert "models:/swept@champion" in ended.out, ended
 
 
+@pytest.mark.long
 def test_hopeless_trials_are_stopped(smoke, tmp_path):
     search = {
         "pretrain.init": {"kind": "grid", "values": ["pytorch"]},  # from which there is something left to learn
@@ -85,6 +86,7 @@ def test_hopeless_trials_are_stopped(smoke, tmp_path):
     assert int(by_weight[100.0]["stopped"].split()[-1]) < 60
 
 
+@pytest.mark.long
 def test_optuna_proposes_trials_and_a_killed_worker_costs_little(smoke, tmp_path):
     search = {
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
@@ -126,6 +128,7 @@ def test_a_population_goes_on_from_its_better_half(smoke, tmp_path):
     assert changed  # at least one went on from the other
 
 
+@pytest.mark.long
 def test_a_sweep_whose_trials_all_fail_says_why(smoke, tmp_path):
     path = sweep_file(tmp_path, {"pretrain.data.batch_size": {"kind": "grid", "values": [3]}}, processes=2)
     ended = illm("sweep", path, "run=runs/hopeless", cwd=smoke, limit=200)
