@@ -4,7 +4,6 @@ import errno
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -125,9 +124,6 @@ def main() -> None:
     """Runs a command; turns what a user can mend into one line and a documented exit code."""
     follow_parent()
     clean_up_when_interrupted()
-    # compressai 1.2.8 scripts one function with torch.jit, which newer torch deprecates; nothing a user can mend
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script")
     code = exit_code(app)
     code = exit_code(_flush) or code
     # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it

@@ -88,23 +88,28 @@ def _find_features(name: Name) -> Path | None:
     if not wanted or not path.is_file():
         return None
     try:
-        found = features_sha256(load_file(path))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); remove it") from None
+        found = _features_sha256(load_file(path))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be used ({error}); remove it") from None
     if found != wanted:
         raise ArtifactError(f"{path}: the SHA-256 of its convolutions is {found}, expected {wanted}; remove it")
     return path
 
 
-def features_sha256(tensors: dict[str, Tensor]) -> str:
-    """Digest of convolutions, by their numbers alone: layers in order, each weight before its bias."""
+def _features_sha256(tensors: dict[str, Tensor]) -> str:
+    """Digest of convolutions, by their numbers alone: layers in order, each weight before its bias.
 
-    def place(name: str) -> tuple[int, bool]:
-        return int(re.sub(r"\D", "", name) or 0), name.endswith("bias")
-
+    Raises: ValueError if a tensor has another name than torchvision's.
+    """
+    places: dict[tuple[int, bool], Tensor] = {}
+    for name, value in tensors.items():
+        found = re.fullmatch(r"features\.(\d+)\.(weight|bias)", name)
+        if not found:
+            raise ValueError(f"it has {name!r}, expected features.N.weight and features.N.bias alone")
+        places[int(found[1]), found[2] == "bias"] = value
     digest = hashlib.sha256()
-    for name in sorted(tensors, key=place):
-        digest.update(tensors[name].float().contiguous().numpy().astype("<f4").tobytes())
+    for _, value in sorted(places.items(), key=lambda item: item[0]):
+        digest.update(value.float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
 
 

@@ -23,6 +23,7 @@ def main() -> None:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "ILLM_CACHE": f"{folder}/cache",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "PYTHONWARNINGS": "ignore",
         }

@@ -85,7 +85,10 @@ def test_convolutions_alone_are_enough_if_their_numbers_are_the_right_ones(tmp_p
     # the same numbers as the whole file's, so the same LPIPS
     assert DistortionConfig().lpips_state() == made.file
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="cannot be used"):
+        weights.find("alexnet")
+    save_file({name.removeprefix("features."): alexnet.state_dict()[name].clone() for name in layers}, path)
+    with pytest.raises(ArtifactError, match=r"expected features.N.weight"):
         weights.find("alexnet")
 
 

@@ -31,7 +31,8 @@ def _stand_in() -> ModuleType:
     return package
 
 
-sys.modules.setdefault("compressai", _stand_in())
+if "compressai" not in sys.modules:
+    sys.modules["compressai"] = _stand_in()
 
 import compressai.ans as ans  # noqa: E402
 from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional  # noqa: E402

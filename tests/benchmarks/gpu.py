@@ -1,8 +1,9 @@
 """What one GPU does with the full-size steps: `python -m tests.benchmarks.gpu OUT.json [GROUP ...]`, about six minutes.
 
-Every measurement runs after the one before, on its own: the mean of 20 steps after 3. Groups: steps (ours, beside the
-published implementation's if it is installed), variants, batches, same (do equal starts give equal bits?), norms, convs,
-numerics (CPU against GPU). Without a GPU it does one step of each on the CPU, which only shows that the script runs.
+Every measurement runs after the one before, on its own: the mean of 20 steps after 3. `make bench` compares with the
+published implementation; this asks what our own steps are made of. Groups: steps (with and without engine.deterministic),
+variants, batches, same (do equal starts give equal bits?), norms, convs, numerics (CPU against GPU). Without a GPU it does
+one step of each on the CPU, which only shows that the script runs.
 """
 
 import gc
@@ -21,11 +22,10 @@ from torch import Tensor
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.layers import ChannelNorm
-from pipeline.stages import gan, pretrain, vqvae
 from pipeline.training.runtime import EngineConfig
 from tests.benchmarks import steps
 from tests.benchmarks.measure import DEVICE, hardware, versions
-from tests.benchmarks.steps import CROP, OURS, THEIRS, Step, reference
+from tests.benchmarks.steps import CROP, OURS, Step
 
 CUDA = DEVICE.type == "cuda"
 STEPS, WARM_UP = (20, 3) if CUDA else (1, 1)
@@ -39,7 +39,7 @@ def wait() -> None:
 
 
 def as_torch_starts() -> None:
-    """Undoes what a measurement before this one set, so that the published implementation runs as it would alone."""
+    """Undoes what the measurement before this one set."""
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
@@ -82,13 +82,6 @@ def stage_steps() -> Iterator[tuple[str, Callable[[], Result]]]:
                 engine = EngineConfig(precision=precision, deterministic=deterministic)
                 how = "deterministic" if deterministic else "not deterministic"
                 yield f"{stage} step, {precision}, {how}", lambda s=stage, c=crops, e=engine: ours(s, c, e)
-            if reference():
-
-                def theirs(stage: str = stage, crops: int = crops, bf16: bool = precision == "bf16") -> Result:
-                    steps.BATCH[stage] = crops if CUDA else 2
-                    return timed(THEIRS[stage](bf16), steps.BATCH[stage])
-
-                yield f"{stage} step, {precision}, published implementation", theirs
 
 
 def variants() -> Iterator[tuple[str, Callable[[], Result]]]:
@@ -128,23 +121,10 @@ def same() -> Iterator[tuple[str, Callable[[], Result]]]:
 
 def digests(stage: str, deterministic: bool) -> list[int]:
     """The sum of the bits of every tensor of the trained networks, after five steps."""
-    tasks: list[object] = []
-    classes = {"gan": (gan, "GanTask"), "pretrain": (pretrain, "PretrainTask"), "vqvae": (vqvae, "VqvaeTask")}
-    module, name = classes[stage]
-    kept = getattr(module, name)
-
-    def remembered(*args: object) -> object:
-        tasks.append(kept(*args))
-        return tasks[-1]
-
-    setattr(module, name, remembered)
-    try:
-        step = OURS[stage](EngineConfig(deterministic=deterministic))
-    finally:
-        setattr(module, name, kept)
+    step = OURS[stage](EngineConfig(deterministic=deterministic))
     for _ in range(5 if CUDA else 1):
         step()
-    networks = [part.module for part in tasks[0].runtime._stateful.values() if hasattr(part, "module")]  # type: ignore[attr-defined]
+    networks = [part.module for part in step.task.runtime._stateful.values() if hasattr(part, "module")]
     values = [value for network in networks for value in network.state_dict().values() if value.is_floating_point()]
     return [int(value.contiguous().view(torch.int32).sum(dtype=torch.int64)) for value in values]
 

@@ -1,5 +1,7 @@
 """Files of real photos decode to the symbols that the encoder meant."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,15 @@ from tests.bitstream.photos import crops
 
 DEMO = CodecConfig(channels=(8, 24, 48, 96, 128), latent_channels=64, hyper_channels=48, residual_blocks=2)
 WIDE = CodecConfig(channels=(8, 16, 24, 32, 48), latent_channels=192, hyper_channels=128, residual_blocks=1)
+
+
+@pytest.fixture(autouse=True)
+def several_threads():
+    """As a user's process has, unlike the rest of the suite: how work is divided among threads decides how sums round."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(max(2, os.cpu_count() or 1))
+    yield
+    torch.set_num_threads(kept)
 
 
 @pytest.fixture(scope="module")
