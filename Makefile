@@ -71,10 +71,11 @@ format: $(READY) ## Format the code
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-check: $(READY) ## Check format, lint and types
+check: $(READY) ## Check format, lint, types, and that imports go downwards only
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 # What the tests of clusters need beyond make setup: .ci/run installs it. Without it they are skipped.
 CLUSTER := slurm or ray_jobs or s3 or server

@@ -88,7 +88,7 @@ def illm(*words: object, cwd: Path, env: dict[str, str] | None = None, limit: in
 
 def illm_here(*words: object, cwd: Path) -> Finished:
     """Like `illm`, within the test's own process: many times faster."""
-    from pipeline import cli
+    from pipeline.cli import app
 
     out, err, environment = io.StringIO(), io.StringIO(), dict(os.environ)
     with (
@@ -98,7 +98,7 @@ def illm_here(*words: object, cwd: Path) -> Finished:
     ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["illm", *map(str, words)])
-        code = cli.exit_code(cli.app)
+        code = app.exit_code(app.app)
     os.environ.clear()  # mlflow leaves the store's address in it
     os.environ.update(environment)
     return Finished(code, out.getvalue(), err.getvalue())
@@ -137,11 +137,11 @@ def smoke_copy(smoke: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def signals():
+def restored_handlers():
     """Puts the handlers back that a stopped run leaves."""
-    from pipeline import process
+    from pipeline.processes import signals
 
-    before = {number: signal.getsignal(number) for number in process.STOP}
+    before = {number: signal.getsignal(number) for number in signals.STOP}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

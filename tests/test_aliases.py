@@ -11,8 +11,9 @@ from collections.abc import Callable
 import mlflow
 import pytest
 
-from pipeline import aliases, rollback, store
 from pipeline.errors import ArtifactError, RegistryChanged, UserError
+from pipeline.registry import aliases, rollback
+from pipeline.tracking import store
 
 WRITES = ("log_param", "set_registered_model_alias", "delete_registered_model_alias")
 

@@ -10,11 +10,14 @@ import pytest
 from pydantic import PositiveInt
 from torch.nn import Linear
 
-from pipeline import artifacts, disk, runs
-from pipeline.artifacts import Manifest, Parent
+from pipeline.artifacts import run_folder
+from pipeline.artifacts.artifact import Artifact, publish
+from pipeline.artifacts.manifest import Manifest, Parent
 from pipeline.config import Config
 from pipeline.errors import ArtifactError, TakenOver
-from pipeline.models import saved
+from pipeline.models import serialization
+from pipeline.registry import resolve
+from pipeline.storage import disk
 
 
 class StageConfig(Config):
@@ -27,15 +30,15 @@ def files_of_a_codec(folder: Path, text: str = "hello") -> None:
         (folder / name).write_text(text)
 
 
-def published(target: Path, text: str = "hello", **manifest: object) -> artifacts.Artifact:
-    return artifacts.publish(target, Manifest(kind="codec", **manifest), lambda folder: files_of_a_codec(folder, text))
+def published(target: Path, text: str = "hello", **manifest: object) -> Artifact:
+    return publish(target, Manifest(kind="codec", **manifest), lambda folder: files_of_a_codec(folder, text))
 
 
 def test_what_was_published_is_read_back_verified(tmp_path):
     done = published(tmp_path / "run" / "artifact", metrics={"val/bpp": 0.5, "odd": float("nan")})
     for name in ("run", "run/artifact"):
-        assert artifacts.read(str(tmp_path / name), "codec").digest == done.digest
-    assert artifacts.read(str(tmp_path / "run"), "codec").manifest.metrics["val/bpp"] == 0.5
+        assert resolve.read(str(tmp_path / name), "codec").digest == done.digest
+    assert resolve.read(str(tmp_path / "run"), "codec").manifest.metrics["val/bpp"] == 0.5
 
 
 def test_the_digest_follows_content_and_parents_but_not_time_or_place(tmp_path):
@@ -52,7 +55,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), write)
+        publish(tmp_path / "artifact", Manifest(kind="codec"), write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +74,7 @@ def test_what_a_live_process_writes_is_left_alone(tmp_path):
         files_of_a_codec(folder, "slower")
 
     with pytest.raises(ArtifactError, match="already there and is never overwritten"):
-        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), write)
+        publish(tmp_path / "artifact", Manifest(kind="codec"), write)
     assert (tmp_path / "artifact/a.txt").read_text() == "faster"
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
 
@@ -81,17 +84,17 @@ def test_a_run_that_lost_its_folder_publishes_nothing(tmp_path):
         raise TakenOver("by somebody else")
 
     with pytest.raises(TakenOver):
-        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), files_of_a_codec, check)
+        publish(tmp_path / "artifact", Manifest(kind="codec"), files_of_a_codec, check)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_modes_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        made = artifacts.publish(
+        made = publish(
             tmp_path / "artifact",
             Manifest(kind="codec"),
-            lambda folder: saved.save(folder, Linear(1, 1), StageConfig()),
+            lambda folder: serialization.save(folder, Linear(1, 1), StageConfig()),
         )
     finally:
         os.umask(before)
@@ -113,7 +116,7 @@ def test_what_could_not_be_read_is_not_published(tmp_path, name, told):
         (folder / name).write_text("x")
 
     with pytest.raises(ArtifactError, match=told):
-        artifacts.publish(tmp_path / "artifact", Manifest(kind="codec"), write)
+        publish(tmp_path / "artifact", Manifest(kind="codec"), write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,7 +142,7 @@ def relisted(folder: Path, change: Callable[[dict], object]) -> None:
 def test_a_manifest_lists_what_stages_read_and_no_impossible_names(tmp_path, change, told):
     relisted(published(tmp_path / "artifact").path, change)
     with pytest.raises(ArtifactError, match=told):
-        artifacts.read(str(tmp_path), "codec")
+        resolve.read(str(tmp_path), "codec")
 
 
 def test_only_listed_files_are_read_as_json(tmp_path):
@@ -154,7 +157,7 @@ def test_a_file_too_large_for_the_memory_is_refused_unread(tmp_path):
     made = published(tmp_path / "artifact")
     os.truncate(made.path / "manifest.json", 50 * 10**9)  # takes no room on the disk
     with pytest.raises(ArtifactError, match="50000000000 bytes, expected"):
-        artifacts.read(str(tmp_path), "codec")
+        resolve.read(str(tmp_path), "codec")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors"])
@@ -163,7 +166,7 @@ def test_a_pipe_among_the_files_hangs_nobody(tmp_path, name):
     (made.path / name).unlink()
     os.mkfifo(made.path / name)
     with pytest.raises(ArtifactError, match=f"{name}: missing|found none"):
-        artifacts.read(str(tmp_path), "codec")
+        resolve.read(str(tmp_path), "codec")
     with pytest.raises(OSError, match="a FIFO, socket or device"):
         disk.content_of(made.path / name)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -202,7 +205,7 @@ def test_damage_is_named(tmp_path, damage, told):
     published(tmp_path / "artifact")
     damage(tmp_path / "artifact")
     with pytest.raises(ArtifactError, match=told):
-        artifacts.read(str(tmp_path), "codec")
+        resolve.read(str(tmp_path), "codec")
 
 
 def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path):
@@ -213,22 +216,22 @@ def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path):
     manifest["files"]["../secret"] = {"size": 1, "sha256": disk.sha256(tmp_path / "secret")}
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="outside its folder"):
-        artifacts.read(str(tmp_path), "codec")
+        resolve.read(str(tmp_path), "codec")
 
 
 def test_an_artifact_of_the_wrong_kind_is_refused(tmp_path):
     published(tmp_path / "artifact")
     with pytest.raises(ArtifactError, match="expected a 'labeler' artifact, found 'codec'"):
-        artifacts.read(str(tmp_path), "labeler")
+        resolve.read(str(tmp_path), "labeler")
     with pytest.raises(ArtifactError, match="expected an 'evaluation' artifact, found 'codec'"):
-        artifacts.read(str(tmp_path), "evaluation")
+        resolve.read(str(tmp_path), "evaluation")
 
 
 def test_all_wrong_inputs_are_told_at_once(tmp_path):
     codec = str(published(tmp_path / "artifact").path)
     wrong = {"codec": (str(tmp_path / "gone"), "codec"), "labeler": (codec, "labeler")}
     with pytest.raises(ArtifactError) as caught:
-        runs.inputs(shards=(codec, "shards"), **wrong)
+        resolve.read_inputs(shards=(codec, "shards"), **wrong)
     told = str(caught.value)
     for line in ("3 problem(s)", "shards: ", "expected a 'shards' artifact", "codec: ", "found none", "labeler: "):
         assert line in told
@@ -245,29 +248,29 @@ def test_durable_writing_replaces_at_once(tmp_path):
 def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
     folder, cfg = tmp_path / "run", StageConfig()
     shards = published(tmp_path / "shards" / "artifact")
-    given = runs.inputs({"lpips": "off"}, codec=(str(shards.path), "codec"))
-    assert runs.finished(folder, cfg) is None
-    runs.claim(folder, cfg, given)
-    runs.claim(folder, cfg, given)  # again, as after a restart
-    assert runs.finished(folder, cfg) is None
+    given = resolve.read_inputs({"lpips": "off"}, codec=(str(shards.path), "codec"))
+    assert run_folder.finished(folder, cfg) is None
+    run_folder.claim(folder, cfg, given)
+    run_folder.claim(folder, cfg, given)  # again, as after a restart
+    assert run_folder.finished(folder, cfg) is None
     (folder / "checkpoints/step-000000001").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="steps: 3 there, 4 now"):
-        runs.finished(folder, StageConfig(steps=4))
+        run_folder.finished(folder, StageConfig(steps=4))
     with pytest.raises(ArtifactError, match=r"\(lpips\): off there, absent now"):
-        runs.claim(folder, cfg, runs.inputs({"lpips": "absent"}, codec=(str(shards.path), "codec")))
+        run_folder.claim(folder, cfg, resolve.read_inputs({"lpips": "absent"}, codec=(str(shards.path), "codec")))
     other = published(tmp_path / "other" / "artifact", "other bytes")
     with pytest.raises(ArtifactError, match=r"\(input codec\)"):
-        runs.claim(folder, cfg, runs.inputs({"lpips": "off"}, codec=(str(other.path), "codec")))
+        run_folder.claim(folder, cfg, resolve.read_inputs({"lpips": "off"}, codec=(str(other.path), "codec")))
 
 
 def test_a_run_that_came_nowhere_leaves_its_folder_to_another_config(tmp_path, capsys):
     folder = tmp_path / "run"
-    runs.claim(folder, StageConfig(steps=4), runs.inputs())
+    run_folder.claim(folder, StageConfig(steps=4), resolve.read_inputs())
     for name in ("mlflow-run-id", "tracking.jsonl", "tracking.delivered"):
         (folder / name).write_text("of the first config")
     cfg = StageConfig(steps=3)
-    assert runs.finished(folder, cfg) is None
-    runs.claim(folder, cfg, runs.inputs())
+    assert run_folder.finished(folder, cfg) is None
+    run_folder.claim(folder, cfg, resolve.read_inputs())
     assert "came nowhere before; starts anew with steps: 4 there, 3 now" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["run.yaml"]  # its tracked run was the first config's
 
@@ -276,9 +279,9 @@ def test_a_run_that_came_nowhere_leaves_its_folder_to_another_config(tmp_path, c
     ("made", "told"), [("checkpoints/step-000000005", "holds checkpoints"), ("artifact", "holds an artifact")]
 )
 def test_nobody_is_advised_to_remove_what_took_weeks(tmp_path, made, told):
-    runs.claim(tmp_path, StageConfig(steps=4), runs.inputs())
+    run_folder.claim(tmp_path, StageConfig(steps=4), resolve.read_inputs())
     (tmp_path / made).mkdir(parents=True)
-    for begin in (runs.finished, lambda folder, cfg: runs.claim(folder, cfg, runs.inputs())):
+    for begin in (run_folder.finished, lambda folder, cfg: run_folder.claim(folder, cfg, resolve.read_inputs())):
         with pytest.raises(
             ArtifactError, match=f"{told}; choose another run=, or go back to the values there"
         ) as caught:
@@ -288,16 +291,18 @@ def test_nobody_is_advised_to_remove_what_took_weeks(tmp_path, made, told):
 
 
 def test_a_run_of_another_stage_is_called_that(tmp_path):
-    runs.claim(tmp_path, StageConfig(stage="vqvae", steps=4), runs.inputs())
+    run_folder.claim(tmp_path, StageConfig(stage="vqvae", steps=4), resolve.read_inputs())
     with pytest.raises(ArtifactError, match=r"this is a run of the stage vqvae, not of pretrain; choose another run=$"):
-        runs.finished(tmp_path, StageConfig())
+        run_folder.finished(tmp_path, StageConfig())
 
 
 def test_a_finished_run_is_found_without_its_inputs(tmp_path):
     folder, cfg = tmp_path / "run", StageConfig()
-    runs.claim(folder, cfg, runs.inputs())
-    artifacts.publish(folder / "artifact", runs.manifest("codec", cfg, runs.inputs(), {"x": 1}, "id"), files_of_a_codec)
-    assert runs.finished(folder, cfg) == folder / "artifact"
+    run_folder.claim(folder, cfg, resolve.read_inputs())
+    publish(
+        folder / "artifact", run_folder.manifest("codec", cfg, resolve.read_inputs(), {"x": 1}, "id"), files_of_a_codec
+    )
+    assert run_folder.finished(folder, cfg) == folder / "artifact"
 
 
 def test_many_may_write_the_same_file_at_the_same_time(tmp_path):

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import pipeline
-from pipeline import artifacts, cli
+from pipeline.cli import app
+from pipeline.registry import resolve
 from tests.conftest import CONFIGS, ROOT, Finished, assert_one_clear_line, illm, illm_here, picture
 from tests.test_pipeline import RUNS
 
@@ -66,7 +67,7 @@ def test_bad_files_among_good_ones_are_reported_and_do_not_stop_sharding(tmp_pat
     ended = illm("shard", CONFIGS / "shard.yaml", "run=r", "source=photos", cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert "2 files refused" in ended.out
-    refused = artifacts.read(str(tmp_path / "r"), "shards").json("index.json")["refused"]
+    refused = resolve.read(str(tmp_path / "r"), "shards").json("index.json")["refused"]
     assert {(entry["path"].rsplit("/")[-1], entry["reason"].split(":")[0]) for entry in refused} == {
         ("corrupt.jpg", "unreadable"), ("zero.png", "unreadable"),
     }  # fmt: skip
@@ -102,7 +103,7 @@ def test_a_truncated_shard_is_named_before_training(smoke_copy):
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(smoke_copy):
     folder = smoke_copy("shard", "pretrain")
     run = folder / RUNS / "pretrain"
-    expected = artifacts.read(str(run), "codec").manifest.files["weights.safetensors"].sha256
+    expected = resolve.read(str(run), "codec").manifest.files["weights.safetensors"].sha256
     (run / "artifact").rename(folder / "before")
     newest = run / "checkpoints" / "step-000000020" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-50])
@@ -110,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(smoke_copy)
     assert ended.code == 0, ended.err
     assert "step-000000020 is damaged" in ended.err
     assert "resumed at step 15" in ended.err
-    assert artifacts.read(str(run), "codec").manifest.files["weights.safetensors"].sha256 == expected
+    assert resolve.read(str(run), "codec").manifest.files["weights.safetensors"].sha256 == expected
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "foreign"])
@@ -172,7 +173,7 @@ def open_loop(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_trouble_with_files_and_memory_is_told_in_one_line(tmp_path, capsys, fail, told):
-    assert cli.exit_code(lambda: fail(tmp_path)) == 2
+    assert app.exit_code(lambda: fail(tmp_path)) == 2
     err = capsys.readouterr().err
     assert told in err
     assert len(err.splitlines()) == 1
@@ -183,7 +184,7 @@ def test_our_own_mistakes_keep_their_traceback(capsys, mistake):
     def fail() -> None:
         raise mistake
 
-    assert cli.exit_code(fail) == 1
+    assert app.exit_code(fail) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -225,7 +226,7 @@ def test_a_full_disk_is_told_and_goes_on_when_there_is_space(smoke, small_disk, 
     shutil.copytree(small_disk / "run", tmp_path / "run")
     ended = illm(*words, f"run={tmp_path}/run", cwd=smoke)
     assert ended.code == 0, ended.err
-    ours, theirs = (artifacts.read(str(f), "codec").digest for f in (tmp_path / "run", smoke / RUNS / "pretrain"))
+    ours, theirs = (resolve.read(str(f), "codec").digest for f in (tmp_path / "run", smoke / RUNS / "pretrain"))
     assert ours == theirs
 
 

@@ -12,9 +12,12 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from pipeline import artifacts, doctor_gpu, ownership, patience
+from pipeline.artifacts import ownership
+from pipeline.cluster import doctor_gpu
 from pipeline.errors import TakenOver
 from pipeline.evaluation.held_out import HeldOut
+from pipeline.registry import resolve
+from pipeline.storage import disk
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
 from tests.ranks import free_port
 
@@ -156,8 +159,8 @@ def test_cluster_files_agree_with_rays_schema(name):
 
 
 def test_files_of_other_nodes_are_waited_for(tmp_path, monkeypatch):
-    assert not patience.wait_for(tmp_path / "a" / "file")
-    monkeypatch.setenv(patience.SECONDS, "20")
+    assert not disk.wait_for(tmp_path / "a" / "file")
+    monkeypatch.setenv(disk.SECONDS, "20")
 
     def write():
         time.sleep(0.7)
@@ -166,22 +169,22 @@ def test_files_of_other_nodes_are_waited_for(tmp_path, monkeypatch):
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert patience.wait_for(tmp_path / "a" / "file")
+    assert disk.wait_for(tmp_path / "a" / "file")
     writer.join()
 
 
 def test_an_artifact_of_another_node_is_waited_for(project, monkeypatch):
-    monkeypatch.setenv(patience.SECONDS, "20")
+    monkeypatch.setenv(disk.SECONDS, "20")
     vqvae = project / "runs/smoke/vqvae"
     (vqvae / "artifact").rename(project / "hidden")
     shown = threading.Timer(0.7, lambda: (project / "hidden").rename(vqvae / "artifact"))
     shown.start()
-    assert artifacts.read(str(vqvae), "labeler").manifest.kind == "labeler"
+    assert resolve.read(str(vqvae), "labeler").manifest.kind == "labeler"
     shown.join()
 
 
 def test_a_plain_folder_of_images_is_not_waited_for(tmp_path, images, monkeypatch):
-    monkeypatch.setenv(patience.SECONDS, "no number: whoever looks at it fails")
+    monkeypatch.setenv(disk.SECONDS, "no number: whoever looks at it fails")
     assert len(HeldOut(str(images), 3)) == 3
 
 
@@ -202,7 +205,7 @@ def test_the_launcher_passes_signals_on_and_exits_like_its_ranks(project):
     launch = [
         sys.executable,
         "-m",
-        "pipeline.launch",
+        "pipeline.training.launch",
         "--config_file",
         "configs/launch/cpu.yaml",
         "--main_process_port",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import artifacts
+from pipeline.registry import resolve
 from pipeline.training import checkpoint
 from tests.conftest import CONFIGS, ROOT, illm
 from tests.ranks import ENGINES, FOUR, Zygote, flat, free_port, wait_until
@@ -70,7 +70,7 @@ def words(stage: str, run: str, *more: str) -> list[str]:
 
 
 def weights(folder: Path, run: str, kind: str) -> str:
-    return artifacts.read(str(folder / "runs" / run), kind).manifest.files["weights.safetensors"].sha256
+    return resolve.read(str(folder / "runs" / run), kind).manifest.files["weights.safetensors"].sha256
 
 
 def kind(stage: str) -> str:

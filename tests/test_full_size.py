@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
 from pipeline.bitstream.codec import ImageCodec
+from pipeline.registry import resolve
 from tests.conftest import ROOT, illm, picture
 from tests.test_pipeline import RUNS
 
@@ -39,5 +39,5 @@ def test_every_stage_trains_at_full_size(smoke: Path, tmp_path: Path, monkeypatc
     content = pretrained.compress(picture(1, 70, 60))
     assert tuned.compress(picture(1, 70, 60)) == content
     assert tuned.decompress(content).shape == (70, 60, 3)
-    names = {role: p.source for role, p in artifacts.read(str(tmp_path / "gan"), "codec").manifest.parents.items()}
+    names = {role: p.source for role, p in resolve.read(str(tmp_path / "gan"), "codec").manifest.parents.items()}
     assert names.keys() == {"shards", "codec", "labeler"}

@@ -5,11 +5,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline import gates
-from pipeline.evaluation import comparison, fidelity
+from pipeline.evaluation import comparison, fid
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.measure import Measurement
-from pipeline.gates import BdRateGate, Gate, RelativeGate
+from pipeline.evaluation.evaluator import Measurement
+from pipeline.promotion import gates
+from pipeline.promotion.gates import BdRateGate, Gate, RelativeGate
 
 
 def measurement(image: int, psnr_db: float, bpp: float = 0.5, model: str = "m") -> Measurement:
@@ -156,8 +156,8 @@ class Measured:
 
 
 def test_fid_and_kid_of_two_models_are_compared_over_the_same_draws_of_images(monkeypatch):
-    monkeypatch.setattr(fidelity, "MIN_FID_PATCHES", 50)
-    monkeypatch.setattr(fidelity, "KID_SUBSET", 50)
+    monkeypatch.setattr(fid, "MIN_FID_PATCHES", 50)
+    monkeypatch.setattr(fid, "KID_SUBSET", 50)
     far = comparison.fidelity_differences(Measured(ours=1.0, theirs=0.1), "ours", "theirs")
     assert [d.metric for d in far] == ["fid", "kid"]
     for difference in far:

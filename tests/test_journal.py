@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from pipeline import disk
-from pipeline.journal import DELIVERED, RECORDS, Away, Journal, undelivered
+from pipeline.artifacts.run_folder import DELIVERED, RECORDS
+from pipeline.storage import disk
+from pipeline.tracking.journal import Away, Journal, undelivered
 
 
 class Store:

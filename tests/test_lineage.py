@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from pipeline import artifacts, lineage
-from pipeline.artifacts import Manifest, Parent
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Manifest, Parent
+from pipeline.registry import lineage
 from tests.conftest import assert_one_clear_line, illm_here
 
 RUNS = "runs/smoke"
@@ -65,7 +66,7 @@ def test_what_is_not_here_is_told_and_what_replaced_it_is_not_taken_for_it(there
     manifest = Manifest(kind="codec", stage="other")
     files = ("model.yaml", "weights.safetensors")
     write = lambda folder: [(folder / name).write_text("x") for name in files]
-    artifacts.publish(there / RUNS / "pretrain/artifact", manifest, write)
+    publish(there / RUNS / "pretrain/artifact", manifest, write)
     tree = lineage.trace(f"{RUNS}/gan")
     assert states(tree) == {
         "gan": "files verified",

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, ownership, runs, stages, store, tracking
+from pipeline import config, stages
+from pipeline.artifacts import ownership, run_folder
 from pipeline.errors import ArtifactError, TakenOver
+from pipeline.registry import resolve
+from pipeline.tracking import store
+from pipeline.tracking.run import tracked_run
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
 
 RUNS = "runs/smoke"
 HOLDING = """
 import sys
 from pathlib import Path
-from pipeline import ownership
+from pipeline.artifacts import ownership
 with ownership.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -95,7 +99,7 @@ def test_who_was_taken_over_does_not_call_the_run_failed(smoke, tmp_path, monkey
     cfg = config.load(stages.get("pretrain").StageConfig, CONFIGS / "pretrain.yaml")
 
     def work() -> None:
-        with tracking.run("pretrain", tmp_path, cfg, runs.inputs()):
+        with tracked_run("pretrain", tmp_path, cfg, resolve.read_inputs()):
             raise TakenOver("by somebody else")
 
     with pytest.raises(TakenOver):
@@ -119,4 +123,4 @@ def test_every_stage_refuses_a_folder_in_which_another_process_works(smoke, tmp_
             ended = illm_here(stage, CONFIGS / f"{stage}.yaml", f"run={folder}", *words, cwd=smoke)
             assert_one_clear_line(ended, f"{folder}: process", "works here")
             assert contents(folder) == before
-            assert not (folder / tracking.RUN_ID_FILE).exists()
+            assert not (folder / run_folder.RUN_ID_FILE).exists()

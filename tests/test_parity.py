@@ -11,14 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import losses, perceptual
+from pipeline import losses
 from pipeline.bitstream.codec import pad
 from pipeline.bitstream.latents import LatentCoder
 from pipeline.evaluation import metrics
-from pipeline.models import reference_names
+from pipeline.models import reference_keys
 from pipeline.models.codec import Codec, CodecConfig, Noise
 from pipeline.models.discriminator import LabelDiscriminator, LabelDiscriminatorConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.lpips import Lpips
 from tests.conftest import picture
 
 pytestmark = pytest.mark.parity
@@ -63,7 +64,7 @@ def codecs():
         theirs.hyper_analysis[4].weight.mul_(30)
         theirs.hyper_synthesis_scale[4].bias.add_(2)
     ours = Codec(CODEC)
-    ours.load_state_dict(reference_names.import_state(theirs.state_dict(), CODEC).state)
+    ours.load_state_dict(reference_keys.import_state(theirs.state_dict(), CODEC).state)
     return ours, theirs
 
 
@@ -109,7 +110,7 @@ def test_the_codec_in_train_mode_with_its_gradients(codecs, images):
 
     (150 * F.mse_loss(out.x_hat, images) + out.bits.mean() / 8192).backward()
     (150 * F.mse_loss(expected.image, images) + bits.mean() / 8192).backward()
-    names = reference_names.names(CODEC)
+    names = reference_keys.names(CODEC)
     their_gradients = {name: p.grad for name, p in theirs.named_parameters()}
     compared = 0
     for name, p in ours.named_parameters():
@@ -172,7 +173,7 @@ def test_the_labeler_its_labels_and_its_losses(images):
     disturb(theirs)
     torch.nn.init.normal_(theirs.bottleneck_op.child.child.codebooks[0])
     ours = Labeler(LabelerConfig())
-    ours.load_state_dict(reference_names.import_state(theirs.state_dict(), LabelerConfig()).state)
+    ours.load_state_dict(reference_keys.import_state(theirs.state_dict(), LabelerConfig()).state)
     expected = theirs.train()(images)
     out = ours(images)
     assert close(out.x_hat, expected.image)
@@ -248,7 +249,7 @@ def test_the_adversarial_losses():
 
 def test_the_distortion(images):
     theirs = their_losses.NormFixLPIPS(net="alex", pnet_rand=True, verbose=False).eval()
-    ours = perceptual.Lpips(None)
+    ours = Lpips(None)
     ours.net.load_state_dict(theirs.state_dict())
     x_hat = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
     x_hat[0, :, :40] = 0  # features that are all zero

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import perceptual, weights
 from pipeline.errors import ArtifactError
-from pipeline.perceptual import Distortion, DistortionConfig, Lpips
+from pipeline.models import distortion, pretrained
+from pipeline.models.distortion import Distortion, DistortionConfig
+from pipeline.models.lpips import Lpips, _unit, load_lpips
 
 
 def test_lpips_equals_the_library_on_ordinary_images():
@@ -31,18 +32,18 @@ def test_the_gradient_stays_finite_where_all_features_are_zero():
     distance.sum().backward()
     assert torch.isfinite(x.grad).all()
     features = torch.zeros(1, 5, 2, 2, requires_grad=True)
-    perceptual._unit(features).sum().backward()
+    _unit(features).sum().backward()
     assert features.grad.flatten().tolist() == pytest.approx([1 / (5 * 1e-8) ** 0.5] * 20)  # steep, and finite
 
 
 def test_weights_with_another_digest_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert weights.find("alexnet") is None
-    path = weights.folder() / weights.FILES["alexnet"].file
+    assert pretrained.find("alexnet") is None
+    path = pretrained.folder() / pretrained.FILES["alexnet"].file
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not these")
     with pytest.raises(ArtifactError, match="does not start with 7be5be79"):
-        perceptual.load()
+        load_lpips()
 
 
 def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path, monkeypatch):
@@ -51,14 +52,14 @@ def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(1)
     alexnet = torchvision.models.alexnet()
-    weights.folder().mkdir(parents=True)
-    content = weights.folder() / "made.pth"
+    pretrained.folder().mkdir(parents=True)
+    content = pretrained.folder() / "made.pth"
     torch.save(alexnet.state_dict(), content)
     digest = hashlib.sha256(content.read_bytes()).hexdigest()[:8]
-    made = weights.WeightsFile(f"alexnet-owt-{digest}.pth", "https://example.invalid", "LPIPS")
-    content.rename(weights.folder() / made.file)
-    monkeypatch.setitem(weights.FILES, "alexnet", made)
-    model = perceptual.load()
+    made = pretrained.WeightsFile(f"alexnet-owt-{digest}.pth", "https://example.invalid", "LPIPS")
+    content.rename(pretrained.folder() / made.file)
+    monkeypatch.setitem(pretrained.FILES, "alexnet", made)
+    model = load_lpips()
     x = torch.rand(1, 3, 64, 64)
     assert torch.allclose(model.net.net(x).relu1, alexnet.features[:2](x))
     assert torch.allclose(model.net.net(x).relu5, alexnet.features[:12](x))
@@ -73,23 +74,23 @@ def test_convolutions_alone_are_enough_if_their_numbers_are_the_right_ones(tmp_p
     alexnet = torchvision.models.alexnet()
     layers = [f"features.{i}.{part}" for i in (0, 3, 6, 8, 10) for part in ("weight", "bias")]
     digest = hashlib.sha256(b"".join(alexnet.state_dict()[name].numpy().tobytes() for name in layers)).hexdigest()
-    weights.folder().mkdir(parents=True)
-    path = weights.folder() / "alexnet_features.safetensors"
+    pretrained.folder().mkdir(parents=True)
+    path = pretrained.folder() / "alexnet_features.safetensors"
     save_file({name: alexnet.state_dict()[name].clone() for name in reversed(layers)}, path)
     with pytest.raises(ArtifactError, match=f"convolutions is {digest}, expected 2b566cc3"):
-        weights.find("alexnet")
-    made = dataclasses.replace(weights.FILES["alexnet"], features_sha256=digest)
-    monkeypatch.setitem(weights.FILES, "alexnet", made)
+        pretrained.find("alexnet")
+    made = dataclasses.replace(pretrained.FILES["alexnet"], features_sha256=digest)
+    monkeypatch.setitem(pretrained.FILES, "alexnet", made)
     x = torch.rand(1, 3, 64, 64)
-    assert torch.allclose(perceptual.load().net.net(x).relu5, alexnet.features[:12](x))
+    assert torch.allclose(load_lpips().net.net(x).relu5, alexnet.features[:12](x))
     # the same numbers as the whole file's, so the same LPIPS
     assert DistortionConfig().lpips_state() == made.file
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="cannot be used"):
-        weights.find("alexnet")
+        pretrained.find("alexnet")
     save_file({name.removeprefix("features."): alexnet.state_dict()[name].clone() for name in layers}, path)
     with pytest.raises(ArtifactError, match=r"expected features.N.weight"):
-        weights.find("alexnet")
+        pretrained.find("alexnet")
 
 
 def test_missing_weights_stop_or_are_announced(tmp_path, monkeypatch):
@@ -111,7 +112,7 @@ def test_distortion_weighs_the_squared_error():
 def test_distortion_adds_weighted_lpips(monkeypatch):
     torch.manual_seed(0)
     model = Lpips(None)
-    monkeypatch.setattr(perceptual, "load", lambda: model)
+    monkeypatch.setattr(distortion, "load_lpips", lambda: model)
     x, y = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     total, parts = Distortion(DistortionConfig(mse=10, lpips=3))(x, y)
     assert total.item() == pytest.approx(10 * (x - y).square().mean().item() + 3 * model(x, y).mean().item(), rel=1e-5)

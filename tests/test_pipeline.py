@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import artifacts
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.reader import ShardReader
-from pipeline.models import saved
+from pipeline.models import serialization
+from pipeline.registry import resolve
 from tests.conftest import CONFIGS, illm, picture
 
 RUNS = "runs/smoke"
@@ -46,7 +46,7 @@ def test_run_again_everything_is_already_done(smoke, images):
 def test_every_artifact_names_its_parents_by_digest(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
     made = {
-        stage: artifacts.read(f"{RUNS}/{stage}", kind)
+        stage: resolve.read(f"{RUNS}/{stage}", kind)
         for stage, kind in {"shard": "shards", "vqvae": "labeler", "pretrain": "codec", "gan": "codec"}.items()
     }
     parents = {role: parent.digest for role, parent in made["gan"].manifest.parents.items()}
@@ -57,7 +57,9 @@ def test_every_artifact_names_its_parents_by_digest(smoke, monkeypatch):
 
 def test_fine_tuning_moves_the_synthesis_and_not_one_bit_of_anything_else(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
-    before, after = (saved.load_codec(artifacts.read(f"{RUNS}/{s}", "codec")).state_dict() for s in ("pretrain", "gan"))
+    before, after = (
+        serialization.load_codec(resolve.read(f"{RUNS}/{s}", "codec")).state_dict() for s in ("pretrain", "gan")
+    )
     assert before.keys() == after.keys()
     for name in before:
         if name.startswith("synthesis."):
@@ -99,7 +101,7 @@ def test_the_report_is_one_file_that_needs_no_other(smoke):
 
 def test_validation_images_were_not_trained_on(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
-    shards = artifacts.read(f"{RUNS}/shard", "shards")
+    shards = resolve.read(f"{RUNS}/shard", "shards")
     train, valid = ({s.sha256 for s, _ in ShardReader(shards, split).first(100)} for split in ("train", "valid"))
     assert train
     assert valid
@@ -113,7 +115,7 @@ def test_the_tracker_holds_configs_metrics_artifacts_and_parents(smoke):
         assert one("select value from params where key = 'gan_weight' and run_uuid = ?") == ["0.008"]
         steps = one("select step from metrics where key = 'train/discriminator' and run_uuid = ? order by step")
         assert steps == [5, 10, 15, 20]
-        digest = artifacts.read(str(smoke / RUNS / "pretrain"), "codec").digest
+        digest = resolve.read(str(smoke / RUNS / "pretrain"), "codec").digest
         assert one("select value from tags where key = 'parent.codec.digest' and run_uuid = ?") == [digest]
         assert one("select value from tags where key = 'parent.codec.run_id' and run_uuid = ?") == [
             run_id(smoke, "pretrain")

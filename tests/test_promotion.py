@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import aliases, artifacts, disk, registry_cache, store
-from pipeline.artifacts import MANIFEST, Manifest
+from pipeline.artifacts.manifest import MANIFEST, Manifest
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.images import decode
+from pipeline.registry import aliases, cache, resolve
+from pipeline.storage import disk
+from pipeline.tracking import store
 from tests.conftest import CONFIGS, ROOT, Finished, assert_one_clear_line, illm_here
 from tests.ranks import free_port, wait_until
 from tests.services import answers
@@ -117,12 +119,14 @@ def test_a_promotion_that_was_cut_short_is_finished_by_the_same_command_with_the
     def cut(*words: object, **named: object) -> None:
         raise KeyboardInterrupt
 
+    from pipeline.stages import promote as stage
+
     with monkeypatch.context() as patch:
         patch.setattr(aliases, "move", cut)
         assert promote(there, "p1").code == 130
     assert ask(there, "select * from registered_model_aliases") == []
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "publish", cut)
+        patch.setattr(stage, "publish", cut)
         assert promote(there, "p1").code == 130
     assert ask(there, "select alias, version from registered_model_aliases") == [("champion", 1)]
     ended = promote(there, "p1")
@@ -182,7 +186,7 @@ def test_a_champion_that_is_lost_is_replaced_by_force_only(there):
     assert promote(there, "p1", "codec=pretrained").code == 0
     ((source,),) = ask(there, "select storage_location from model_versions")
     shutil.rmtree(source)
-    shutil.rmtree(registry_cache.folder(), ignore_errors=True)
+    shutil.rmtree(cache.folder(), ignore_errors=True)
     ended = promote(there, "p2")
     assert ended.code == 3
     assert "champion is models:/m/1: codec/manifest.json cannot be had" in ended.err
@@ -336,5 +340,5 @@ def test_prune_lists_and_removes_what_nothing_needs(there):
     ended = illm_here("prune", "--remove", cwd=there)
     assert "removed 2 folder(s)" in ended.out
     assert not (there / "runs/spare/artifact").exists()
-    assert artifacts.read(f"{RUNS}/gan", "codec")
+    assert resolve.read(f"{RUNS}/gan", "codec")
     assert_one_clear_line(illm_here("prune", "nowhere", cwd=there), "no such folder")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import provenance
+from pipeline.tracking import provenance
 from tests.conftest import ROOT
 from tests.test_pipeline import RUNS, run_id
 
@@ -65,8 +65,15 @@ def test_seeds_inputs_and_every_metric_are_recorded(smoke):
 def repository(tmp_path):
     """A git repository with a package in it that has changes."""
     run = lambda *words: subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
-    (tmp_path / "pipeline").mkdir()
-    for name in ("__init__.py", "provenance.py", "redaction.py", "config.py", "errors.py"):
+    (tmp_path / "pipeline/tracking").mkdir(parents=True)
+    for name in (
+        "__init__.py",
+        "tracking/__init__.py",
+        "tracking/provenance.py",
+        "redaction.py",
+        "config.py",
+        "errors.py",
+    ):
         (tmp_path / "pipeline" / name).write_text((ROOT / "pipeline" / name).read_text())
     run("init", "-q")
     run("add", ".")
@@ -77,7 +84,7 @@ def repository(tmp_path):
 
 
 def test_changes_of_the_code_are_kept_without_passwords(repository):
-    code = "from pipeline import provenance as p, config; from pathlib import Path; import json\n"
+    code = "from pipeline import config; from pipeline.tracking import provenance as p; from pathlib import Path; import json\n"
     code += "class C(config.Config): a: int = 1\n"
     code += "p.write(Path('out'), C()); print(p.tags()['code'])"
     ended = subprocess.run(
@@ -91,14 +98,14 @@ def test_changes_of_the_code_are_kept_without_passwords(repository):
 
 
 def test_the_load_of_the_machine_is_sampled(monkeypatch, tmp_path):
-    from pipeline import tracking
-    from pipeline.journal import Journal
+    from pipeline.tracking import system_metrics
+    from pipeline.tracking.journal import Journal
     from tests.ranks import wait_until
 
     got: list[dict] = []
-    monkeypatch.setattr(tracking, "SAMPLE_EVERY", 0.05)
+    monkeypatch.setattr(system_metrics, "SAMPLE_EVERY", 0.05)
     journal = Journal(tmp_path, "r", "store", got.extend)
-    machine = tracking._Machine(journal, began=0.0)
+    machine = system_metrics.SystemMetrics(journal, began=0.0)
     wait_until(lambda: got, "no sample", 30)
     machine.stop()
     journal.close(5)
@@ -126,7 +133,7 @@ def test_two_who_write_the_same_row_at_once_are_not_refused_but_try_again():
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
-    from pipeline import store
+    from pipeline.tracking import store
 
     collision = "(psycopg.errors.UniqueViolation) duplicate key value violates unique constraint"
     assert store.is_away(MlflowException(collision, BAD_REQUEST))

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import artifacts
+from pipeline.registry import resolve
 from tests.conftest import ROOT, Finished, assert_one_clear_line, illm
 from tests.ranks import free_port
 
@@ -139,9 +139,9 @@ def test_stages_run_as_one_job_and_outlive_a_worker_and_a_node(submit, cluster, 
     )  # fmt: skip
     assert "succeeded" in state(), logs.stdout[-5000:]
     assert "2 x cpu, DDP" in logs.stdout
-    labeler = artifacts.read(str(run / "vqvae"), "labeler")
-    assert artifacts.read(str(run / "gan"), "codec").manifest.parents["labeler"].digest == labeler.digest
-    assert artifacts.read(str(run / "evaluate"), "evaluation").json("totals.json")["fine-tuned"]["bpp"] > 0
+    labeler = resolve.read(str(run / "vqvae"), "labeler")
+    assert resolve.read(str(run / "gan"), "codec").manifest.parents["labeler"].digest == labeler.digest
+    assert resolve.read(str(run / "evaluate"), "evaluation").json("totals.json")["fine-tuned"]["bpp"] > 0
 
 
 def test_what_a_user_can_mend_is_told_once_and_not_tried_again(submit, smoke, tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.redaction import has_secret, masked
-from pipeline.wording import printable
+from pipeline.text import printable
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.c2lnbmF0dXJlLWh1bnRlcjI"
 HEX = "0123456789abcdef" * 4

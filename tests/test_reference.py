@@ -5,12 +5,12 @@ import pickle
 import pytest
 import torch
 
-from pipeline import artifacts
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.bitstream.latents import LatentCoder
-from pipeline.models import reference_names, saved
+from pipeline.models import reference_keys, serialization
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.registry import resolve
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here, picture
 from tests.models.test_networks import SMALL, SMALL_LABELER
 from tests.test_pipeline import RUNS
@@ -27,12 +27,12 @@ def published(filled: bool = True, old_names: bool = False) -> dict[str, torch.T
     codec = Codec(SMALL)
     if filled:
         codec.update_tables()
-    return reference_names.export_state(codec.state_dict(), SMALL, {}, old_names)
+    return reference_keys.export_state(codec.state_dict(), SMALL, {}, old_names)
 
 
 def published_labeler() -> dict[str, torch.Tensor]:
     torch.manual_seed(4)
-    state = reference_names.export_state(Labeler(SMALL_LABELER).state_dict(), SMALL_LABELER, {}, False)
+    state = reference_keys.export_state(Labeler(SMALL_LABELER).state_dict(), SMALL_LABELER, {}, False)
     state["bottleneck_op.child.child.codebook_hits_0"] += torch.arange(16)
     return state
 
@@ -40,7 +40,7 @@ def published_labeler() -> dict[str, torch.Tensor]:
 def test_names_and_shapes_of_the_published_codec():
     with torch.device("meta"):
         state = Codec(CodecConfig()).state_dict()
-        theirs = reference_names.export_state(state, CodecConfig(), {}, False)
+        theirs = reference_keys.export_state(state, CodecConfig(), {}, False)
     assert len(theirs) == 163
     for name, shape in {
         "encoder.blocks.0.0.weight": (60, 3, 7, 7),
@@ -64,13 +64,13 @@ def test_names_and_shapes_of_the_published_codec():
         "latent_bottleneck.scale_bound": (1,),
     }.items():
         assert tuple(theirs[name].shape) == shape, name
-    old = reference_names.export_state(state, CodecConfig(), {}, True)
+    old = reference_keys.export_state(state, CodecConfig(), {}, True)
     assert {"hyper_bottleneck._matrix0", "hyper_bottleneck._bias4", "hyper_bottleneck._factor3"} <= old.keys()
 
 
 def test_names_and_shapes_of_the_published_labeler():
     with torch.device("meta"):
-        theirs = reference_names.export_state(Labeler(LabelerConfig()).state_dict(), LabelerConfig(), {}, False)
+        theirs = reference_keys.export_state(Labeler(LabelerConfig()).state_dict(), LabelerConfig(), {}, False)
     assert len(theirs) == 282
     for name, shape in {
         "encoder.conv_in.weight": (64, 3, 3, 3),
@@ -103,15 +103,15 @@ def test_a_codec_goes_in_and_out_unchanged(tmp_path, filled, old_names, wrapped)
         content = {"state_dict": {f"model.{name}": value for name, value in theirs.items()}, "global_step": 7}
         content["state_dict"]["discriminator.weight"] = torch.zeros(2)
     torch.save(content, tmp_path / "their.ckpt")
-    from pipeline import reference
+    from pipeline.models import reference
 
     told = reference.import_file(tmp_path / "their.ckpt", "codec", tmp_path / "run", CODEC_WORDS)
     assert ("discriminator.weight" in told) == wrapped
-    codec = saved.load_codec(artifacts.read(str(tmp_path / "run"), "codec"))
+    codec = serialization.load_codec(resolve.read(str(tmp_path / "run"), "codec"))
     coder = LatentCoder(codec)  # its tables are there in any case
     z_stream, y_stream, symbols = coder.encode(torch.rand(1, 3, 64, 64))
     assert coder.decode(z_stream, y_stream, 64, 64)[0].equals(symbols)
-    reference.export_file(str(tmp_path / "run"), tmp_path / "back.ckpt", "as-imported")
+    reference.export_file(resolve.read(str(tmp_path / "run"), "codec"), tmp_path / "back.ckpt", "as-imported")
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)
     assert back.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -125,7 +125,7 @@ def test_a_labeler_goes_in_and_out_unchanged(tmp_path):
     words = ("import-reference", "their.ckpt", *LABELER_WORDS, "--kind", "labeler", "--output", "run")
     ended = illm_here(*words, cwd=tmp_path)
     assert ended.code == 0, ended.err
-    labeler = saved.load_labeler(artifacts.read(str(tmp_path / "run"), "labeler"))
+    labeler = serialization.load_labeler(resolve.read(str(tmp_path / "run"), "labeler"))
     assert torch.equal(labeler.codebook, theirs["bottleneck_op.child.child.codebooks.0"])
     ended = illm_here("export-reference", "run", "back.ckpt", cwd=tmp_path)
     assert ended.code == 0, ended.err
@@ -186,8 +186,8 @@ class Evil:
 
 @pytest.mark.parametrize("content", ["pickle", "text", "list", "tensor"])
 def test_what_is_no_state_dict_is_refused_and_nothing_is_executed(tmp_path, monkeypatch, content):
-    from pipeline import reference
     from pipeline.errors import ArtifactError
+    from pipeline.models import reference
 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "their.ckpt"

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import aliases, artifacts, lineage, registry, registry_cache, store
-from pipeline.artifacts import Manifest
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Manifest, Parent
 from pipeline.errors import ArtifactError, RegistryChanged, TrackingError
-from pipeline.wording import printable
+from pipeline.registry import aliases, cache, lineage, resolve, versions
+from pipeline.text import printable
+from pipeline.tracking import store
 from tests.conftest import assert_one_clear_line, illm_here
 from tests.ranks import free_port
 
@@ -21,13 +23,13 @@ def registered(folder: Path, name: str, weights: str) -> None:
     """Registers a codec whose files are in `folder`, and makes it the champion."""
     ancestor = Manifest(kind="shards", stage=f"shards of {weights}")
     package = folder / "package"
-    given = {"shards": artifacts.Parent(digest=ancestor.digest, source="elsewhere")}
+    given = {"shards": Parent(digest=ancestor.digest, source="elsewhere")}
 
     def write(to: Path) -> None:
         (to / "model.yaml").write_text("")
         (to / "weights.safetensors").write_text(weights)
 
-    codec = artifacts.publish(package / "codec", Manifest(kind="codec", stage="pretrain", parents=given), write)
+    codec = publish(package / "codec", Manifest(kind="codec", stage="pretrain", parents=given), write)
     (package / "lineage.json").write_text(json.dumps([json.loads(ancestor.model_dump_json())]))
     client = store.client()
     aliases.ensure_model(client, name)
@@ -103,27 +105,27 @@ def test_a_look_up_in_a_registry_leaves_nothing_in_the_folder(here, words):
 
 def test_what_is_registered_instead_is_named(here):
     with pytest.raises(ArtifactError, match=r"nothing is registered under that name at .*; there is m@champion"):
-        registry.find("models:/illm@champion")
+        versions.find("models:/illm@champion")
     with pytest.raises(ArtifactError, match=r"has no alias 'previous' at .*; it has champion \(version 1\)"):
-        registry.find("models:/m@previous")
+        versions.find("models:/m@previous")
     with pytest.raises(ArtifactError, match=r"has no such version at .*; it has champion \(version 1\)"):
-        registry.find("models:/m/7")
+        versions.find("models:/m/7")
     with pytest.raises(ArtifactError, match=r"no such registered model at .*; there is m@champion"):
         aliases.history("illm", "champion")
 
 
 def test_a_name_is_remembered_for_the_store_that_said_it_only(here, monkeypatch):
-    found = registry.find("models:/m@champion")
-    assert registry_cache.recall("models:/m@champion")[1] == found
+    found = versions.find("models:/m@champion")
+    assert cache.recall("models:/m@champion")[1] == found
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match="cannot be reached"):
-        registry.find("models:/m@champion")
-    theirs = registry_cache.folder()
+        versions.find("models:/m@champion")
+    theirs = cache.folder()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    shutil.copytree(registry_cache.folder(), theirs, dirs_exist_ok=True)  # a cache that was copied by hand
+    shutil.copytree(cache.folder(), theirs, dirs_exist_ok=True)  # a cache that was copied by hand
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    assert registry_cache.recall("models:/m@champion") is None
+    assert cache.recall("models:/m@champion") is None
 
 
 def test_a_store_is_told_from_others_by_its_whole_path_and_without_secrets(tmp_path, monkeypatch):
@@ -132,18 +134,18 @@ def test_a_store_is_told_from_others_by_its_whole_path_and_without_secrets(tmp_p
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        found.add(registry_cache.folder())
+        found.add(cache.folder())
     assert len(found) == 2
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@host:5000/")
     assert store.identity() == "http://user:***@host:5000"
 
 
 def test_a_server_that_was_reached_is_remembered_while_it_is_away(here, monkeypatch, capsys):
-    found = registry.find("models:/m@champion")
+    found = versions.find("models:/m@champion")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    registry_cache.remember("models:/m@champion", found)
-    assert registry.find("models:/m@champion") == found
+    cache.remember("models:/m@champion", found)
+    assert versions.find("models:/m@champion") == found
     told = capsys.readouterr().err
     assert "cannot be reached" in told
     assert "models:/m@champion is taken as of 20" in told
@@ -158,33 +160,33 @@ def test_a_damaged_cache_is_fetched_again_and_away_from_its_store_one_line(here,
         ended = illm_here(*words, cwd=here)
         assert ended.code == 0, ended.err
         assert "shards: shards of first" in ended.out
-        kept = [*registry_cache.folder().glob("names/*.json"), *registry_cache.folder().glob("*.lineage.json")]
+        kept = [*cache.folder().glob("names/*.json"), *cache.folder().glob("*.lineage.json")]
         assert len(kept) == 2
         for path in kept:
             path.write_bytes(damage.encode("latin-1"))
-    tree = lineage.manifests(artifacts.read("models:/m@champion", "codec"))  # what every promotion asks for
+    tree = lineage.manifests(resolve.read("models:/m@champion", "codec"))  # what every promotion asks for
     assert tree == []
     names = here / "names"
-    shutil.copytree(registry_cache.folder() / "names", names)
+    shutil.copytree(cache.folder() / "names", names)
     (names / "m@champion.json").write_bytes(damage.encode("latin-1"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    shutil.copytree(names, registry_cache.folder() / "names")
+    shutil.copytree(names, cache.folder() / "names")
     assert_one_clear_line(illm_here("lineage", "models:/m@champion", cwd=here), "cannot be reached")
 
 
 def test_without_a_cache_that_can_be_written_names_are_found_and_a_copy_is_refused_in_one_line(here, monkeypatch):
     (here / "file").touch()
     monkeypatch.setenv("ILLM_CACHE", str(here / "file"))
-    assert registry.find("models:/m@champion").number == "1"
-    assert [manifest.stage for manifest in registry.ancestry("models:/m@champion")] == ["shards of first"]
+    assert versions.find("models:/m@champion").number == "1"
+    assert [manifest.stage for manifest in versions.ancestry("models:/m@champion")] == ["shards of first"]
     with pytest.raises(ArtifactError, match=r"no copy of it can be kept in .*; set ILLM_CACHE"):
-        registry.fetch("models:/m@champion")
+        versions.fetch("models:/m@champion")
 
 
 def test_copies_in_the_cache_are_found_again_as_parents_and_pruned_when_their_version_is_gone(here):
-    folder = registry.fetch("models:/m@champion")
-    assert registry_cache.codecs() == [folder]
+    folder = versions.fetch("models:/m@champion")
+    assert cache.codecs() == [folder]
     gone = folder.with_name("0" * 64)
     shutil.copytree(folder, gone)
     (here / "runs/registry-cache").mkdir()
@@ -208,14 +210,14 @@ def test_names_from_a_registry_reach_the_terminal_escaped(here):
 
 
 def test_tags_that_two_promotions_write_at_once_are_written_by_both(here):
-    version = registry.Version("m", "1", "0" * 64, "")  # this process does not open the store: they share no connection
+    version = versions.Version("m", "1", "0" * 64, "")  # this process does not open the store: they share no connection
     ready, go = os.pipe()
     children = []
     for number in range(4):
         if not (child := os.fork()):
             os.read(ready, 1)
             try:
-                registry.tag(version, {f"champion.{key}": str(number) for key in range(10)})
+                versions.tag(version, {f"champion.{key}": str(number) for key in range(10)})
                 os._exit(0)
             finally:
                 os._exit(1)

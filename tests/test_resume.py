@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
+from pipeline.registry import resolve
 from tests.conftest import CONFIGS, ROOT, illm
 from tests.test_pipeline import RUNS
 
@@ -54,6 +54,6 @@ def test_interrupted_sharding_starts_over_and_ends_the_same(smoke, images, tmp_p
     (tmp_path / RUNS / "shard" / ".artifact.abc").mkdir(parents=True)
     (tmp_path / RUNS / "shard" / ".artifact.abc" / "train-000000.tar").write_bytes(b"half")
     assert illm(*words, cwd=tmp_path).code == 0
-    ours, theirs = (artifacts.read(str(f / RUNS / "shard"), "shards") for f in (tmp_path, smoke))
+    ours, theirs = (resolve.read(str(f / RUNS / "shard"), "shards") for f in (tmp_path, smoke))
     assert ours.digest == theirs.digest
     assert not list((tmp_path / RUNS / "shard").glob(".artifact*"))

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, disk, redaction, registry, registry_cache, store
-from pipeline.artifacts import MANIFEST, Manifest
+from pipeline import redaction
+from pipeline.artifacts.manifest import MANIFEST, Manifest
 from pipeline.errors import ArtifactError, UserError
+from pipeline.registry import cache, resolve, versions
+from pipeline.storage import disk
+from pipeline.tracking import store
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here
 
 RUNS = "runs/smoke"
@@ -116,7 +119,7 @@ def test_a_manifest_names_only_files_in_its_folder(codec, name):
     manifest["files"][name] = {"size": 1, "sha256": "0" * 64}
     (codec / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="outside its folder"):
-        artifacts.read(f"{RUNS}/gan", "codec")
+        resolve.read(f"{RUNS}/gan", "codec")
 
 
 def test_a_link_out_of_the_folder_is_refused(codec, tmp_path):
@@ -125,7 +128,7 @@ def test_a_link_out_of_the_folder_is_refused(codec, tmp_path):
     (codec / "weights.safetensors").unlink()
     (codec / "weights.safetensors").symlink_to(secret)
     with pytest.raises(ArtifactError, match="outside its folder"):
-        artifacts.read(f"{RUNS}/gan", "codec")
+        resolve.read(f"{RUNS}/gan", "codec")
 
 
 @pytest.fixture
@@ -135,14 +138,14 @@ def registered(smoke, tmp_path, monkeypatch) -> Path:
         (tmp_path / "runs").mkdir(exist_ok=True)
         shutil.copy(smoke / "runs" / name, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
-    source = Path(registry.find("models:/illm-smoke/2").source)
+    source = Path(versions.find("models:/illm-smoke/2").source)
     shutil.copytree(source, tmp_path / "kept")
-    monkeypatch.setattr(registry, "_described", lambda v, made=registry._described: _moved(made(v), tmp_path / "kept"))
+    monkeypatch.setattr(versions, "_described", lambda v, made=versions._described: _moved(made(v), tmp_path / "kept"))
     return tmp_path / "kept"
 
 
-def _moved(version: registry.Version, source: Path) -> registry.Version:
-    return registry.Version(version.name, version.number, version.digest, str(source), version.run_id)
+def _moved(version: versions.Version, source: Path) -> versions.Version:
+    return versions.Version(version.name, version.number, version.digest, str(source), version.run_id)
 
 
 def below(folder: Path) -> set[str]:
@@ -156,9 +159,9 @@ def test_a_registry_that_names_files_elsewhere_is_refused_and_writes_nothing(reg
     (registered / "codec" / MANIFEST).write_text(json.dumps(manifest))
     before = below(tmp_path)
     with pytest.raises(ArtifactError, match="outside its folder"):
-        registry.fetch("models:/illm-smoke/2")
+        versions.fetch("models:/illm-smoke/2")
     assert below(tmp_path) == before
-    assert registry_cache.codecs() == []
+    assert cache.codecs() == []
     assert not Path("/tmp/evil-of-a-test").exists()
 
 
@@ -166,7 +169,7 @@ def test_a_registry_whose_files_are_not_what_was_registered_is_refused(registere
     (registered / "codec" / "weights.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     reseal(registered / "codec")
     with pytest.raises(ArtifactError, match="not what was registered"):
-        registry.fetch("models:/illm-smoke/2")
+        versions.fetch("models:/illm-smoke/2")
     manifest = json.loads((registered / "codec" / MANIFEST).read_text())
     assert manifest
     assert not (tmp_path / "marker").exists()
@@ -174,7 +177,7 @@ def test_a_registry_whose_files_are_not_what_was_registered_is_refused(registere
 
 def test_files_beside_the_manifest_are_not_even_downloaded(registered):
     (registered / "codec" / "extra.py").write_text("raise SystemExit")
-    folder = registry.fetch("models:/illm-smoke/2")
+    folder = versions.fetch("models:/illm-smoke/2")
     assert {path.name for path in folder.iterdir()} == {MANIFEST, "model.yaml", "weights.safetensors"}
 
 
@@ -218,7 +221,7 @@ def test_the_password_of_a_store_is_not_printed(monkeypatch, tmp_path):
     assert "hunter2" not in ended.err + ended.out
     assert "hunter2" not in store.page_command()
     with pytest.raises(UserError) as caught:
-        registry.find("models:/m@champion")
+        versions.find("models:/m@champion")
     assert "hunter2" not in str(caught.value)
 
 

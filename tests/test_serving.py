@@ -3,20 +3,21 @@ import io
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, serving
-from pipeline.artifacts import Manifest
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Manifest
 from pipeline.bitstream import container
 from pipeline.bitstream.container import Packet
 from pipeline.errors import UserError
-from pipeline.models import saved
+from pipeline.models import serialization
+from pipeline.promotion import serving
 from tests.conftest import picture
 from tests.models.test_networks import SMALL, small_codec
 
 
 @pytest.fixture
 def served(tmp_path):
-    artifacts.publish(
-        tmp_path / "artifact", Manifest(kind="codec"), lambda scratch: saved.save(scratch, small_codec(), SMALL)
+    publish(
+        tmp_path / "artifact", Manifest(kind="codec"), lambda scratch: serialization.save(scratch, small_codec(), SMALL)
     )
     return serving.FileCodec(str(tmp_path / "artifact"))
 

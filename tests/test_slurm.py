@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import artifacts
+from pipeline.artifacts.artifact import digest_of
+from pipeline.registry import resolve
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
 from tests.slurm import MISSING, Slurm
 
@@ -68,7 +69,7 @@ def test_a_chain_runs_in_order_and_a_failure_cancels_the_rest(slurm, project):
     assert slurm.wait(jobs["promote"], *ENDED) == "COMPLETED", "".join(log_of(project, job) for job in jobs.values())
     assert "2 x cpu, DDP" in log_of(project, jobs["gan"])  # on two nodes, each with a launcher of its own
     assert slurm.about(jobs["gan"], "NodeList") == "n[1-2]"
-    assert artifacts.read(str(project / "runs/smoke/promote"), "promotion").json("decision.json")["version"] == "3"
+    assert resolve.read(str(project / "runs/smoke/promote"), "promotion").json("decision.json")["version"] == "3"
 
     shutil.rmtree(project / "runs/smoke/gan")
     shutil.rmtree(project / "runs/smoke/vqvae")
@@ -131,7 +132,7 @@ def test_signal_requeue_and_lost_node_change_nothing_in_the_result(slurm, projec
     slurm.tried("scontrol", "update", "NodeName=n2", "State=RESUME")  # unless it has come back by itself
     slurm.start_now(job, 3)
     assert slurm.wait(job, *ENDED) == "COMPLETED", log_of(project, job)
-    digests = [artifacts.read(str(project / f"runs/{name}"), "codec").digest for name in ("two", "alone")]
+    digests = [resolve.read(str(project / f"runs/{name}"), "codec").digest for name in ("two", "alone")]
     assert digests[0] == digests[1]
 
 
@@ -175,7 +176,7 @@ def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
     assert slurm.wait(jobs_in(told.out)["shard"], *ENDED) == "COMPLETED"
     whole = illm_here("shard", *given[:1], "run=runs/whole", *given[2:], cwd=project)
     assert whole.code == 0, whole
-    digests = [artifacts.digest_of(project / "runs" / name / "artifact") for name in ("parts", "whole")]
+    digests = [digest_of(project / "runs" / name / "artifact") for name in ("parts", "whole")]
     assert digests[0] == digests[1]
     assert slurm.wait(jobs_in(swept.out)["sweep"], *ENDED) == "COMPLETED", log_of(project, "*")
     assert (project / "runs/sweep/artifact/trials.csv").read_text().count("\n") == 3

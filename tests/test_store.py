@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from pipeline import store, tracking
+from pipeline.artifacts import run_folder
+from pipeline.tracking import store
+from pipeline.tracking.run import RECORDS, Inputs, _begun, deliver_rest
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here
 from tests.ranks import free_port
 
@@ -75,18 +77,18 @@ def test_the_wait_for_a_first_answer_is_below_a_minute():
 def test_a_run_that_is_resumed_goes_on_without_its_server(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ANSWER", 0.5)
     monkeypatch.setattr(store, "TELL_AFTER", 0.2)
-    (tmp_path / tracking.RUN_ID_FILE).write_text("abc\n")
+    (tmp_path / run_folder.RUN_ID_FILE).write_text("abc\n")
     with answering(b"", 0.05) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert tracking._begun("pretrain", tmp_path, tracking.Inputs({}, {}))[1] == "abc"
+        assert _begun("pretrain", tmp_path, Inputs({}, {}))[1] == "abc"
 
 
 def test_what_a_finished_run_still_holds_waits_for_a_server_that_is_away(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    (tmp_path / tracking.RUN_ID_FILE).write_text("abc\n")
-    (tmp_path / tracking.RECORDS).write_text('{"kind": "status", "status": "FINISHED"}\n')
-    tracking.deliver_rest(tmp_path)
+    (tmp_path / run_folder.RUN_ID_FILE).write_text("abc\n")
+    (tmp_path / RECORDS).write_text('{"kind": "status", "status": "FINISHED"}\n')
+    deliver_rest(tmp_path)
     assert "1 records for http://127.0.0.1" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from pipeline import artifacts
+from pipeline.artifacts.artifact import digest_of
 from tests.conftest import ROOT, assert_one_clear_line, illm
 from tests.stages.test_sweep import BASE
 
@@ -52,12 +52,12 @@ def test_a_killed_sweep_keeps_what_it_finished_and_shares_pretrained_codecs(smok
     started.wait()
     (finished,) = place.glob("trials/*/result.json")
     before = finished.stat().st_mtime_ns
-    codec = artifacts.digest_of(next(place.glob("pretrained/*/artifact")))
+    codec = digest_of(next(place.glob("pretrained/*/artifact")))
 
     ended = illm("sweep", path, "run=runs/killed", cwd=smoke, limit=400)
     assert ended.code == 0, ended
     assert finished.stat().st_mtime_ns == before
-    assert [artifacts.digest_of(p) for p in place.glob("pretrained/*/artifact")] == [codec]
+    assert [digest_of(p) for p in place.glob("pretrained/*/artifact")] == [codec]
     assert "pretrained 1 codec(s) for 2 trials" in ended.out
     good, bad = [[r for r in rows(place) if bool(r["failed"]) is failed] for failed in (False, True)]
     assert {r["gan.gan_weight"] for r in good} == {"0.0", "0.1"}

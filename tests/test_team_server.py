@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.journal import undelivered
+from pipeline.tracking.journal import undelivered
 from tests.conftest import CONFIGS, illm, picture
 from tests.ranks import Zygote, wait_until
 from tests.services import Server, bucket, postgres

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline.journal import undelivered
+from pipeline.tracking.journal import undelivered
 from tests.conftest import CONFIGS
 from tests.ranks import Zygote, wait_until
 from tests.services import Server

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import wording
+from pipeline.text import file_name, printable, reason
 
 
 @pytest.mark.parametrize(
@@ -19,18 +19,18 @@ from pipeline import wording
     ],
 )
 def test_what_a_terminal_would_obey_is_written_out(text, expected):
-    assert wording.printable(text) == expected
+    assert printable(text) == expected
 
 
 def test_a_reason_is_one_line_and_the_same_in_every_run():
     error = ValueError(f"cannot read {io.BytesIO()}\nat all, \x1b[1m{object()}: no")
-    assert wording.reason(error) == "cannot read at all, \\x1b[1m: no"
-    assert wording.reason(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"
+    assert reason(error) == "cannot read at all, \\x1b[1m: no"
+    assert reason(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"
 
 
 @given(st.text(max_size=400))
 def test_a_file_name_is_short_and_stays_in_its_folder(stem):
-    name = wording.file_name(stem)
+    name = file_name(stem)
     assert name.isprintable()
     assert not set(name) & set("/\\ %#?:")
     assert len(name.encode()) <= 200

@@ -17,7 +17,8 @@ os.dup2(2, 1)
 
 import torch  # noqa: E402
 
-from pipeline import cli, store  # noqa: E402
+from pipeline.cli import app  # noqa: E402
+from pipeline.tracking import store  # noqa: E402
 
 WANTED = (
     "deepspeed",
@@ -39,7 +40,7 @@ def run(command: dict) -> None:
     sys.argv = ["illm", *command["argv"]]
     if dump := command.get("dump"):  # where to leave what this rank holds after training
         dump_when_done(dump)
-    cli.main()
+    app.main()
 
 
 def dump_when_done(path: str) -> None:

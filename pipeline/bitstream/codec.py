@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import artifacts
 from pipeline.bitstream import container
 from pipeline.bitstream.container import Packet, padded
 from pipeline.bitstream.latents import LatentCoder, Symbols
 from pipeline.data.images import Pixels
-from pipeline.data.loader import to_float
+from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError, is_out_of_memory
-from pipeline.models import saved
+from pipeline.models import serialization
 from pipeline.models.codec import Codec
+from pipeline.registry import resolve
 
 
 class CompressedImage(NamedTuple):
@@ -49,7 +49,7 @@ class ImageCodec:
     @classmethod
     def load(cls, name: str) -> "ImageCodec":
         """From an artifact: a run folder or a models:/ URI. Raises: ArtifactError."""
-        return cls(saved.load_codec(artifacts.read(name, "codec")))
+        return cls(serialization.load_codec(resolve.read(name, "codec")))
 
     def compress(self, pixels: Pixels) -> bytes:
         """The compressed file of an image. Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1.

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
-from pipeline import artifacts, outputs
 from pipeline.bitstream import container, naming
 from pipeline.bitstream.naming import Job
 from pipeline.data import images
 from pipeline.data.images import Decoded, Pixels
 from pipeline.errors import BitstreamError, DataError
-from pipeline.wording import printable
+from pipeline.registry import resolve
+from pipeline.storage import outputs
+from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.bitstream.codec import ImageCodec
@@ -153,8 +154,8 @@ def inspect(path: Path) -> str:
 
 
 def _inspect_artifact(path: Path) -> str:
-    kind = artifacts.kind_of(str(path))
-    artifact = artifacts.read(str(path), kind)
+    kind = resolve.kind_of(str(path))
+    artifact = resolve.read(str(path), kind)
     manifest = artifact.manifest
     lines = [
         f"kind      {kind}",

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from PIL import Image
 
-from pipeline import outputs
 from pipeline.data import images
 from pipeline.errors import UserError
-from pipeline.outputs import OutputError
+from pipeline.storage import outputs
+from pipeline.storage.outputs import OutputError
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
 
 from pipeline.errors import DataError
-from pipeline.wording import printable, reason
+from pipeline.text import printable, reason
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 MAX_PIXELS = 2**27  # larger images are refused before they are decoded

@@ -23,6 +23,7 @@ from pipeline.data import transforms
 from pipeline.data.images import Pixels
 from pipeline.data.order import Order
 from pipeline.data.reader import ShardReader
+from pipeline.data.transforms import in_unit_range, to_float
 from pipeline.errors import DataError, UnreachableError
 
 
@@ -264,16 +265,3 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
     images = (reader.pixels(i) for i in range(count))
     size = cfg.validation_crop or cfg.crop
     return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, size, each)]))
-
-
-def to_float(pixels: Pixels) -> Tensor:
-    """Shapes: pixels (B, H, W, 3) in 0..255; returns (B, 3, H, W) in [0, 1]."""
-    return in_unit_range(torch.tensor(pixels).permute(0, 3, 1, 2))
-
-
-def in_unit_range(x: Tensor) -> Tensor:
-    """0..255 as [0, 1], with the same bits on every device.
-
-    A GPU multiplies by the reciprocal of a plain number, which rounds otherwise; it divides by a tensor of its own.
-    """
-    return x.float().div_(torch.full((), 255.0, device=x.device))

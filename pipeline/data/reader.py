@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import artifacts, disk
-from pipeline.artifacts import Artifact
-from pipeline.data.cache import ShardCache
+from pipeline.artifacts.artifact import Artifact, refuse_outside
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
 from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Split
 from pipeline.errors import DataError, UnreachableError
-from pipeline.wording import printable, reason
+from pipeline.storage import disk
+from pipeline.storage.cache import ShardCache
+from pipeline.text import printable, reason
 
 TABLES_KEPT = 128
 _TAR_NAME = re.compile(r"(train|valid|test)-\d{6}\.tar")
@@ -149,7 +149,7 @@ def _check(folder: Path | None, shard: Shard) -> None:
         return
     for name, expected in ((shard.file, shard.bytes), (shard.table, shard.table_bytes)):
         path = folder / name
-        artifacts.refuse_outside(folder, name)
+        refuse_outside(folder, name)
         if not path.is_file():
             what = "no plain file" if path.exists() else "missing, but the index lists it"
             raise DataError(f"{path}: {what}; make the shards again")

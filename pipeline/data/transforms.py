@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from pipeline.data.images import Pixels
 
@@ -126,3 +127,16 @@ def mirrored(pixels: Pixels) -> Pixels:
     for top in range(0, pixels.shape[0], rows):
         out[top : top + rows] = image[:, :, top : top + rows].flip(-1)[0].permute(1, 2, 0).numpy()
     return out
+
+
+def to_float(pixels: Pixels) -> Tensor:
+    """Shapes: pixels (B, H, W, 3) in 0..255; returns (B, 3, H, W) in [0, 1]."""
+    return in_unit_range(torch.tensor(pixels).permute(0, 3, 1, 2))
+
+
+def in_unit_range(x: Tensor) -> Tensor:
+    """0..255 as [0, 1], with the same bits on every device.
+
+    A GPU multiplies by the reciprocal of a plain number, which rounds otherwise; it divides by a tensor of its own.
+    """
+    return x.float().div_(torch.full((), 255.0, device=x.device))

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifacts
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Difference
+from pipeline.evaluation.evaluator import Measuring
 from pipeline.evaluation.held_out import HeldOut
-from pipeline.evaluation.measure import Measuring
-from pipeline.models import saved
+from pipeline.models import serialization
+from pipeline.registry import resolve
 
 
 def run(first: str, second: str, model: str, images: str, limit: int, as_json: bool) -> str:
@@ -23,7 +23,7 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
     found = HeldOut(images, limit)
     # not under their own names: these may be paths, or the same codec twice
     codecs = {
-        place: ImageCodec(saved.load_codec(artifacts.read(name, "codec")))
+        place: ImageCodec(serialization.load_codec(resolve.read(name, "codec")))
         for place, name in zip(("first", "second"), names, strict=True)
     }
     ids = [codec.bitstream_id.hex() for codec in codecs.values()]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from pipeline.evaluation import fidelity
-from pipeline.evaluation.measure import MEANS, TIMES, Measurement, Measuring
+from pipeline.evaluation import fid
+from pipeline.evaluation.evaluator import MEANS, TIMES, Measurement, Measuring
 
 HIGHER_IS_BETTER = ("psnr_db", "ms_ssim")
 DRAWS = 2000  # resamplings of the images behind an interval
@@ -122,9 +122,9 @@ def bd_rate_interval(
     return None if math.isnan(whole) or np.isnan(drawn).any() else _percentiles(whole, drawn)
 
 
-def _fidelities(groups: list[list[Tensor]], images: Sequence[int]) -> list[fidelity.Fidelity]:
+def _fidelities(groups: list[list[Tensor]], images: Sequence[int]) -> list[fid.Fidelity]:
     ours, theirs, originals = (torch.cat([group[i] for i in images]) for group in groups)
-    return [fidelity.compare(features, originals) for features in (ours, theirs)]
+    return [fid.compare(features, originals) for features in (ours, theirs)]
 
 
 def _sign(metric: str) -> float:

@@ -4,13 +4,16 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import artifacts, disk, runs
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import run_folder
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.manifest import MANIFEST
 from pipeline.data.images import SUFFIXES, Pixels, decode
 from pipeline.data.reader import ShardReader
-from pipeline.data.sources import find_files
 from pipeline.errors import DataError
-from pipeline.wording import file_name
+from pipeline.registry import resolve
+from pipeline.sharding.sources import find_files
+from pipeline.storage import disk
+from pipeline.text import file_name
 
 
 class HeldOut:
@@ -23,9 +26,11 @@ class HeldOut:
 
     def __init__(self, images: str, limit: int):
         self.parents: dict[str, tuple[str, Artifact]] = {}
-        is_run = (Path(images) / runs.RUN_FILE).is_file()  # whose artifact may not be there yet, which `read` tells
-        if is_run or (artifacts.resolve(images) / artifacts.MANIFEST).is_file():
-            shards = artifacts.read(images, "shards")
+        is_run = (
+            Path(images) / run_folder.RUN_FILE
+        ).is_file()  # whose artifact may not be there yet, which `read` tells
+        if is_run or (resolve.path_of(images) / MANIFEST).is_file():
+            shards = resolve.read(images, "shards")
             self.parents["images"] = (images, shards)
             self.reader: ShardReader | None = ShardReader(shards, "valid")
             self.files: list[Path] = []

@@ -11,6 +11,10 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.evaluation.evaluator import METRICS
 
 Totals = Mapping[str, Mapping[str, float | None]]
 
@@ -111,3 +115,15 @@ def _lossless(path: Path) -> str:
 
 def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def print_table(totals: dict[str, dict[str, float | None]], num_images: int) -> None:
+    """The mean of every metric that was measured, one row per model."""
+    names = [name for name in METRICS if any(row[name] is not None for row in totals.values())]
+    table = Table(title=f"mean over {num_images} held-out image(s)")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    for model, row in totals.items():
+        table.add_row(model, *(shown(name, row[name]) for name in names))
+    Console(width=100).print(table)

@@ -8,7 +8,16 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 # In the order of the pipeline. Modules are imported when asked for: they pull in torch.
-STAGES = ("shard", "vqvae", "pretrain", "gan", "evaluate", "promote", "sweep")
+MODULES = {
+    "shard": "pipeline.stages.shard",
+    "vqvae": "pipeline.stages.vqvae",
+    "pretrain": "pipeline.stages.pretrain",
+    "gan": "pipeline.stages.gan",
+    "evaluate": "pipeline.stages.evaluate",
+    "promote": "pipeline.stages.promote",
+    "sweep": "pipeline.sweep.stage",
+}
+STAGES = tuple(MODULES)
 TRAINING = ("vqvae", "pretrain", "gan")  # these run as several processes
 
 
@@ -24,4 +33,4 @@ def get(name: str) -> Stage:
     """The stage of that name. Raises: ConfigError if there is none."""
     if name not in STAGES:
         raise ConfigError(f"stage {name!r}: expected one of {', '.join(STAGES)}")
-    return cast(Stage, importlib.import_module(f"pipeline.stages.{name}"))
+    return cast(Stage, importlib.import_module(MODULES[name]))

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
-from rich.console import Console
-from rich.table import Table
 
-from pipeline import artifacts, ownership, runs, tracking, weights
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import ownership, run_folder
+from pipeline.artifacts.artifact import Artifact, publish
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.config import Config
-from pipeline.evaluation import measure, report
+from pipeline.evaluation import evaluator, report
 from pipeline.evaluation.anchors import Anchor
+from pipeline.evaluation.evaluator import Measuring
 from pipeline.evaluation.held_out import HeldOut
-from pipeline.evaluation.measure import METRICS, Measuring
-from pipeline.models import saved
+from pipeline.evaluation.report import print_table
+from pipeline.models import pretrained, serialization
+from pipeline.registry import resolve
+from pipeline.tracking.run import tracked_run
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -36,37 +37,37 @@ class StageConfig(Config):
 
 def run(cfg: StageConfig, folder: Path) -> Path:
     """Evaluates codecs and publishes measurements, files, reconstructions, figures and the report."""
-    if done := runs.finished(folder, cfg):
+    if done := run_folder.finished(folder, cfg):
         return done
-    named = runs.read_all({name: (uri, "codec") for name, uri in cfg.codecs.items()})
+    named = resolve.read_all({name: (uri, "codec") for name, uri in cfg.codecs.items()})
     images = HeldOut(cfg.images, cfg.max_images)
     facts = {"images digest": images.digest} | {
-        f"{name} weights": "present" if weights.find(name) else "absent" for name in weights.FILES
+        f"{name} weights": "present" if pretrained.find(name) else "absent" for name in pretrained.FILES
     }
-    given = runs.Inputs(named | images.parents, facts)
+    given = run_folder.Inputs(named | images.parents, facts)
     with ownership.held(folder) as still_ours:
         # another process may have finished the run while this one waited for it to leave
-        if done := runs.finished(folder, cfg):
+        if done := run_folder.finished(folder, cfg):
             return done
-        runs.claim(folder, cfg, given)
+        run_folder.claim(folder, cfg, given)
         return _evaluate(cfg, folder, given, named, images, still_ours)
 
 
 def _evaluate(
     cfg: StageConfig,
     folder: Path,
-    given: runs.Inputs,
+    given: run_folder.Inputs,
     named: dict[str, tuple[str, Artifact]],
     images: HeldOut,
     still_ours: Callable[[], None],
 ) -> Path:
-    for name in weights.FILES:
-        if weights.find(name) is None:
-            print(weights.how_to_get(name))
-    with tracking.run("evaluate", folder, cfg, given) as tracker:
+    for name in pretrained.FILES:
+        if pretrained.find(name) is None:
+            print(pretrained.how_to_get(name))
+    with tracked_run("evaluate", folder, cfg, given) as tracker:
         for uri, shards in images.parents.values():
             tracker.dataset(uri, shards, "evaluation")
-        codecs = {name: ImageCodec(saved.load_codec(artifact)) for name, (_, artifact) in named.items()}
+        codecs = {name: ImageCodec(serialization.load_codec(artifact)) for name, (_, artifact) in named.items()}
         evaluation = Measuring(codecs, cfg.anchors)
         totals: dict[str, dict[str, float | None]] = {}
 
@@ -76,27 +77,15 @@ def _evaluate(
             manifest.metrics.update(
                 {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None}
             )
-            measure.write_csv(scratch / "per_image.csv", evaluation.measurements)
+            evaluator.write_csv(scratch / "per_image.csv", evaluation.measurements)
             (scratch / "totals.json").write_text(json.dumps(totals, indent=1), encoding="utf-8")
             report.write(scratch, totals, cfg.published, cfg.report_images)
 
         # The numbers exist only once the files do: `write` adds them to the manifest.
-        manifest = runs.manifest("evaluation", cfg, given, {}, tracker.run_id)
-        artifact = artifacts.publish(folder / "artifact", manifest, write, still_ours)
+        manifest = run_folder.manifest("evaluation", cfg, given, {}, tracker.run_id)
+        artifact = publish(folder / "artifact", manifest, write, still_ours)
         tracker.log(0, {name: value for name, value in artifact.manifest.metrics.items() if value is not None})
         tracker.artifact(artifact)
     print_table(totals, len(images))
     print(f"report: {artifact.path / 'report.html'}")
     return artifact.path
-
-
-def print_table(totals: dict[str, dict[str, float | None]], num_images: int) -> None:
-    """The mean of every metric that was measured, one row per model."""
-    names = [name for name in METRICS if any(row[name] is not None for row in totals.values())]
-    table = Table(title=f"mean over {num_images} held-out image(s)")
-    table.add_column("model")
-    for name in names:
-        table.add_column(name, justify="right")
-    for model, row in totals.items():
-        table.add_row(model, *(report.shown(name, row[name]) for name in names))
-    Console(width=100).print(table)

@@ -7,17 +7,17 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
-from pipeline import runs
-from pipeline.artifacts import Kind
+from pipeline.artifacts import run_folder
+from pipeline.artifacts.manifest import Kind
 from pipeline.data.loader import Batch
 from pipeline.models import discriminator as discriminators
-from pipeline.models import saved
+from pipeline.models import serialization
 from pipeline.models.codec import Codec
 from pipeline.models.discriminator import Discriminator, LabelDiscriminatorConfig, PatchDiscriminatorConfig
+from pipeline.models.distortion import Distortion, DistortionConfig
 from pipeline.models.labeler import PATCH, Labeler
-from pipeline.perceptual import Distortion, DistortionConfig
-from pipeline.stages.pretrain import rate_and_quality
-from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
+from pipeline.registry import resolve
+from pipeline.stages.train import TrainingConfig, mean_over_parts, rate_and_quality, train, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -61,15 +61,15 @@ class StageConfig(TrainingConfig):
 
 def run(cfg: StageConfig, folder: Path) -> Path:
     """Fine-tunes a codec adversarially and publishes it."""
-    if done := runs.finished(folder, cfg):
+    if done := run_folder.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
     named: dict[str, tuple[str, Kind]] = {"shards": (cfg.data.shards, "shards"), "codec": (cfg.codec, "codec")}
     if cfg.needs_labels and cfg.labeler is not None:
         named["labeler"] = (cfg.labeler, "labeler")
-    given = runs.inputs(facts, **named)
-    codec = saved.load_codec(given.artifacts["codec"][1])
-    labeler = saved.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
+    given = resolve.read_inputs(facts, **named)
+    codec = serialization.load_codec(given.artifacts["codec"][1])
+    labeler = serialization.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.
     return train(
         cfg,
@@ -215,7 +215,7 @@ class GanTask:
 
     def export(self, folder: Path) -> None:
         with self.generator.averaged():
-            saved.save(folder, self.codec, self.codec.cfg)
+            serialization.save(folder, self.codec, self.codec.cfg)
 
 
 class Adversary:

@@ -8,15 +8,17 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from pipeline import losses, runs
+from pipeline import losses
+from pipeline.artifacts import run_folder
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.losses import RateTerm
-from pipeline.models import initial, saved
+from pipeline.models import initial, serialization
 from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.distortion import Distortion, DistortionConfig
 from pipeline.models.initial import Init
-from pipeline.perceptual import Distortion, DistortionConfig
-from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
+from pipeline.registry import resolve
+from pipeline.stages.train import TrainingConfig, mean_over_parts, rate_and_quality, train, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -101,10 +103,10 @@ class StageConfig(TrainingConfig):
 
 def run(cfg: StageConfig, folder: Path) -> Path:
     """Trains a codec for rate and distortion, and publishes it with its entropy tables."""
-    if done := runs.finished(folder, cfg):
+    if done := run_folder.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
-    given = runs.inputs(facts, shards=(cfg.data.shards, "shards"))
+    given = resolve.read_inputs(facts, shards=(cfg.data.shards, "shards"))
     return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops))
 
 
@@ -209,12 +211,4 @@ class PretrainTask:
         with self.trainable.averaged():
             codec.load_state_dict(self.codec.state_dict())
         codec.update_tables()
-        saved.save(folder, codec, self.cfg.codec)
-
-
-def rate_and_quality(bits: Tensor, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Bits per pixel and PSNR of each image. Shapes: bits (B,); x_hat, x (B, 3, H, W) in [0, 1]; each value (B,)."""
-    return {
-        "val/bpp": bits / (x.shape[-2] * x.shape[-1]),
-        "val/psnr_db": losses.psnr_db((x_hat.clamp(0, 1) - x).square().mean((1, 2, 3))),
-    }
+        serialization.save(folder, codec, self.cfg.codec)

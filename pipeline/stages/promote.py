@@ -9,11 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import aliases, artifacts, gates, ownership, packaging, provenance, registry, runs, store, tracking
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import ownership, run_folder
+from pipeline.artifacts.artifact import Artifact, publish
 from pipeline.errors import GatesNotMet
-from pipeline.evaluation.measure import METRICS
-from pipeline.judging import Decision, Terms, evaluated_codec, judge
+from pipeline.evaluation.evaluator import METRICS
+from pipeline.promotion import gates, package
+from pipeline.promotion.decision import Decision, Terms, evaluated_codec, judge
+from pipeline.registry import aliases, resolve, versions
+from pipeline.tracking import provenance, store
+from pipeline.tracking.run import tracked_run
 
 
 class StageConfig(Terms):
@@ -30,9 +34,9 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
     Raises: GatesNotMet naming every gate that does not hold; nothing is registered then. RegistryChanged if somebody else
     moved the alias in the meantime.
     """
-    if done := runs.finished(folder, cfg):
+    if done := run_folder.finished(folder, cfg):
         return done
-    evaluation = artifacts.read(cfg.evaluation, "evaluation")
+    evaluation = resolve.read(cfg.evaluation, "evaluation")
     source, codec = evaluated_codec(cfg, evaluation)
     decision = judge(cfg, codec, evaluation)
     gates.print_table(f"{cfg.codec} for {cfg.name}@{cfg.alias}", decision.verdicts)
@@ -41,9 +45,9 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
             raise _refusal(cfg, decision)
         print(f"dry run: {'would be forced' if decision.failed else 'all gates hold'}; nothing was registered")
         return folder
-    given = runs.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
+    given = run_folder.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
     with ownership.held(folder) as still_ours:
-        if done := runs.finished(folder, cfg):  # by a process that this one waited for
+        if done := run_folder.finished(folder, cfg):  # by a process that this one waited for
             return done
         if decision.failed and not force:
             _record_refusal(cfg, folder, given, decision)
@@ -54,25 +58,25 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
 def _promote(
     cfg: StageConfig,
     folder: Path,
-    given: runs.Inputs,
+    given: run_folder.Inputs,
     decision: Decision,
     force: str,
     why: str,
     still_ours: Callable[[], None],
 ) -> Path:
-    runs.claim(folder, cfg, given)
+    run_folder.claim(folder, cfg, given)
     reason = force or why or "all gates hold"
-    with tracking.run("promote", folder, cfg, given) as tracker:
+    with tracked_run("promote", folder, cfg, given) as tracker:
         tracker.log(0, decision.values)
         version = _register(cfg, decision, tracker.run_id)
         record = _record(cfg, decision, version.number, reason, bool(force))
-        registry.tag(version, _tags(cfg, decision, record, tracker.run_id))
+        versions.tag(version, _tags(cfg, decision, record, tracker.run_id))
         if decision.expected != version.number:  # else an attempt that was cut short had come this far
             action: aliases.Action = "force" if force else "promote"
             still_ours()
             aliases.move(cfg.name, cfg.alias, version.number, action, reason, decision.expected, tracker.run_id)
-        manifest = runs.manifest("promotion", cfg, given, decision.values, tracker.run_id)
-        artifact = artifacts.publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record), still_ours)
+        manifest = run_folder.manifest("promotion", cfg, given, decision.values, tracker.run_id)
+        artifact = publish(folder / "artifact", manifest, lambda scratch: _write(scratch, record), still_ours)
         tracker.tag("decision", f"version {version.number} became {cfg.alias}" + (" by force" if force else ""))
         tracker.artifact(artifact)
     if decision.expected == version.number:
@@ -92,30 +96,30 @@ def _refusal(cfg: StageConfig, decision: Decision) -> GatesNotMet:
     )
 
 
-def _record_refusal(cfg: StageConfig, folder: Path, given: runs.Inputs, decision: Decision) -> None:
+def _record_refusal(cfg: StageConfig, folder: Path, given: run_folder.Inputs, decision: Decision) -> None:
     """A refusal is a decision too: it gets a run of its own. The run folder stays free for another try."""
     key = json.dumps([given.flat(), decision.champion, [str(gate) for gate in decision.verdicts]], sort_keys=True)
     place = folder / "refused" / hashlib.sha256(key.encode()).hexdigest()[:12]
     (place / "decision").mkdir(parents=True, exist_ok=True)
     _write(place / "decision", _record(cfg, decision, "", "refused", False))
-    with tracking.run("promote", place, cfg, given) as tracker:
+    with tracked_run("promote", place, cfg, given) as tracker:
         tracker.log(0, decision.values)
         tracker.tag("decision", f"refused: {', '.join(verdict.gate for verdict in decision.failed)}")
         tracker.files(place / "decision", "artifact")
 
 
-def _register(cfg: StageConfig, decision: Decision, run_id: str) -> registry.Version:
+def _register(cfg: StageConfig, decision: Decision, run_id: str) -> versions.Version:
     images = decision.evaluation.manifest.config.get("images", "?")
-    with tempfile.TemporaryDirectory(prefix=packaging.SCRATCH, dir=_beside(decision.codec)) as scratch:
+    with tempfile.TemporaryDirectory(prefix=versions.SCRATCH, dir=_beside(decision.codec)) as scratch:
         results = (f"{images}, evaluation {decision.evaluation.digest[:12]}", decision.num_images, decision.intervals)
-        package = Path(scratch) / "model"
-        about = packaging.pack(package, cfg.name, decision.codec, results, cfg.licence, cfg.limits)
+        packed = Path(scratch) / "model"
+        about = package.pack(packed, cfg.name, decision.codec, results, cfg.licence, cfg.limits)
         known = {
             "bitstream_id": decision.bitstream_id,
             "evaluation.digest": decision.evaluation.digest,
             "stage": decision.codec.manifest.stage,
         } | {f"metric.{name}": f"{value:.6g}" for name, value in decision.values.items() if name in METRICS}
-        return registry.register(cfg.name, package, decision.codec, run_id, known, about)
+        return versions.register(cfg.name, packed, decision.codec, run_id, known, about)
 
 
 def _beside(codec: Artifact) -> Path:

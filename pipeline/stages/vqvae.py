@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pipeline import losses, runs
+from pipeline import losses
+from pipeline.artifacts import run_folder
 from pipeline.data import transforms
-from pipeline.data.loader import Batch, to_float
-from pipeline.models import initial, saved
+from pipeline.data.loader import Batch
+from pipeline.data.transforms import to_float
+from pipeline.models import initial, serialization
 from pipeline.models.initial import Init
 from pipeline.models.labeler import Labeler, LabelerConfig
-from pipeline.stages.training import TrainingConfig, mean_over_parts, train, validation_means
+from pipeline.registry import resolve
+from pipeline.stages.train import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime, mix
 
@@ -40,9 +43,9 @@ class StageConfig(TrainingConfig):
 
 def run(cfg: StageConfig, folder: Path) -> Path:
     """Trains a labeler and publishes it."""
-    if done := runs.finished(folder, cfg):
+    if done := run_folder.finished(folder, cfg):
         return done
-    given = runs.inputs(shards=(cfg.data.shards, "shards"))
+    given = resolve.read_inputs(shards=(cfg.data.shards, "shards"))
     return train(cfg, folder, "labeler", given, lambda runtime, crops: VqvaeTask(cfg, runtime, crops))
 
 
@@ -146,7 +149,7 @@ class VqvaeTask:
 
     def export(self, folder: Path) -> None:
         with self.trainable.averaged():
-            saved.save(folder, self.labeler, self.cfg.labeler)
+            serialization.save(folder, self.labeler, self.cfg.labeler)
 
     def _count(self, labels: Tensor) -> Tensor:
         """How often each code was chosen. Shapes: labels (B, h, w); returns (num_codes,) int64."""

@@ -1,1 +1,4 @@
-"""What a sweep searches, what a trial is, and what comes out. pipeline/stages/sweep.py is the stage."""
+"""A search over settings: a stage that runs stages.
+
+Owns: the search space, trials, Ray Tune, results. May import: stages and all below.
+"""

@@ -14,12 +14,12 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
-from pipeline import disk
 from pipeline.errors import UserError
+from pipeline.storage import disk
 from pipeline.sweep import space as spaces
 from pipeline.sweep import trial as trials
 from pipeline.sweep.space import Asha, Bayesian, Dimension, Population, Space, Uniform, Values, Whole
-from pipeline.sweep.watch import MEMBER, STEP, Watch, member
+from pipeline.sweep.trainable import MEMBER, STEP, Watch, member
 
 
 def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str]) -> None:

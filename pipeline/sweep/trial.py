@@ -15,10 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, disk, ownership, process, tracking
+from pipeline.artifacts import ownership
 from pipeline.errors import Preempted, UserError
+from pipeline.processes import signals
+from pipeline.registry import resolve
 from pipeline.stages import TRAINING
+from pipeline.storage import disk
 from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
+from pipeline.tracking.run import run_group
 
 SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"
 GENERATION = "generation.json"  # of a population's member: which run of the gan stage is the present one
@@ -67,7 +71,7 @@ def run(space: Space, sweep: Path, place: Path) -> Point:
     for stale in (FAILED, STOPPED):
         (place / stale).unlink(missing_ok=True)
     told = ", ".join(f"{key.split('.')[-1]} {_short(value)}" for key, value in values.items())
-    with tracking.group("trial", place, f"A trial of the sweep in `{sweep}`.", values, name=told) as group:
+    with run_group("trial", place, f"A trial of the sweep in `{sweep}`.", values, name=told) as group:
         try:
             point = _stages(space, sweep, place, values, group.environment)
         except TrialFailed as error:
@@ -89,7 +93,7 @@ def _stages(space: Space, sweep: Path, place: Path, values: Values, environment:
     _stage(space, "gan", tuned, [*words, *overrides("gan", values)], environment, log)
     words = [f"images={space.shards}", f"codecs={{pretrained: {codec}, fine-tuned: {tuned}}}"]
     _stage(space, "evaluate", place / "evaluate", [*words, *overrides("evaluate", values)], environment, log)
-    evaluation = artifacts.read(str(place / "evaluate"), "evaluation")
+    evaluation = resolve.read(str(place / "evaluate"), "evaluation")
     totals = evaluation.json("totals.json")["fine-tuned"]
     return {name: value for name, value in totals.items() if value is not None} | {"settings": values}
 
@@ -114,7 +118,7 @@ def _stage(
     command = [sys.executable, "-m"]
     if stage in TRAINING and space.processes > 1:
         command += [
-            "pipeline.launch",
+            "pipeline.training.launch",
             "--multi_gpu",
             "--num_machines=1",
             "--mixed_precision=no",
@@ -126,7 +130,7 @@ def _stage(
     with log.open("a", encoding="utf-8") as stream:
         # a stage of a trial whose worker died may still be saving when the trial starts again
         patience = {ownership.SECONDS: os.environ.get(ownership.SECONDS) or "120"}
-        code, received = process.run(command, environment | patience | process.tied(), stream)
+        code, received = signals.run(command, environment | patience | signals.tied(), stream)
     if code and received:
         raise Interrupted
     if code:

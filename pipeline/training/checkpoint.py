@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from pipeline.disk import flush_folder, sha256, write_durably
 from pipeline.errors import NO_SPACE
+from pipeline.storage.disk import flush_folder, sha256, write_durably
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Both engines take the same steps: passes forward and back, in as many parts as a
 bf16 as autocast over weights in fp32, and both write the same checkpoint, so a run may change its engine.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.errors import TrainingError
 from pipeline.training.optim import AdamConfig, Ema, Guard, adam, learning_rate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -225,3 +227,42 @@ def _like(value: Tensor, p: Tensor) -> Tensor:
     if value.shape != p.shape:
         return value.to(p.device, torch.float32)
     return torch.empty_like(p).copy_(value)
+
+
+def launched_zero_stage() -> int:
+    """The ZeRO stage the launcher asks for; 0: no DeepSpeed.
+
+    Raises: TrainingError for stages the trainers do not support, or without the deepspeed package.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("true", "1"):
+        return 0
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    if stage not in (1, 2):
+        raise TrainingError(
+            f"launched with ZeRO stage {stage}, expected 1 or 2: stage 3 splits the weights themselves, and the generator's "
+            "pass through the discriminator needs them whole. See configs/launch"
+        )
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(
+            f"launched with DeepSpeed, which is not installed ({error}); pip install -r requirements/deepspeed.txt"
+        ) from None
+    return stage
+
+
+def zero_config(stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of one network. Batch sizes only have to fit each other: the loss is scaled by us."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 25_000_000,  # of weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
+        },
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 1.0,  # replaced by each network's own
+        "steps_per_print": 10**9,
+    }

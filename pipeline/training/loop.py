@@ -2,30 +2,25 @@
 
 import math
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pipeline import patience, process
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import Preempted, TrainingError
+from pipeline.processes.signals import stop_signals
+from pipeline.storage import disk
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Progress
+from pipeline.training.metrics import REMEDY, MetricAverager
 from pipeline.training.progress import Clock, ProgressDisplay, Tracer
 from pipeline.training.runtime import Runtime
 
-REMEDY = "A lower optimizer.lr in a new run= usually mends this"
-OR_SPIKES = ", or a spike where skip_spikes is set"
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -69,7 +64,7 @@ def fit(
     """
     progress = _resumed(runtime, folder)
     stream = batches(progress.samples)
-    window, clock = Window(runtime, cfg.max_bad_steps), Clock(runtime.device)
+    window, clock = MetricAverager(runtime, cfg.max_bad_steps), Clock(runtime.device)
     tracer = Tracer(folder, cfg.profile if runtime.is_main else 0, progress.step)
     validated: dict[str, float] = {}
     with (
@@ -142,92 +137,10 @@ def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[Progress, dict[s
     step = runtime.on_main(lambda: found[0].step if found else None)
     if runtime.is_main or step is None:
         return found
-    patience.wait_for(checkpoint.path_of(folder, step) / "manifest.json")
+    disk.wait_for(checkpoint.path_of(folder, step) / "manifest.json")
     if (found := checkpoint.restore(folder, step)) is None:
         raise TrainingError(
             f"{folder}: process {runtime.rank} on {os.uname().nodename} cannot read the checkpoint of step {step} that the main "
             "process found; all nodes need to see the run folder"
         )
     return found
-
-
-class Window:
-    """Sums of metrics since they were last taken, kept on the device; values that are not finite are left out.
-
-    A step with such a value is a bad one: its update changed nothing (Trainable.update). `sound` is whether the last
-    step before metrics were taken was a good one: within a row of bad ones the weights may be spoilt already, though finite.
-    """
-
-    def __init__(self, runtime: Runtime, max_bad_steps: int):
-        self.runtime, self.max_bad_steps = runtime, max_bad_steps
-        self.bad_row = torch.zeros((), device=runtime.device)  # bad steps in a row until now
-        self.count, self.sound = 0, True
-
-    @torch.no_grad()
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Takes the metrics of one step; their names are the same at every step."""
-        values = torch.stack([value.detach().float() for value in metrics.values()])
-        finite = values.isfinite()
-        if not self.count:
-            self.names = tuple(metrics)
-            self.sums, self.finite = torch.zeros_like(values), torch.zeros_like(values)
-            self.bad_steps, self.longest_row = torch.zeros_like(self.bad_row), torch.zeros_like(self.bad_row)
-        self.sums += torch.where(finite, values, 0)
-        self.finite += finite
-        is_bad = (~finite.all()).float()
-        self.bad_row = (self.bad_row + 1) * is_bad
-        self.bad_steps += is_bad
-        self.longest_row = torch.maximum(self.longest_row, self.bad_row)
-        self.count += 1
-
-    def take(self, step: int) -> dict[str, float]:
-        """Averages over steps and processes. The only place that waits for the device.
-
-        Raises: TrainingError if more steps in a row were bad than allowed.
-        """
-        ours = torch.cat([self.sums, self.finite, torch.stack([self.bad_steps, self.longest_row, self.bad_row])])
-        everyones = self.runtime.gather(ours[None]).cpu()  # (processes, 2 names + 3)
-        sums, finite = everyones[:, :-3].sum(0).reshape(2, -1).tolist()
-        bad_steps, longest, row = (int(n) for n in everyones[:, -3:].amax(0))
-        self.sound = not row
-        expected = self.count * len(everyones)
-        blamed = ", ".join(name for name, count in zip(self.names, finite, strict=True) if count < expected)
-        if longest > self.max_bad_steps:
-            raise TrainingError(
-                f"{longest} steps in a row before step {step} had to be skipped: {blamed} not finite{OR_SPIKES}. Their updates "
-                f"were refused, and the last checkpoint from before them is kept. {REMEDY}"
-            )
-        means = {name: s / n for name, s, n in zip(self.names, sums, finite, strict=True) if n}
-        if bad_steps and self.runtime.is_main:
-            print(
-                f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite{OR_SPIKES}",
-                file=sys.stderr,
-            )
-        self.count = 0
-        return means | ({"train/skipped_steps": float(bad_steps)} if bad_steps else {})
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, the signals of `process.STOP` only raise a flag; gives a function that reads the flag.
-
-    A second one changes nothing; the third Ctrl-C raises KeyboardInterrupt, and what was not saved is lost.
-    """
-    received: list[int] = []
-    interrupts = process.Interrupts()
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if number == signal.SIGINT and interrupts.another() > 2:
-            raise KeyboardInterrupt
-
-    try:
-        before = {number: signal.signal(number, remember) for number in process.heeded()}
-    except ValueError:  # not in the main thread, for instance in a Ray trial: the host handles signals
-        before = {}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            # A second signal must not end the process between saving and the documented exit code.
-            signal.signal(number, signal.SIG_IGN if received else handler)

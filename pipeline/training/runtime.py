@@ -1,4 +1,4 @@
-"""Device, ranks and what all of them agree on. With engines.py, the only files that import accelerate or deepspeed."""
+"""Device, ranks and what all of them agree on. With engines.py and launch.py, all that imports accelerate or deepspeed."""
 
 import os
 import sys
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
+from pipeline.training.collectives import Talk, meet, patience_of
 from pipeline.training.device import Precision, settle_arithmetic, usable_gpu
-from pipeline.training.engines import Trainable, ZeroTrainable
+from pipeline.training.engines import Trainable, ZeroTrainable, launched_zero_stage, zero_config
 from pipeline.training.optim import AdamConfig
-from pipeline.training.talk import Talk, meet, patience_of
 
 T = TypeVar("T")
 MAX_NETWORKS = 2  # trained in one stage
@@ -241,45 +241,6 @@ class Generators:
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
-def launched_zero_stage() -> int:
-    """The ZeRO stage the launcher asks for; 0: no DeepSpeed.
-
-    Raises: TrainingError for stages the trainers do not support, or without the deepspeed package.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("true", "1"):
-        return 0
-    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    if stage not in (1, 2):
-        raise TrainingError(
-            f"launched with ZeRO stage {stage}, expected 1 or 2: stage 3 splits the weights themselves, and the generator's "
-            "pass through the discriminator needs them whole. See configs/launch"
-        )
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError as error:
-        raise TrainingError(
-            f"launched with DeepSpeed, which is not installed ({error}); pip install -r requirements/deepspeed.txt"
-        ) from None
-    return stage
-
-
-def zero_config(stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of one network. Batch sizes only have to fit each other: the loss is scaled by us."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": {
-            "stage": stage,
-            "overlap_comm": torch.cuda.is_available(),
-            "contiguous_gradients": True,
-            "reduce_bucket_size": 25_000_000,  # of weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
-        },
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": 1.0,  # replaced by each network's own
-        "steps_per_print": 10**9,
-    }
 
 
 def mix(seed: int, number: int) -> int:

@@ -24,11 +24,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pipeline import artifacts
+from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader
 from pipeline.data.loader import LoaderConfig, Share
 from pipeline.data.reader import ShardReader
+from pipeline.registry import resolve
 from pipeline.stages import shard
+from pipeline.stages.shard import StageConfig
 from tests.benchmarks.measure import Row, seconds
 from tests.conftest import picture
 
@@ -80,8 +82,8 @@ def photos(folder: Path, long: int, count: int) -> list[Path]:
 
 def loading(folder: Path, files: list[Path], long: int, batches: int) -> Iterator[Row]:
     """Crops a second, and CPU time per crop, of our loader and three others, in turn."""
-    cfg = shard.StageConfig(source=str(files[0].parent), min_side=64, validation_share=0, near_duplicates=None)
-    made = artifacts.read(str(shard.run(cfg, folder / f"shards{long}")), "shards")
+    cfg = StageConfig(source=str(files[0].parent), min_side=64, validation_share=0, near_duplicates=None)
+    made = resolve.read(str(shard.run(cfg, folder / f"shards{long}")), "shards")
     contents = [file.read_bytes() for file in files]
     contenders: dict[str, Callable[[], Iterator[object]]] = {
         "ours": lambda: ours(made),
@@ -124,7 +126,7 @@ def cpu_seconds() -> float:
     return total / TICK
 
 
-def ours(made: artifacts.Artifact) -> Iterator[object]:
+def ours(made: Artifact) -> Iterator[object]:
     cfg = LoaderConfig(shards="", batch_size=BATCH, workers=CORES)
     return loader.batches(cfg, ShardReader(made, "train"), random.randrange(2**31), Share(0, BATCH, 1), 0)
 
@@ -159,7 +161,7 @@ def files_and_dataloader(files: list[Path]) -> Iterator[object]:
     return iter(DataLoader(Files(files), BATCH, shuffle=True, num_workers=CORES))
 
 
-def webdataset(made: artifacts.Artifact) -> Iterator[object]:
+def webdataset(made: Artifact) -> Iterator[object]:
     tars = [str(path) for path in sorted(made.path.glob("train-*.tar"))]
     samples = wds.WebDataset(cycle_of(tars), shardshuffle=False, nodesplitter=None, workersplitter=None)
     decoded = samples.shuffle(200).decode("pil").to_tuple("jpg").map_tuple(AUGMENT).batched(BATCH)
@@ -181,7 +183,7 @@ def sharding(folder: Path, files: list[Path], long: int) -> Iterator[Row]:
             (many / f"{copy}-{file.name}").write_bytes(file.read_bytes() + bytes([copy]))
     rate = {}
     for on, workers in (("threads", 1), ("threads", CORES), ("ray", CORES)):
-        cfg = shard.StageConfig(source=str(many), min_side=64, workers=workers, spread=on, shard_mb=20, piece=64)
+        cfg = StageConfig(source=str(many), min_side=64, workers=workers, spread=on, shard_mb=20, piece=64)
         if on == "ray":  # started beforehand: its ten seconds would be most of what is measured
             ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
             ray.get([ray.remote(_decode).remote(files[0].read_bytes()) for _ in range(4 * CORES)])

@@ -18,8 +18,8 @@ from torch import nn
 
 from pipeline.data.loader import Batch, LoaderConfig
 from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.distortion import DistortionConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
-from pipeline.perceptual import DistortionConfig
 from pipeline.stages import gan, pretrain, vqvae
 from pipeline.training.loop import FitConfig
 from pipeline.training.runtime import EngineConfig, Runtime

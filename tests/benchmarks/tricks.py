@@ -79,8 +79,8 @@ def nearest_code() -> Row:
 
 
 def rows() -> Iterator[Row]:
-    import pipeline.stages.gan as stage
     import tests.benchmarks.steps as steps
+    from pipeline.stages import gan as stage
 
     yield channel_norm()
     yield nearest_code()

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from pipeline.data import sources
 from pipeline.data.images import SUFFIXES, Pixels, decode
-from pipeline.data.sources import Source
+from pipeline.sharding import sources
+from pipeline.sharding.sources import Source
 
 
 def crops(count: int, side: int) -> list[Pixels]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.bitstream import container, latents
 from pipeline.bitstream.codec import ImageCodec, pad, to_pixels
 from pipeline.bitstream.container import Packet
-from pipeline.data.loader import to_float
+from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError
 from tests.conftest import ROOT, picture
 from tests.models.test_networks import small_codec

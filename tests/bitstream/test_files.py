@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import artifacts, outputs
-from pipeline.artifacts import Manifest
-from pipeline.models import saved
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Manifest
+from pipeline.models import serialization
+from pipeline.storage import outputs
 from tests.conftest import ROOT, Finished, assert_one_clear_line, illm_here, picture
 from tests.models.test_networks import SMALL, small_codec
 
@@ -23,9 +24,7 @@ from tests.models.test_networks import SMALL, small_codec
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a very small codec."""
     run = tmp_path_factory.mktemp("codec")
-    artifacts.publish(
-        run / "artifact", Manifest(kind="codec"), lambda scratch: saved.save(scratch, small_codec(), SMALL)
-    )
+    publish(run / "artifact", Manifest(kind="codec"), lambda scratch: serialization.save(scratch, small_codec(), SMALL))
     return run
 
 
@@ -155,10 +154,10 @@ def test_places_are_checked_before_torch_is_imported(there):
     ]
     code = f"""if True:
         import sys
-        from pipeline import cli
+        from pipeline.cli import app
         for words in {words}:
             sys.argv = ["illm", *words]
-            print(cli.exit_code(cli.app))
+            print(app.exit_code(app.app))
         print("torch" in sys.modules)
     """
     ended = subprocess.run(

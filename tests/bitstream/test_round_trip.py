@@ -8,7 +8,7 @@ import torch
 
 from pipeline.bitstream import container
 from pipeline.bitstream.codec import ImageCodec, pad
-from pipeline.data.loader import to_float
+from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.tables import MAX_SYMBOL

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFilter
 
-from pipeline.data import duplicates, images
-from pipeline.data.examine import Lists, Photo, Rules, examine, without_duplicates
+from pipeline.data import images
 from pipeline.errors import DataError
+from pipeline.sharding import duplicates
+from pipeline.sharding.filters import Lists, Photo, Rules, examine, without_duplicates
 from tests.conftest import picture
 from tests.data.test_transforms import encoded
 

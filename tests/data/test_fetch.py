@@ -4,9 +4,9 @@ import zlib
 
 import pytest
 
-from pipeline.data import fetch
-from pipeline.data.sources import Item
 from pipeline.errors import DataError
+from pipeline.sharding.items import Item, read_item
+from pipeline.storage import fetch
 from tests.servers import serving
 
 CONTENT = os.urandom(300_000)
@@ -27,14 +27,14 @@ def item(location: str, **changes: object) -> Item:
 
 def test_a_file_a_part_of_one_and_a_local_one_are_read(server, tmp_path):
     url = f"{server.url}/file"
-    assert fetch.read(item(url), 10**6) == CONTENT
-    assert fetch.read(item(url, offset=1000, size=77), 10**6) == CONTENT[1000:1077]
-    assert fetch.read(item(str(tmp_path / "served/file"), offset=5, size=7), 10**6) == CONTENT[5:12]
+    assert read_item(item(url), 10**6) == CONTENT
+    assert read_item(item(url, offset=1000, size=77), 10**6) == CONTENT[1000:1077]
+    assert read_item(item(str(tmp_path / "served/file"), offset=5, size=7), 10**6) == CONTENT[5:12]
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(server):
     server.break_after = 70_000
-    assert fetch.read(item(f"{server.url}/file"), 10**6) == CONTENT
+    assert read_item(item(f"{server.url}/file"), 10**6) == CONTENT
     assert server.requests["/file"] == 5
     assert server.bytes == len(CONTENT)  # nothing was sent twice
 
@@ -42,22 +42,22 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server):
 def test_a_server_without_ranges_sends_everything_again(server):
     server.ranges, server.break_after = False, 299_999
     with pytest.raises(DataError, match="cannot be fetched after 5 attempts"):
-        fetch.read(item(f"{server.url}/file"), 10**6)
+        read_item(item(f"{server.url}/file"), 10**6)
     server.break_after = None
-    assert fetch.read(item(f"{server.url}/file"), 10**6) == CONTENT
+    assert read_item(item(f"{server.url}/file"), 10**6) == CONTENT
     with pytest.raises(DataError, match="cannot send parts"):
-        fetch.read(item(f"{server.url}/file", offset=3, size=5), 10**6)
+        read_item(item(f"{server.url}/file", offset=3, size=5), 10**6)
 
 
 def test_errors_that_pass_are_waited_out_and_others_are_told_at_once(server):
     server.errors["/file"] = 3
-    assert fetch.read(item(f"{server.url}/file"), 10**6) == CONTENT
+    assert read_item(item(f"{server.url}/file"), 10**6) == CONTENT
     with pytest.raises(DataError, match="answers 404"):
-        fetch.read(item(f"{server.url}/nothing"), 10**6)
+        read_item(item(f"{server.url}/nothing"), 10**6)
     assert server.requests["/nothing"] == 1
     server.errors["/file"] = 100
     with pytest.raises(DataError, match="after 5 attempts"):
-        fetch.read(item(f"{server.url}/file"), 10**6)
+        read_item(item(f"{server.url}/file"), 10**6)
 
 
 def test_only_redirects_to_http_are_followed(server, tmp_path):
@@ -66,17 +66,17 @@ def test_only_redirects_to_http_are_followed(server, tmp_path):
         "/local": f"file://{tmp_path}/served/file",
         "/circle": "/circle",
     }
-    assert fetch.read(item(f"{server.url}/moved"), 10**6) == CONTENT
+    assert read_item(item(f"{server.url}/moved"), 10**6) == CONTENT
     with pytest.raises(DataError, match="redirects to another protocol"):
-        fetch.read(item(f"{server.url}/local"), 10**6)
+        read_item(item(f"{server.url}/local"), 10**6)
     assert server.requests["/local"] == 1
     with pytest.raises(DataError, match=r"cannot be fetched .*redirects"):
-        fetch.read(item(f"{server.url}/circle"), 10**6)
+        read_item(item(f"{server.url}/circle"), 10**6)
 
 
 def test_no_more_is_received_than_allowed(server):
     with pytest.raises(DataError, match="more than the 1000 bytes"):
-        fetch.read(item(f"{server.url}/file"), 1000)
+        read_item(item(f"{server.url}/file"), 1000)
 
 
 def test_a_download_goes_on_after_a_kill_and_is_verified(server, tmp_path):
@@ -99,8 +99,8 @@ def test_inflating_has_a_bound_and_damage_is_told(tmp_path):
     (tmp_path / "bomb").write_bytes(bomb)
     stored = item(str(tmp_path / "bomb"), size=len(bomb), deflated=True)
     with pytest.raises(DataError, match="more than the 1000000 bytes"):
-        fetch.read(stored, 10**6)
+        read_item(stored, 10**6)
     with pytest.raises(DataError, match="cut off"):
-        fetch.read(item(str(tmp_path / "bomb"), size=len(bomb) - 5, deflated=True), 10**9)
+        read_item(item(str(tmp_path / "bomb"), size=len(bomb) - 5, deflated=True), 10**9)
     with pytest.raises(DataError, match="damaged in its archive"):
-        fetch.read(item(str(tmp_path / "bomb"), offset=1, size=500, deflated=True), 10**9)
+        read_item(item(str(tmp_path / "bomb"), offset=1, size=500, deflated=True), 10**9)

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import artifacts
-from pipeline.data import fetch, sources
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Manifest
 from pipeline.data.loader import LoaderConfig, Share, batches
 from pipeline.data.reader import ShardReader
-from pipeline.data.sources import Source
 from pipeline.errors import DataError, UnreachableError
 from pipeline.evaluation.held_out import HeldOut
+from pipeline.registry import resolve
+from pipeline.sharding import sources
+from pipeline.sharding.items import read_item
+from pipeline.sharding.sources import Source
 from pipeline.stages import shard
+from pipeline.stages.shard import StageConfig
 from tests.conftest import picture, write_images
 from tests.data.test_shards import make
 from tests.data.test_sources import write_tar
@@ -31,14 +35,14 @@ def test_a_folder_is_a_folder_whatever_its_name_looks_like(tmp_path, monkeypatch
     write_tar(tmp_path / name / "more.tar", {"a.png": (tmp_path / name / "photos/image0.png").read_bytes()})
     (tmp_path / name / "list.txt").write_text("photos/image0.png\nmore.tar\n")
     for source, count in (("photos", 8), ("photos/*.png", 4), ("more.tar", 1), ("list.txt", 2)):
-        found = [fetch.read(item, 10**6) for item in sources.items(Source(name="x", path=f"{name}/{source}"))]
+        found = [read_item(item, 10**6) for item in sources.items(Source(name="x", path=f"{name}/{source}"))]
         assert len(found) == count
-    cfg = shard.StageConfig(source=f"{name}/photos", min_side=64, validation_share=0.3, workers=1)
+    cfg = StageConfig(source=f"{name}/photos", min_side=64, validation_share=0.3, workers=1)
     shard.run(cfg, Path(name) / "run")
     measured = HeldOut(f"{name}/run", 100)
     assert len(list(measured)) == len(measured) > 0
     loading = LoaderConfig(shards=f"{name}/run", batch_size=4, crop=64, workers=1)
-    next(batches(loading, ShardReader(artifacts.read(loading.shards, "shards"), "train"), 0, Share(0, 4, 1), 0))
+    next(batches(loading, ShardReader(resolve.read(loading.shards, "shards"), "train"), 0, Share(0, 4, 1), 0))
     assert not list(tmp_path.rglob("PWNED"))
 
 
@@ -92,11 +96,11 @@ def test_a_list_names_what_it_may_and_the_rest_is_refused(tmp_path):
     for item, (entry, problem) in zip(found, entries.items(), strict=True):
         if problem:
             with pytest.raises(DataError) as told:
-                fetch.read(item, 10**6)
+                read_item(item, 10**6)
             assert problem in str(told.value), entry
             assert item.name.isprintable()
         else:
-            assert fetch.read(item, 10**6) == content
+            assert read_item(item, 10**6) == content
 
 
 def test_a_list_on_a_server_names_no_files_here_and_its_archives_are_tried_again(tmp_path):
@@ -105,7 +109,7 @@ def test_a_list_on_a_server_names_no_files_here_and_its_archives_are_tried_again
         (folder / "list.txt").write_text(f"image0.png\n{folder}/image0.png\nmissing.tar\n")
         found = sources.items(Source(name="x", path=f"{server.url}/list.txt"))
         assert found[0].location == f"{server.url}/image0.png"
-        assert fetch.read(found[0], 10**6) == (folder / "image0.png").read_bytes()
+        assert read_item(found[0], 10**6) == (folder / "image0.png").read_bytes()
         assert "may not name files of this machine" in found[1].problem
         assert "not a readable archive" in found[2].problem
     (folder / "list.txt").write_text(f"image0.png\nhttp://127.0.0.1:{free_port()}/archive.tar\n")
@@ -130,8 +134,8 @@ def test_any_file_name_goes_through_sharding_and_evaluation(tmp_path, capsys):
         names = [name for name, _ in HeldOut(str(images), 100)]
         assert len(set(names)) == len(names) > 0
         write = partial(touch_all, names)
-        made = artifacts.publish(tmp_path / f"{images.name}.artifact", artifacts.Manifest(kind="evaluation"), write)
-        assert len(artifacts.read(str(made.path), "evaluation").manifest.files) == len(names) + 2
+        made = publish(tmp_path / f"{images.name}.artifact", Manifest(kind="evaluation"), write)
+        assert len(resolve.read(str(made.path), "evaluation").manifest.files) == len(names) + 2
 
 
 def touch_all(names: list[str], folder: Path) -> None:

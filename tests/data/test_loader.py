@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifacts
-from pipeline.artifacts import Artifact
-from pipeline.data import loader
+from pipeline.artifacts.artifact import Artifact
+from pipeline.data import loader, transforms
 from pipeline.data.loader import LoaderConfig, Share
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
+from pipeline.registry import resolve
 from tests.conftest import write_images
 from tests.data.test_shards import make
 
@@ -136,7 +136,7 @@ def test_validation_crops_are_spread_over_the_images(shards):
 
 
 def test_reading_back_an_artifact_of_shards_does_not_hash_the_tars(shards):
-    assert not any(name.endswith(".tar") for name in artifacts.read(str(shards.path), "shards").manifest.files)
+    assert not any(name.endswith(".tar") for name in resolve.read(str(shards.path), "shards").manifest.files)
 
 
 def test_pixels_travel_as_bytes_and_become_the_same_floats_as_on_the_host(shards):
@@ -148,7 +148,7 @@ def test_pixels_travel_as_bytes_and_become_the_same_floats_as_on_the_host(shards
     again = placed.to(torch.device("cpu"), torch.channels_last)
     assert torch.equal(again.x, placed.x)
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
-    assert torch.equal(loader.to_float(every), torch.tensor(every).float().div_(255).permute(0, 3, 1, 2))
+    assert torch.equal(transforms.to_float(every), torch.tensor(every).float().div_(255).permute(0, 3, 1, 2))
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_refused():

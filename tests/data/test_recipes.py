@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import recipes, sources
-from pipeline.data.recipes import RECIPES, Recipe
-from pipeline.data.sources import Source
 from pipeline.errors import DataError
+from pipeline.sharding import known_datasets, sources
+from pipeline.sharding.known_datasets import RECIPES, Recipe
+from pipeline.sharding.sources import Source
 from tests.conftest import picture
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def check(folder, name: str = "three", allow_missing: bool = False) -> None:
-    recipes.check(name, sources.items(Source(name="x", path=str(folder))), allow_missing)
+    known_datasets.check(name, sources.items(Source(name="x", path=str(folder))), allow_missing)
 
 
 def test_a_whole_data_set_passes_in_any_lossless_form(folder, capsys):

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import artifacts
-from pipeline.data import cache, fetch, loader, sources
+from pipeline.artifacts.artifact import Artifact
+from pipeline.data import loader
 from pipeline.data.loader import LoaderConfig, Share
 from pipeline.data.reader import ShardReader
-from pipeline.data.sources import Source
 from pipeline.errors import ArtifactError, DataError, UnreachableError
+from pipeline.registry import resolve
+from pipeline.sharding import sources
+from pipeline.sharding.sources import Source
+from pipeline.storage import cache, fetch
 from tests.conftest import write_images
 from tests.data.test_shards import make
 from tests.ranks import free_port, wait_until
@@ -45,7 +48,7 @@ def server(run_folder):
 
 def crops(name: str, workers: int = 2, steps: int = 10, **options: object) -> torch.Tensor:
     cfg = LoaderConfig(**{"shards": name, "batch_size": 4, "crop": 64, "workers": workers} | options)
-    reader = ShardReader(artifacts.read(name, "shards"), "train", cfg.shard_cache_gb)
+    reader = ShardReader(resolve.read(name, "shards"), "train", cfg.shard_cache_gb)
     stream = loader.batches(cfg, reader, 3, Share(0, 4, 1), 0)
     return torch.cat([batch.x for batch in itertools.islice(stream, steps)])
 
@@ -83,14 +86,14 @@ def test_the_cache_keeps_to_its_bytes_and_training_goes_on(server, run_folder, t
     # helpers may still be fetching what nobody will read: what has come just now is made room for at once
     wait_until(lambda: kept(tmp_path / "cache/shards") <= bound, "the cache outgrows its bytes", 20)
     assert sum(sizes) > 2 * bound
-    reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train", 1e-9)
+    reader = ShardReader(resolve.read(f"{server.url}/run", "shards"), "train", 1e-9)
     with pytest.raises(DataError, match=r"more than data\.shard_cache_gb allows"):
         reader.read(0)
 
 
 def test_what_another_process_removes_from_the_cache_meanwhile_is_fetched_again(server, monkeypatch):
     """Tables as well as tars: a sample that is only not here must not be replaced by another one."""
-    reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train", 1)
+    reader = ShardReader(resolve.read(f"{server.url}/run", "shards"), "train", 1)
     found, removed = reader.cache.path, set()
 
     def removing(name: str, *about: object) -> Path:
@@ -109,7 +112,7 @@ def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_plac
     with serving(run_folder.parent) as server:
         name = f"{server.url}/run"
         cfg = LoaderConfig(shards=name, batch_size=4, crop=64, workers=2, mixed_shards=1)
-        stream = loader.batches(cfg, ShardReader(artifacts.read(name, "shards"), "train"), 3, Share(0, 4, 1), 0)
+        stream = loader.batches(cfg, ShardReader(resolve.read(name, "shards"), "train"), 3, Share(0, 4, 1), 0)
         server.errors = {f"/run/artifact/{tar.name}": 1000 for tar in (run_folder / "artifact").glob("train-*.tar")}
         with pytest.raises(UnreachableError, match=r"train-\d+\.tar: cannot be fetched after 10 attempts"):
             next(stream)
@@ -118,7 +121,7 @@ def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_plac
 
 def test_a_local_shard_that_is_gone_stops_training(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
-    reader = ShardReader(artifacts.read(str(tmp_path / "run"), "shards"), "train")
+    reader = ShardReader(resolve.read(str(tmp_path / "run"), "shards"), "train")
     for tar in (tmp_path / "run/artifact").glob("*.tar"):
         tar.unlink()
     cfg = LoaderConfig(shards="", batch_size=4, crop=64, workers=2)
@@ -127,7 +130,7 @@ def test_a_local_shard_that_is_gone_stops_training(run_folder, tmp_path):
 
 
 def test_ranks_of_a_node_fetch_each_shard_once(server):
-    readers = [ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train") for _ in range(4)]
+    readers = [ShardReader(resolve.read(f"{server.url}/run", "shards"), "train") for _ in range(4)]
     threads = [threading.Thread(target=lambda r=r: [r.read(n) for n in range(len(r))]) for r in readers]
     for thread in threads:
         thread.start()
@@ -141,7 +144,7 @@ def test_ranks_of_a_node_fetch_each_shard_once(server):
 def test_shards_of_the_next_group_come_before_they_are_needed(server):
     name = f"{server.url}/run"
     cfg = LoaderConfig(shards=name, batch_size=4, crop=64, workers=1, mixed_shards=2)
-    reader = ShardReader(artifacts.read(name, "shards"), "train")
+    reader = ShardReader(resolve.read(name, "shards"), "train")
     samples = loader.Crops(cfg, reader, 3)
     samples.look_ahead(0)
     wanted = {reader.shards[s].file for group in (0, 1) for s in samples.order.shards_of(0, group)}
@@ -157,17 +160,17 @@ def test_a_shard_that_is_not_the_listed_one_is_never_used(run_folder, tmp_path):
     content[700] ^= 1
     tar.write_bytes(content)
     with serving(tmp_path / "served") as server:
-        reader = ShardReader(artifacts.read(f"{server.url}/run", "shards"), "train")
+        reader = ShardReader(resolve.read(f"{server.url}/run", "shards"), "train")
         place = [shard.file for shard in reader.shards].index(tar.name)
         with pytest.raises(DataError, match="are not the"):
             reader.read(int(reader._starts[place]))
         assert server.requests[f"/run/artifact/{tar.name}"] == 2
         with pytest.raises(ArtifactError, match="expected an artifact there"):
-            artifacts.read(f"{server.url}/elsewhere", "shards")
+            resolve.read(f"{server.url}/elsewhere", "shards")
         manifest = tmp_path / "served/run/artifact/manifest.json"
         manifest.write_text(manifest.read_text().replace('"index.json"', '"../../index.json"'))
         with pytest.raises(ArtifactError, match="outside its folder"):
-            artifacts.read(f"{server.url}/run", "shards")
+            resolve.read(f"{server.url}/run", "shards")
 
 
 @pytest.fixture
@@ -219,7 +222,7 @@ def test_images_and_shards_on_an_object_store(bucket, run_folder, tmp_path):
     assert len(digests(again)) == 24
 
 
-def digests(made: artifacts.Artifact) -> set[str]:
+def digests(made: Artifact) -> set[str]:
     return {sample.sha256 for split in ("train", "valid") for sample, _ in ShardReader(made, split).first(1000)}
 
 

@@ -15,9 +15,9 @@ BEGIN = """
 import io, resource, sys
 from pathlib import Path
 from PIL import Image
-from pipeline.data import piece, room
-from pipeline.data.examine import Lists, Rules, examine
-from pipeline.data.sources import Item
+from pipeline.sharding import decode_limit as room, filters as piece
+from pipeline.sharding.filters import Lists, Rules, examine
+from pipeline.sharding.sources import Item
 
 def photo(kind, side):
     stream = io.BytesIO()

@@ -11,12 +11,16 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from pipeline import artifacts, disk
+from pipeline.artifacts.artifact import Artifact
 from pipeline.data import shards
-from pipeline.data.examine import Lists, Photo, Refusal, Rules, examine, without_duplicates
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError
+from pipeline.registry import resolve
+from pipeline.sharding import plan
+from pipeline.sharding.filters import Lists, Photo, Refusal, Rules, examine, without_duplicates
 from pipeline.stages import shard
+from pipeline.stages.shard import StageConfig
+from pipeline.storage import disk
 from tests.conftest import picture, write_images
 
 
@@ -34,14 +38,14 @@ def examined(folder: Path, rules: Rules = RULES) -> list[Photo | Refusal]:
     return [examine(str(p), "x", p.read_bytes(), rules, LISTS) for p in files]
 
 
-def make(folder: Path | str, target: Path, workers: int = 1, shard_mb: float = 1000) -> artifacts.Artifact:
+def make(folder: Path | str, target: Path, workers: int = 1, shard_mb: float = 1000) -> Artifact:
     """Shards of a folder, made by the stage."""
-    cfg = shard.StageConfig(
+    cfg = StageConfig(
         source=str(folder), min_side=64, validation_share=0.3, shard_mb=shard_mb, workers=workers, piece=3
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(target.parent):  # runs/mlflow.db is written there
-        return artifacts.read(str(shard.run(cfg, target)), "shards")
+        return resolve.read(str(shard.run(cfg, target)), "shards")
 
 
 def test_shards_hold_the_original_bytes_and_plain_webdataset_reads_them(tmp_path):
@@ -77,7 +81,7 @@ def test_shards_do_not_depend_on_the_number_of_workers_or_on_file_names(tmp_path
     assert tars == [p.name for p in sorted(two.path.glob("*.tar"))]
     assert len(tars) > 2
 
-    def members(artifact: artifacts.Artifact) -> list[list[str]]:
+    def members(artifact: Artifact) -> list[list[str]]:
         return [tarfile.TarFile(artifact.path / tar).getnames() for tar in tars]
 
     assert members(one) == members(two)
@@ -122,8 +126,8 @@ def test_equal_files_are_kept_once(tmp_path):
 
 
 def test_an_image_stays_on_its_side_of_the_split_when_others_are_added():
-    few = shards.split_photos([photo(i) for i in range(50)], 0.2)
-    many = shards.split_photos([photo(i) for i in range(500)], 0.2)
+    few = plan.split_photos([photo(i) for i in range(50)], 0.2)
+    many = plan.split_photos([photo(i) for i in range(500)], 0.2)
     assert set(few["valid"]) <= set(many["valid"])
     assert 60 < len(many["valid"]) < 140
     assert len(many["train"]) + len(many["valid"]) == 500
@@ -131,7 +135,7 @@ def test_an_image_stays_on_its_side_of_the_split_when_others_are_added():
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
 def test_two_images_give_both_sides_one(share):
-    splits = shards.split_photos([photo(1), photo(2)], share)
+    splits = plan.split_photos([photo(1), photo(2)], share)
     assert len(splits["train"]) == len(splits["valid"]) == 1
 
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import archives, fetch, sources
-from pipeline.data.sources import Source
 from pipeline.errors import DataError
+from pipeline.sharding import archives, sources
+from pipeline.sharding.items import read_item
+from pipeline.sharding.sources import Source
 from tests.conftest import picture, write_images
 from tests.data.test_shards import make
 
@@ -44,7 +45,7 @@ def write_zip(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_DEFL
 
 def contents(place: object) -> list[bytes]:
     found = sources.items(Source(name="x", path=str(place)))
-    return [fetch.read(item, 10**7) for item in found]
+    return [read_item(item, 10**7) for item in found]
 
 
 @pytest.mark.parametrize("how", ["tar", "stored", "deflated"])
@@ -195,4 +196,4 @@ def test_a_damaged_archive_neither_crashes_nor_hangs(tmp_path_factory, suffix, w
         return
     for item in found:
         with suppress(DataError):
-            assert len(fetch.read(item, 10**6)) <= 10**6
+            assert len(read_item(item, 10**6)) <= 10**6

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from pipeline import local_ray
-from pipeline.data.spread import spread
 from pipeline.errors import DataError
+from pipeline.processes import ray_session
+from pipeline.processes.pool import map_chunks
 
 
 @pytest.mark.parametrize("on", ["threads", "ray"])
@@ -20,32 +20,32 @@ def test_every_piece_is_done_and_a_mistake_is_told(tmp_path, on):
             raise DataError("piece 99 is bad")
         return piece * piece
 
-    assert sorted(spread(work, range(10), 2, on)) == [(n, n * n) for n in range(10)]
+    assert sorted(map_chunks(work, range(10), 2, on)) == [(n, n * n) for n in range(10)]
     assert (tmp_path / "died").exists() == (on == "ray")
     with pytest.raises(DataError, match="piece 99 is bad"):
-        list(spread(work, [1, 99, 2], 2, on))
-    assert list(spread(work, [], 2, on)) == []
+        list(map_chunks(work, [1, 99, 2], 2, on))
+    assert list(map_chunks(work, [], 2, on)) == []
 
 
 def test_little_work_starts_no_ray(monkeypatch):
-    import pipeline.data.spread as module
+    from pipeline.processes import pool as module
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     chosen = []
     monkeypatch.setattr(module, "_on_ray", lambda *words: chosen.append(words) or iter(()))
-    list(spread(len, ["x"] * 15, 2))
-    list(spread(len, ["x"] * 100, 1))
+    list(map_chunks(len, ["x"] * 15, 2))
+    list(map_chunks(len, ["x"] * 100, 1))
     assert not chosen
-    list(spread(len, ["x"] * 16, 2))
+    list(map_chunks(len, ["x"] * 16, 2))
     assert len(chosen) == 1
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    list(spread(len, ["x"], 1))
+    list(map_chunks(len, ["x"], 1))
     assert len(chosen) == 2
 
 
 @pytest.mark.slow
 def test_a_ray_of_our_own_lets_nobody_in_without_its_token():
-    with local_ray.running(1):
+    with ray_session.running(1):
         import ray
 
         address = ray.get_runtime_context().gcs_address

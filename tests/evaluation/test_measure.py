@@ -6,7 +6,7 @@ import torch
 
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.errors import BitstreamError
-from pipeline.evaluation.measure import Measuring, read_csv, write_csv
+from pipeline.evaluation.evaluator import Measuring, read_csv, write_csv
 from tests.conftest import picture
 from tests.models.test_networks import small_codec
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_msssim import ms_ssim as second_opinion
 
-from pipeline.evaluation import anchors, fidelity, metrics
+from pipeline.evaluation import anchors, fid, metrics
 from tests.conftest import picture
 
 
@@ -46,15 +46,15 @@ def test_ms_ssim_of_equal_images_is_one_and_small_images_have_none():
 )
 def test_patch_grid(height, width, patches):
     # Kodak's 24 images of 512x768 give the published 192
-    assert len(list(fidelity.patch_corners(height, width))) == patches
+    assert len(list(fid.patch_corners(height, width))) == patches
 
 
 def test_fidelity_needs_enough_patches():
     few = torch.randn(100, 2048)
-    assert fidelity.compare(few, few) == (None, None)
+    assert fid.compare(few, few) == (None, None)
     torch.manual_seed(0)
     ours, same, other = torch.rand(2100, 2048), torch.rand(2100, 2048), torch.rand(2100, 2048) + 0.5
-    near, far = fidelity.compare(ours, same), fidelity.compare(ours, other)
+    near, far = fid.compare(ours, same), fid.compare(ours, other)
     assert abs(near.kid) < 1e-3 < far.kid
     assert near.fid < far.fid
     assert far.fid - near.fid == pytest.approx(2048 * 0.25, rel=0.05)  # the squared distance of the means

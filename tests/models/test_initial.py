@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.loader import to_float
+from pipeline.data.transforms import to_float
 from pipeline.models import initial
 from pipeline.models.codec import Codec, CodecConfig
 from tests.conftest import picture

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import artifacts
-from pipeline.artifacts import Manifest
+from pipeline.artifacts.artifact import Artifact, publish
+from pipeline.artifacts.manifest import Manifest
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.bitstream.latents import LatentCoder
 from pipeline.errors import ArtifactError
-from pipeline.models import saved
+from pipeline.models import serialization
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.tables import checked_tables
 from tests.conftest import picture
@@ -64,14 +64,14 @@ HOSTILE = {
 def artifact(tmp_path):
     """Makes an artifact of a state of the small codec, sealed as if its maker meant it."""
 
-    def make(state: dict[str, Tensor]) -> artifacts.Artifact:
+    def make(state: dict[str, Tensor]) -> Artifact:
         def write(folder):
             from pipeline import config
 
-            saved.save_file({k: v.contiguous() for k, v in state.items()}, folder / saved.WEIGHTS)
-            (folder / saved.MODEL).write_text(config.dump(SMALL))
+            serialization.save_file({k: v.contiguous() for k, v in state.items()}, folder / serialization.WEIGHTS)
+            (folder / serialization.MODEL).write_text(config.dump(SMALL))
 
-        return artifacts.publish(tmp_path / "artifact", Manifest(kind="codec", stage="pretrain"), write)
+        return publish(tmp_path / "artifact", Manifest(kind="codec", stage="pretrain"), write)
 
     return make
 
@@ -82,14 +82,14 @@ def test_a_hostile_artifact_is_refused_when_it_is_loaded(artifact, name):
     state = dict(small_codec().state_dict())
     state[key] = change(state[key])
     with pytest.raises(ArtifactError, match=r"weights\.safetensors") as refused:
-        saved.load_codec(artifact(state))
+        serialization.load_codec(artifact(state))
     assert key.split(".")[0] in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_what_we_write_is_accepted(artifact):
     codec = small_codec()
-    loaded = saved.load_codec(artifact(codec.state_dict()))
+    loaded = serialization.load_codec(artifact(codec.state_dict()))
     assert ImageCodec(loaded).compress(picture(1)) == ImageCodec(codec).compress(picture(1))
 
 

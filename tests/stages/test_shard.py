@@ -13,23 +13,27 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import artifacts, disk, ownership
-from pipeline.data import fetch, listing, piece
+from pipeline.artifacts import ownership
+from pipeline.artifacts.artifact import Artifact
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError
+from pipeline.registry import resolve
+from pipeline.sharding import filters, listing, passes
 from pipeline.stages import shard
+from pipeline.stages.shard import StageConfig
+from pipeline.storage import disk, fetch
 from tests.conftest import ROOT, assert_one_clear_line, illm_here, picture, write_images
 from tests.data.test_sources import write_tar, write_zip
 from tests.servers import serving
 
 
-def config(source: Path | list, **changes: object) -> shard.StageConfig:
+def config(source: Path | list, **changes: object) -> StageConfig:
     source = source if isinstance(source, list) else str(source)
-    return shard.StageConfig(**{"source": source, "min_side": 64, "validation_share": 0.3, "workers": 1} | changes)
+    return StageConfig(**{"source": source, "min_side": 64, "validation_share": 0.3, "workers": 1} | changes)
 
 
-def run(cfg: shard.StageConfig, folder: Path) -> artifacts.Artifact:
-    return artifacts.read(str(shard.run(cfg, folder)), "shards")
+def run(cfg: StageConfig, folder: Path) -> Artifact:
+    return resolve.read(str(shard.run(cfg, folder)), "shards")
 
 
 def tars(folder: Path) -> dict[str, str]:
@@ -58,7 +62,7 @@ def test_threads_and_ray_give_the_same_bytes(photos, tmp_path):
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(photos, tmp_path):
     options = {"source": str(photos), "stage": "shard", "min_side": 64, "shard_mb": 0.1, "piece": 2, "workers": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
-    run(shard.StageConfig(**options), tmp_path / "whole")
+    run(StageConfig(**options), tmp_path / "whole")
     killed, folder = 0, tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(folder)]
     chance = random.Random(0)
@@ -79,9 +83,10 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(photos, tm
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from pipeline import config, disk
-from pipeline.data import shards
+from pipeline import config
+from pipeline.sharding import writer
 from pipeline.stages import shard
+from pipeline.storage import disk
 left = int(sys.argv[3])
 def dying(function):
     def call(*words, **options):
@@ -92,7 +97,7 @@ def dying(function):
         return function(*words, **options)
     return call
 disk.write_durably = dying(disk.write_durably)
-shards.write = dying(shards.write)
+writer.write = dying(writer.write)
 shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -140,7 +145,7 @@ def test_splits_stay_when_data_is_added_and_look_alikes_stay_together(tmp_path):
     assert all(after[f"{i}.png"] == after[f"{i}-small.png"] for i in range(30))
 
 
-def sides(made: artifacts.Artifact) -> dict[str, str]:
+def sides(made: Artifact) -> dict[str, str]:
     return {s.source: split for split in ("train", "valid", "test") for s, _ in ShardReader(made, split).first(1000)}
 
 
@@ -156,7 +161,7 @@ def test_images_can_be_stored_in_another_form(tmp_path, store, extension):
         assert error <= (12 if store == "jpeg" else 0)
 
 
-def pixels(made: artifacts.Artifact) -> list:
+def pixels(made: Artifact) -> list:
     reader = ShardReader(made, "train")
     return [(reader.pixels(number), reader.sample(number)[1]) for number in range(len(reader))]
 
@@ -172,7 +177,7 @@ def test_urls_are_fetched_once_and_failures_are_recorded(tmp_path, monkeypatch):
         (tmp_path / "urls.txt").write_text("\n".join(urls))
         cfg = config(tmp_path / "urls.txt", shard_mb=0.05)
         made = run(cfg, tmp_path / "run")
-        assert server.most_at_once <= piece.FETCHED_AT_ONCE
+        assert server.most_at_once <= filters.FETCHED_AT_ONCE
         whole = sum(p.stat().st_size for p in served.rglob("*.png"))
         assert server.bytes == whole  # each byte once, for both passes
     (refusal,) = made.json("index.json")["refused"]
@@ -236,7 +241,7 @@ def test_refusals_leave_the_digest_reproducible(photos, tmp_path):
 
 def test_files_that_change_meanwhile_are_examined_again_by_the_same_command(photos, tmp_path, monkeypatch):
     cfg = config(photos, piece=5, shard_mb=0.1)
-    examined = shard._examined
+    examined = passes.examined
 
     def then_changed(*words: object):
         found = examined(*words)
@@ -244,10 +249,10 @@ def test_files_that_change_meanwhile_are_examined_again_by_the_same_command(phot
         (photos / "image2.png").unlink()
         return found
 
-    monkeypatch.setattr(shard, "_examined", then_changed)
+    monkeypatch.setattr(shard, "examined", then_changed)
     with pytest.raises(DataError, match=r"2 file\(s\) changed") as told:
         shard.run(cfg, tmp_path / "run")
-    monkeypatch.setattr(shard, "_examined", examined)
+    monkeypatch.setattr(shard, "examined", examined)
     assert "image0.png" in str(told.value)
     assert "image2.png" in str(told.value)
     made = run(cfg, tmp_path / "run")
@@ -270,7 +275,7 @@ def test_the_list_of_files_is_readable_by_its_owner_alone(photos, tmp_path, monk
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", looked_at)
-    monkeypatch.setattr(shard.shards, "split_photos", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(shard, "plan_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         shard.run(config(tmp_path / "urls.txt"), tmp_path / "run")
     assert modes == [0o600]
@@ -297,7 +302,7 @@ def test_another_config_in_the_folder_is_refused(photos, tmp_path):
 def test_what_a_killed_job_left_is_small_and_json(photos, tmp_path):
     """Each examined piece is one file of lines, so that a piece can be done again by itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard.shards, "split_photos", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shard, "plan_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             shard.run(config(photos, piece=5), tmp_path / "run")
     files = sorted((tmp_path / "run" / "work" / "examined").glob("*"))
@@ -343,7 +348,7 @@ def test_the_card_tells_what_is_in_the_shards(tmp_path):
 
 
 def test_shards_are_the_data_set_of_their_run_in_mlflow(tmp_path, monkeypatch):
-    from pipeline import store
+    from pipeline.tracking import store
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

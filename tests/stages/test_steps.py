@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import losses, runs
+from pipeline import losses
 from pipeline.data.loader import Batch, LoaderConfig
-from pipeline.models import saved
+from pipeline.models import serialization
+from pipeline.registry import resolve
 from pipeline.stages.gan import GanTask
 from pipeline.stages.gan import StageConfig as GanConfig
 from pipeline.stages.pretrain import PretrainTask
@@ -104,8 +105,11 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
         **COMMON, codec=f"{RUNS}/pretrain", labeler=f"{RUNS}/vqvae", distortion=DISTORTION, gan_weight=0.7,
         discriminator=discriminator | {"kind": kind, "context_channels": 2},
     )  # fmt: skip
-    given = runs.inputs(codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler"))
-    networks = saved.load_codec(given.artifacts["codec"][1]), saved.load_labeler(given.artifacts["labeler"][1])
+    given = resolve.read_inputs(codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler"))
+    networks = (
+        serialization.load_codec(given.artifacts["codec"][1]),
+        serialization.load_labeler(given.artifacts["labeler"][1]),
+    )
     task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), *networks)
     task.adversary.network.eval()  # spectral norm estimates nothing anew between the passes that are compared
     b, judge = batch(), copy.deepcopy(task.adversary.network)
@@ -142,21 +146,22 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
 
 
 def test_lpips_counts_with_its_weight():
-    from pipeline import perceptual
+    from pipeline.models import distortion
+    from pipeline.models.lpips import Lpips
 
-    distortion = perceptual.Distortion(perceptual.DistortionConfig(mse=0, lpips=0))
-    distortion.cfg = perceptual.DistortionConfig(mse=10, lpips=3)
-    distortion.lpips = perceptual.Lpips(None)
+    loss = distortion.Distortion(distortion.DistortionConfig(mse=0, lpips=0))
+    loss.cfg = distortion.DistortionConfig(mse=10, lpips=3)
+    loss.lpips = Lpips(None)
     x, y = batch().x, batch().x.flip(0)
-    total, _ = distortion(y, x)
-    expected = 10 * losses.mse(y, x) + 3 * distortion.lpips(y, x).mean()
+    total, _ = loss(y, x)
+    expected = 10 * losses.mse(y, x) + 3 * loss.lpips(y, x).mean()
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
     cfg = GanConfig(**COMMON, codec=f"{RUNS}/pretrain", distortion=DISTORTION, gan_weight=0)
-    loaded = saved.load_codec(runs.inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1])
+    loaded = serialization.load_codec(resolve.read_inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1])
     task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), loaded, None)
     task.train_step([batch()], step=0)
     codec = task.codec
@@ -168,6 +173,6 @@ def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monke
     first, again = (codec.encode(batch().x)[0] for _ in range(2))  # no noise: the same latent every time
     assert torch.equal(first, again)
     assert (
-        saved.load_codec(runs.inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1]).bitstream_id()
+        serialization.load_codec(resolve.read_inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1]).bitstream_id()
         == codec.bitstream_id()
     )

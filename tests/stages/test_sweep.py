@@ -7,7 +7,8 @@ import signal
 import pytest
 import yaml
 
-from pipeline import config, ownership, stages
+from pipeline import config, stages
+from pipeline.artifacts import ownership
 from pipeline.errors import ConfigError
 from pipeline.sweep import results, space, trial
 from tests.conftest import ROOT, assert_one_clear_line, illm_here

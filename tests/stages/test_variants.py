@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from pipeline import artifacts, config
+from pipeline import config
 from pipeline.data.loader import LoaderConfig
-from pipeline.describe import describe
 from pipeline.losses import PUBLISHED_RATE_WEIGHTS
-from pipeline.models import saved
+from pipeline.models import serialization
 from pipeline.models.codec import Codec, CodecConfig
-from pipeline.perceptual import DistortionConfig
+from pipeline.models.distortion import DistortionConfig
+from pipeline.registry import resolve
 from pipeline.stages import gan, pretrain
+from pipeline.stages.describe import describe
 from pipeline.training.loop import FitConfig
 from pipeline.training.runtime import EngineConfig, Runtime
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
@@ -60,7 +61,7 @@ def test_every_variant_trains(smoke, tmp_path, path):
     stage = path.stem.split("-")[0]
     ended = illm_here(stage, path, f"run={tmp_path / stage}", "fit.steps=6", cwd=smoke)
     assert ended.code == 0, ended.err
-    made = artifacts.read(str(tmp_path / stage), "codec")
+    made = resolve.read(str(tmp_path / stage), "codec")
     assert ("labeler" in made.manifest.parents) == (path.stem == "gan-unconditional")
 
 
@@ -70,7 +71,7 @@ def test_without_weight_there_is_no_discriminator_and_the_synthesis_still_learns
     assert " D " not in ended.err
     monkeypatch.chdir(smoke)
     before, after = (
-        saved.load_codec(artifacts.read(name, "codec")) for name in (f"{RUNS}/pretrain", str(tmp_path / "gan"))
+        serialization.load_codec(resolve.read(name, "codec")) for name in (f"{RUNS}/pretrain", str(tmp_path / "gan"))
     )
     assert after.bitstream_id() == before.bitstream_id()
     assert not after.synthesis.head[1].weight.equal(before.synthesis.head[1].weight)
@@ -80,8 +81,8 @@ def test_the_discriminator_can_learn_alone_first(smoke, tmp_path, monkeypatch):
     words = ("gan", CONFIGS / "gan.yaml", f"run={tmp_path / 'gan'}", "fit.steps=4", "discriminator_alone=4")
     assert illm_here(*words, cwd=smoke).code == 0
     monkeypatch.chdir(smoke)
-    before, after = (artifacts.read(name, "codec") for name in (f"{RUNS}/pretrain", str(tmp_path / "gan")))
-    weights = [saved.load_codec(artifact).state_dict() for artifact in (before, after)]
+    before, after = (resolve.read(name, "codec") for name in (f"{RUNS}/pretrain", str(tmp_path / "gan")))
+    weights = [serialization.load_codec(artifact).state_dict() for artifact in (before, after)]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 

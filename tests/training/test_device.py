@@ -19,7 +19,8 @@ from pipeline.stages.vqvae import StageConfig as VqvaeConfig
 from pipeline.stages.vqvae import VqvaeTask
 from pipeline.training import device
 from pipeline.training.device import settle_arithmetic, usable_gpu
-from pipeline.training.loop import Task, Window
+from pipeline.training.loop import Task
+from pipeline.training.metrics import MetricAverager
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 from tests.conftest import CONFIGS, assert_one_clear_line, illm
@@ -77,7 +78,7 @@ def gan() -> Task:
 @pytest.mark.parametrize("made", [pretrain, vqvae, gan])
 def test_a_step_asks_for_nothing_that_waits_for_the_device_or_sums_in_any_order(made):
     task, used = made(), Runtime()
-    window, pixels = Window(used, 0), torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    window, pixels = MetricAverager(used, 0), torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     parts = used.place_batch(Batch(pixels, [0, 1, 2, 3], [0, 1, 2, 3]))
     window.add(task.train_step(parts, 1))  # the first step makes the optimizers' state
     quantiles = task.quantiles.optimizer.state.values() if hasattr(task, "quantiles") else ()

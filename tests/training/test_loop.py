@@ -11,11 +11,13 @@ import time
 import pytest
 import torch
 
-from pipeline import ownership, process
+from pipeline.artifacts import ownership
 from pipeline.data.loader import Batch
 from pipeline.errors import ArtifactError, Preempted, TakenOver, TrainingError
+from pipeline.processes import signals
 from pipeline.training import checkpoint
-from pipeline.training.loop import FitConfig, Window, fit
+from pipeline.training.loop import FitConfig, fit
+from pipeline.training.metrics import MetricAverager
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -110,28 +112,28 @@ def signalled(monkeypatch, *numbers: int) -> None:
         (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     ],
 )
-def test_signals_that_ask_to_stop_save_a_checkpoint(tmp_path, monkeypatch, signals, numbers):
-    monkeypatch.setattr(process, "_TOGETHER", 0.0)
+def test_signals_that_ask_to_stop_save_a_checkpoint(tmp_path, monkeypatch, restored_handlers, numbers):
+    monkeypatch.setattr(signals, "_TOGETHER", 0.0)
     signalled(monkeypatch, *numbers)
     with pytest.raises(Preempted, match="preempted at step 8; a checkpoint was saved, the same command continues"):
         train(tmp_path, 20, bad=set())
     assert checkpoint.restore(tmp_path)[0].step == 8
 
 
-def test_ctrl_c_three_times_does_not_wait(tmp_path, monkeypatch, signals):
-    monkeypatch.setattr(process, "_TOGETHER", 0.0)
+def test_ctrl_c_three_times_does_not_wait(tmp_path, monkeypatch, restored_handlers):
+    monkeypatch.setattr(signals, "_TOGETHER", 0.0)
     signalled(monkeypatch, *[signal.SIGINT] * 3)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, 20, bad=set())
 
 
-def test_a_launcher_that_passes_ctrl_c_on_makes_no_second_one_of_it(tmp_path, monkeypatch, signals):
+def test_a_launcher_that_passes_ctrl_c_on_makes_no_second_one_of_it(tmp_path, monkeypatch, restored_handlers):
     signalled(monkeypatch, *[signal.SIGINT] * 4)
     with pytest.raises(Preempted):
         train(tmp_path, 20, bad=set())
 
 
-def test_what_a_process_was_started_to_ignore_stays_ignored(tmp_path, monkeypatch, signals):
+def test_what_a_process_was_started_to_ignore_stays_ignored(tmp_path, monkeypatch, restored_handlers):
     """As under nohup, or in the background of a script."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -254,7 +256,7 @@ def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk
 
 
 def test_metrics_are_means_over_steps():
-    window = Window(Runtime(), 0)
+    window = MetricAverager(Runtime(), 0)
     for value in (1.0, 2.0, 6.0):
         window.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
     assert window.take(3) == {"a": 3.0, "b": -3.0}

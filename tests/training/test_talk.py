@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline.data import fetch
-from pipeline.training import talk
+from pipeline.storage import fetch
+from pipeline.training import collectives
 from tests.conftest import ROOT
 from tests.ranks import free_port
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.dist
 
 RANK = """
 import sys, threading
-from pipeline.training import talk
+from pipeline.training import collectives as talk
 
 talk.GRACE = float(sys.argv[1])
 talk.meet("gloo")
@@ -119,4 +119,4 @@ def test_processes_that_drifted_apart_are_told():
 def test_devices_wait_longer_than_the_loader_may_and_less_than_the_cpu():
     pauses = [min(fetch.FIRST_PAUSE * 2**n, fetch.LONGEST_PAUSE) * 1.5 for n in range(fetch.PATIENT_ATTEMPTS - 1)]
     at_worst = timedelta(seconds=sum(pauses) + fetch.PATIENT_ATTEMPTS * fetch.TIMEOUT)
-    assert at_worst < talk.patience_of("nccl") < talk.patience_of("gloo")
+    assert at_worst < collectives.patience_of("nccl") < collectives.patience_of("gloo")

@@ -1,0 +1,152 @@
+"""The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import config
+from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.manifest import MANIFEST, Kind, Manifest, Parent
+from pipeline.errors import ArtifactError
+from pipeline.storage import disk
+
+RUN_FILE = "run.yaml"
+# Of tracking: the id of the folder's MLflow run, the records for it, and how many of them it has
+RUN_ID_FILE, RECORDS, DELIVERED = "mlflow-run-id", "tracking.jsonl", "tracking.delivered"
+# Keys that say how something is computed and not what: a run may go on with other values
+CHANGEABLE = {f"data.{name}" for name in ("workers", "cache_mb", "shard_cache_gb")}
+CHANGEABLE |= {"workers", "spread"}
+CHANGEABLE |= {f"engine.{name}" for name in ("passes", "recompute", "compile", "deterministic")}
+CHANGEABLE |= {f"fit.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "keep_every")}
+CHANGEABLE |= {f"fit.{name}" for name in ("max_bad_steps", "profile", "accept_new_batch_size")}
+BATCH_SIZE = "data.batch_size"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts a stage reads, by role, and facts about the machine that change its results."""
+
+    artifacts: dict[str, tuple[str, Artifact]]  # role -> (the name in the config, the artifact)
+    facts: dict[str, str]  # for instance {"lpips": "absent"}
+
+    def parents(self) -> dict[str, Parent]:
+        return {role: artifact.as_parent(name) for role, (name, artifact) in self.artifacts.items()}
+
+    def flat(self) -> dict[str, str]:
+        digests = {f"(input {role})": artifact.digest for role, (_, artifact) in self.artifacts.items()}
+        return digests | {f"({name})": value for name, value in self.facts.items()}
+
+
+def finished(folder: Path, cfg: config.Config) -> Path | None:
+    """The artifact in `folder`, if the same config made it.
+
+    Raises: ArtifactError naming the differing keys if a run with another config has come somewhere in the folder.
+    """
+    record = folder / RUN_FILE
+    if not record.is_file():
+        return None
+    artifact = folder / "artifact"
+    done = (artifact / MANIFEST).is_file()
+    theirs = {k: v for k, v in _read(record).items() if not k.startswith("(")}
+    ours = config.flatten(cfg)
+    _refuse_other_stage(folder, ours, theirs)
+    if _progress(folder):
+        _refuse_other(folder, ours, theirs, done)
+    return artifact if done else None
+
+
+def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
+    """Records config and inputs in `folder`, or checks that they are the recorded ones but for what may change.
+
+    A run that came nowhere, for instance because of a mistake in its config, leaves the folder to any config of its stage.
+    To be called while the folder is held (`ownership.held`).
+    Raises: ArtifactError naming every differing key or input.
+    """
+    ours = config.flatten(cfg) | given.flat()
+    record = folder / RUN_FILE
+    if not record.is_file():
+        if (folder / "artifact").exists():
+            raise ArtifactError(f"{folder}: holds an artifact but no {RUN_FILE}; choose another run= folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        theirs = _read(record)
+        if not (changed := config.differences(ours, theirs)):
+            return
+        if _progress(folder):
+            _refuse_other(folder, ours, theirs, done=False)
+            print(f"{folder}: goes on with {'; '.join(changed)}", file=sys.stderr)
+        else:
+            print(f"{folder}: came nowhere before; starts anew with {'; '.join(changed)}", file=sys.stderr)
+            _forget(folder)
+    disk.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
+
+
+def manifest(
+    kind: Kind, cfg: config.Config, given: Inputs, metrics: Mapping[str, float], run_id: str | None
+) -> Manifest:
+    """The manifest of what a stage is about to publish."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    flat = config.flatten(cfg)
+    return Manifest(
+        kind=kind, stage=stage_of(cfg), parents=given.parents(), metrics=numbers, config=flat, run_id=run_id
+    )
+
+
+def stage_of(cfg: config.Config) -> str:
+    """The value of the config's `stage` key."""
+    return str(config.flatten(cfg)["stage"])
+
+
+def _progress(folder: Path) -> str:
+    """What the folder holds of a run's work, in words; empty if there is nothing to lose."""
+    if (folder / "artifact").exists():
+        return "an artifact"
+    held = {"checkpoints/step-*": "checkpoints", "work/items.jsonl": "a list of images", "trials/*": "trials"}
+    return next((words for pattern, words in held.items() if any(folder.glob(pattern))), "")
+
+
+def _forget(folder: Path) -> None:
+    """Removes what the tracking store was told of a run that came nowhere: another config is another tracked run."""
+    for name in (RUN_ID_FILE, RECORDS, DELIVERED):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        flat = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        flat = None
+    if not isinstance(flat, dict):
+        raise ArtifactError(f"{record}: damaged, so nobody knows which config the run has; choose another run=")
+    return flat
+
+
+def _refuse_other_stage(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    stage, there = ours["stage"], theirs.get("stage", "unknown")
+    if stage != there:
+        raise ArtifactError(f"{folder}: this is a run of the stage {there}, not of {stage}; choose another run=")
+
+
+def _refuse_other(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], done: bool) -> None:
+    """Raises ArtifactError for differences in keys that decide what a run computes."""
+    changeable = CHANGEABLE | ({BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set())
+    lines = config.differences(
+        {key: value for key, value in ours.items() if key not in changeable},
+        {key: value for key, value in theirs.items() if key not in changeable},
+    )
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        hint = ""
+        if not done and BATCH_SIZE in ours and ours[BATCH_SIZE] != theirs.get(BATCH_SIZE):
+            hint = (
+                f"\n  with fit.accept_new_batch_size=true the run goes on with the next sample, but its steps, schedules and "
+                f"learning rates then count batches of {theirs.get(BATCH_SIZE)} before and {ours[BATCH_SIZE]} after"
+            )
+        raise ArtifactError(
+            f"{folder}: belongs to another config and holds {_progress(folder)}; choose another run=, or go back to the values "
+            f"there. {len(lines)} difference(s):\n{listed}{hint}"
+        )

@@ -1,0 +1,189 @@
+"""The `illm` command. Nothing heavy is imported before a command runs."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import __version__
+from pipeline.cli import cluster, codec, registry
+from pipeline.cli.arguments import ConfigArgument, WordsArgument, folder_and_overrides
+from pipeline.errors import NO_SPACE, Preempted, UserError, is_out_of_memory
+from pipeline.processes.signals import clean_up_when_interrupted, follow_parent
+from pipeline.storage import outputs
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+STAGE_HELP = """The same command continues a run that was interrupted. Keys and their defaults: illm describe CONFIG.yaml
+
+An override sets one key, data.batch_size=8, or is merged into a section of the file, 'codecs={{mine: runs/mine}}'. An empty
+one first removes what the file has there: 'codecs={{}}' 'codecs={{mine: runs/mine}}' leaves mine alone.
+
+\b
+Example:
+  illm {name} configs/{name}.yaml run=runs/{name}
+"""
+
+INTERRUPTED = 128 + 2  # exit code after Ctrl-C where there was nothing to save
+_CONTINUES = "interrupted; the same command does it again, and a stage goes on from what it has saved"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"illm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def illm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, judge and use MS-ILLM image codecs. `illm COMMAND -h` tells more of each."""
+
+
+def _stage(name: str, summary: str) -> None:
+    def command(config: ConfigArgument, words: WordsArgument = None) -> None:
+        from pipeline import config as configs
+        from pipeline import stages
+        from pipeline.artifacts import run_folder
+        from pipeline.tracking.run import deliver_rest
+
+        folder, overrides = folder_and_overrides(words or [])
+        stage = stages.get(name)
+        cfg = configs.load(stage.StageConfig, config, overrides)
+        if done := run_folder.finished(folder, cfg):
+            deliver_rest(folder)
+            print(f"{name}: already done: {done}")
+            return
+        artifact = stage.run(cfg, folder)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: done: {artifact}")
+
+    command.__doc__ = f"{summary}\n\n{STAGE_HELP.format(name=name)}"
+    app.command(name)(command)
+
+
+_stage("shard", "Turn a folder of images into WebDataset tars.")
+_stage("vqvae", "Train the VQ-VAE that labels image patches.")
+_stage("pretrain", "Train a codec for rate and distortion.")
+_stage("gan", "Fine-tune a codec against the label discriminator.")
+_stage("evaluate", "Compress held-out images to files, measure, and write a report.")
+_stage("sweep", "Search over settings with Ray Tune.")
+app.add_typer(codec.app)
+app.add_typer(registry.app)
+app.add_typer(cluster.app)
+
+
+@app.command()
+def describe(
+    config: ConfigArgument,
+    words: Annotated[list[str] | None, typer.Argument(metavar="key=value ...", help="Overrides.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Print what a configuration would do, without doing it."""
+    from pipeline.stages import describe as descriptions
+
+    overrides = [word for word in words or [] if not word.startswith("run=")]
+    description = descriptions.describe(config, overrides)
+    print(descriptions.as_json(description) if json else descriptions.as_text(description))
+
+
+@app.command()
+def demo(
+    configs: Annotated[Path, typer.Argument(help="Folder with one configuration per stage.")] = Path("configs/demo"),
+    run: Annotated[Path, typer.Option(help="Folder for all stages' runs.")] = Path("runs/demo"),
+    data: Annotated[str, typer.Option(help="A folder of your own photos.")] = "",
+) -> None:
+    """Run every stage in turn, then compress and decompress a held-out photo with the promoted codec."""
+    from pipeline.stages import demo as demonstration
+
+    demonstration.run(configs, run, data or None)
+
+
+@app.command("fetch-weights")
+def fetch_weights() -> None:
+    """Download the weights that LPIPS, FID and KID need, and verify them. Needs internet."""
+    from pipeline.models import pretrained
+
+    for path in pretrained.fetch():
+        print(path)
+
+
+def main() -> None:
+    """Runs a command; turns what a user can mend into one line and a documented exit code."""
+    follow_parent()
+    clean_up_when_interrupted()
+    code = exit_code(app)
+    code = exit_code(_flush) or code
+    # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it
+    os._exit(code)
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command line and tells what went wrong, if anything: what `main` does, without ending the process."""
+    try:
+        command()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # Typer has made this of Ctrl-C, and said nothing
+            return _tell(_CONTINUES, INTERRUPTED)
+        return stop.code if isinstance(stop.code, int) else 1
+    except (UserError, Preempted) as error:
+        return _tell(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _tell(_CONTINUES, INTERRUPTED)
+    except Exception as error:
+        if (told := _what_to_mend(error)) is not None:
+            return _tell(told, 2)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _flush() -> None:
+    """Raises: OSError that names what could not be written; SystemExit if nobody reads any more."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise SystemExit(outputs.CLOSED_PIPE) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the output") from None
+
+
+def _what_to_mend(error: Exception) -> str | None:
+    """One line about trouble with files or memory; None for what may be our mistake."""
+    if is_out_of_memory(error):
+        return "out of memory; take less at once (a smaller data.batch_size or image), or end other programs"
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.errno in NO_SPACE:
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space and run the same command"
+    if error.errno in _UNWRITABLE:
+        place = "choose a place that can be written and run the same command"
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; {place}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: {error.filename}; allow more (ulimit -n) and run the same command"
+    if error.filename is None and error.errno != errno.ENOMEM:
+        return None
+    return f"cannot open {error.filename or 'a file'}: {error.strerror}; check its name and place, and run the same command"
+
+
+def _tell(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") == "0":  # the other processes of a distributed run say the same
+        print(f"illm: {message}", file=sys.stderr)
+    return code

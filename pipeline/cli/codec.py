@@ -1,0 +1,129 @@
+"""The commands that read and write single files: compress, decompress, inspect, import-reference, export-reference."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.arguments import ForceOption
+from pipeline.storage import outputs
+
+app = typer.Typer()
+
+CodecOption = Annotated[str, typer.Option(help="A run folder, or models:/NAME@ALIAS.")]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="PLACE", help="A file, a folder, or - for standard output.")
+]
+
+
+class NetworkKind(StrEnum):
+    codec = "codec"
+    labeler = "labeler"
+
+
+class Names(StrEnum):
+    as_imported = "as-imported"
+    old = "old"
+    new = "new"
+
+
+@app.command()
+def compress(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE... [OUTPUT.illm]", help="Images, a folder of them, or - for standard input."),
+    ],
+    output: OutputOption = None,
+    codec: CodecOption = "models:/illm@champion",
+    force: ForceOption = False,
+) -> None:
+    """Compress images to files.
+
+    PNG, JPEG, WebP, TIFF, BMP, GIF and PPM. photo.png becomes photo.illm beside it, if no output is named. A file that is
+    there stays unless --force is given. The network is loaded once for all images.
+
+    \b
+    Examples:
+      illm compress photo.png                        photo.illm
+      illm compress photo.png small/photo.illm       the same elsewhere
+      illm compress *.jpg -o small                   each into the folder small
+      illm compress photos -o small                  a folder, with its subfolders
+      illm compress - -o - < photo.png > photo.illm  from and to a pipe
+    """
+    from pipeline.bitstream import files
+
+    files.compress(images, output, codec, force)
+
+
+@app.command()
+def decompress(
+    compressed: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE.illm... [OUTPUT.png]",
+            help="What `illm compress` wrote, a folder of that, or - for standard input.",
+        ),
+    ],
+    output: OutputOption = None,
+    codec: CodecOption = "models:/illm@champion",
+    force: ForceOption = False,
+) -> None:
+    """Decompress files to images.
+
+    photo.illm becomes photo.restored.png beside it, if no output is named. The output's suffix says in which format: .png,
+    .jpg, .webp, .tif; standard output gets PNG. A file that is there stays unless --force is given.
+
+    \b
+    Examples:
+      illm decompress photo.illm                     photo.restored.png
+      illm decompress photo.illm photo.jpg           as a JPEG
+      illm decompress small -o restored              all files in a folder
+      illm decompress - < photo.illm | display -     from and to a pipe
+    """
+    from pipeline.bitstream import files
+
+    files.decompress(compressed, output, codec, force)
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A compressed file, or a run or artifact folder.")]) -> None:
+    """Check a compressed file or an artifact, and print what it holds."""
+    from pipeline.bitstream import files
+
+    print(files.inspect(file))
+
+
+@app.command("import-reference")
+def import_reference(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of the published implementation.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value ...", help="Architecture, if not the published one.")
+    ] = None,
+    kind: Annotated[NetworkKind, typer.Option(help="Which network it holds.")] = NetworkKind.codec,
+    output: Annotated[Path, typer.Option(help="The run folder that gets the artifact.")] = Path("runs/reference"),
+) -> None:
+    """Make an artifact from a checkpoint of the authors' code."""
+    from pipeline.models import reference
+
+    print(reference.import_file(file, kind.value, output, words or []))
+
+
+@app.command("export-reference")
+def export_reference(
+    run: Annotated[str, typer.Argument(help="A codec or labeler: a run folder or models:/NAME@ALIAS.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
+    names: Annotated[
+        Names, typer.Option(help="CompressAI's names: before 1.2.7 (old), since (new), or those of the imported file.")
+    ] = Names.as_imported,
+    force: ForceOption = False,
+) -> None:
+    """Write a network as a checkpoint for the authors' code."""
+    place = outputs.named(str(file))
+    outputs.check(place, force)
+    from pipeline.models import reference
+    from pipeline.registry import resolve
+
+    artifact = resolve.read(run, "codec", "labeler")
+    print(reference.export_file(artifact, place, names.value, force), file=sys.stdout if place else sys.stderr)

@@ -1,0 +1,116 @@
+"""Stages on a Ray cluster: Ray starts the processes that train, and runs the rest as tasks. Imports ray.
+
+The run folders, the project and its virtual environment have to be on a file system that the cluster's nodes share.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchTrainer
+
+from pipeline import config, stages
+from pipeline.errors import Preempted, UserError
+from pipeline.processes import signals
+from pipeline.stages import TRAINING
+from pipeline.stages.plan import Step
+from pipeline.storage import disk
+
+MOST_FAILURES = 10  # workers or nodes that may die during one stage
+CONCERNING = ("ILLM_", "MLFLOW_", "AWS_", "TORCH_HOME", "ACCELERATE_USE_CPU", "OMP_NUM_THREADS")  # of the environment
+
+
+class StageFailed(UserError):
+    """A stage ended with an error that it has told already."""
+
+    def __init__(self, stage: str, code: int, message: str):
+        super().__init__(f"{stage}: {message}")
+        self.exit_code = code
+
+
+def run(steps: Sequence[Step], workers: int, gpus: float) -> None:
+    """Runs the stages one after the other. workers: processes that train a stage. gpus: of each.
+
+    Raises: StageFailed with the stage's exit code.
+    """
+    ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # the shard stage spreads its pieces there
+    for step in steps:
+        if step.done:
+            print(f"{step.stage}: already done: {step.folder / 'artifact'}", flush=True)
+            continue
+        print(f"\n$ illm {' '.join(step.words)}", flush=True)
+        if step.stage in TRAINING:
+            _train(step, workers, gpus)
+        else:
+            _task(step, gpus if step.stage == "evaluate" else 0)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(CONCERNING)}
+
+
+def _train(step: Step, workers: int, gpus: float) -> None:
+    """Trains with Ray Train: a worker or a node that dies costs the steps since the last checkpoint."""
+    place = step.folder.resolve() / "ray" / uuid.uuid4().hex[:8]
+    place.mkdir(parents=True)
+    refusal = place / "refusal.json"
+    given = {"step": step, "here": str(Path.cwd()), "env": _environment(), "refusal": str(refusal)}
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=given,
+        scaling_config=train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=train.RunConfig(
+            name="train", storage_path=str(place), failure_config=train.FailureConfig(max_failures=MOST_FAILURES)
+        ),
+    )
+    try:
+        trainer.fit()
+        if refusal.is_file():
+            raise StageFailed(step.stage, **json.loads(refusal.read_text(encoding="utf-8")))
+    finally:
+        shutil.rmtree(place.parent, ignore_errors=True)
+    print(f"{step.stage}: done: {step.folder / 'artifact'}", flush=True)
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """One process of a stage: Ray has set its rank and made the process group. What a user can mend is not tried again."""
+    os.environ.update(given["env"])
+    os.chdir(given["here"])
+    step: Step = given["step"]
+    module = stages.get(step.stage)
+    try:
+        module.run(config.load(module.StageConfig, step.config, step.overrides), step.folder)
+    except (UserError, Preempted) as error:
+        if "another process of this run is gone" in str(error):
+            raise  # a worker died: Ray starts all of them again
+        about = {"code": error.exit_code, "message": str(error)}
+        disk.write_durably(Path(given["refusal"]), json.dumps(about).encode())
+
+
+def _task(step: Step, gpus: float) -> None:
+    """Runs a stage's command as a task; once more if its node dies. Sharding is driven from here and spreads itself."""
+    if step.stage == "shard":
+        code = _command(step.words, str(Path.cwd()), _environment() | {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]})
+    else:
+        task = ray.remote(_command).options(num_cpus=1, num_gpus=gpus, max_retries=3)
+        code = ray.get(task.remote(step.words, str(Path.cwd()), _environment()))
+    if code:
+        raise StageFailed(step.stage, code, f"ended with exit code {code}; its own message is above")
+
+
+def _command(words: list[str], here: str, env: dict[str, str]) -> int:
+    command = [sys.executable, "-m", "pipeline", *words]
+    return subprocess.run(command, cwd=here, env=os.environ | env | signals.tied(), check=False).returncode

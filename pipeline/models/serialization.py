@@ -1,0 +1,96 @@
+"""Networks in artifacts: weights as safetensors beside `model.yaml`, which rebuilds the network without our configs."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline import config
+from pipeline.artifacts.artifact import Artifact
+from pipeline.config import Config
+from pipeline.errors import ArtifactError
+from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.tables import checked_tables
+
+WEIGHTS, MODEL = "weights.safetensors", "model.yaml"
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=nn.Module)
+
+
+def save(folder: Path, module: nn.Module, cfg: Config) -> None:
+    """Writes both files into `folder`."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    (folder / MODEL).write_text(config.dump(cfg), encoding="utf-8")
+    save_file(state, folder / WEIGHTS)
+    share_like(folder / MODEL, folder / WEIGHTS)
+
+
+def share_like(example: Path, file: Path) -> None:
+    """Gives a file that safetensors wrote, which only its owner may read, the rights of another one."""
+    shutil.copymode(example, file)
+
+
+def load_codec(artifact: Artifact) -> Codec:
+    """The codec of an artifact, frozen, in eval mode, on the CPU, with its entropy tables.
+
+    Raises: ArtifactError if the files do not fit together.
+    """
+    codec = _make(artifact, CodecConfig, Codec)
+    _fill(artifact, codec, codec.load_weights)
+    try:
+        checked_tables(codec)
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.path / WEIGHTS}: {error}; get the artifact again from who made it") from None
+    return codec.requires_grad_(False).eval()
+
+
+def load_labeler(artifact: Artifact) -> Labeler:
+    """The labeler of an artifact, frozen, in eval mode, on the CPU.
+
+    Raises: ArtifactError if the files do not fit together.
+    """
+    labeler = _make(artifact, LabelerConfig, Labeler)
+    _fill(artifact, labeler, labeler.load_state_dict)
+    return labeler.requires_grad_(False).eval()
+
+
+def _model_config(artifact: Artifact, cls: type[C]) -> C:
+    try:
+        return cls.model_validate(config.read_yaml(artifact.path / MODEL, may_extend=False))
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.path / MODEL}: does not describe a {cls.__name__}: {error}") from None
+
+
+def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
+    """The network that `model.yaml` describes, if the weights file is large enough to fill it."""
+    cfg = _model_config(artifact, cls)
+    with torch.device("meta"):  # takes no memory, whatever a stranger's file asks for
+        needed = sum(p.numel() * p.element_size() for p in network(cfg).parameters())
+    found = (artifact.path / WEIGHTS).stat().st_size if (artifact.path / WEIGHTS).is_file() else 0
+    if needed > found:
+        raise ArtifactError(f"{artifact.path / MODEL}: describes {needed} bytes of weights, {WEIGHTS} has {found}")
+    return network(cfg)
+
+
+def _fill(artifact: Artifact, network: nn.Module, load_state: Callable[[dict[str, Tensor]], object]) -> None:
+    path = artifact.path / WEIGHTS
+    try:
+        state: dict[str, Tensor] = load_file(path)
+        with torch.no_grad():
+            load_state(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: does not fit its {MODEL}: {error}") from None
+    for name, value in network.state_dict().items():
+        if state[name].dtype != value.dtype:
+            raise ArtifactError(f"{path}: {name} is {state[name].dtype}, expected {value.dtype}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ArtifactError(
+                f"{path}: {name} holds numbers that are not finite: its training diverged, or it is damaged"
+            )

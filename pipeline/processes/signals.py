@@ -1,0 +1,124 @@
+"""Signals: what stops a stage, how it reaches the processes that do the work, and what ends with what started it."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import IO
+
+_FOLLOWS = "ILLM_FOLLOWS"  # environment: the process whose end this one must not outlive
+_PR_SET_PDEATHSIG = 1
+# What asks a stage to save and leave: a cluster, a terminal that closes, Ctrl-C. Not SIGUSR1, whose default stays: libraries
+# and launchers have uses of their own for it.
+STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+_TOGETHER = 0.3  # seconds within which SIGINTs are one Ctrl-C: a terminal sends one, and the launcher passes another on
+
+
+def heeded() -> list[int]:
+    """The signals of STOP, without those that this process was started to ignore, as under nohup.
+
+    SIGUSR2 counts nevertheless: job scripts let it be ignored until the stage listens.
+    """
+    ignorable = (signal.SIGHUP, signal.SIGINT)
+    return [number for number in STOP if number not in ignorable or signal.getsignal(number) != signal.SIG_IGN]
+
+
+class Interrupts:
+    """Counts how often somebody pressed Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.count, self._last = 0, -_TOGETHER
+
+    def another(self) -> int:
+        """To be called for each SIGINT; returns the count."""
+        now = time.monotonic()
+        if now - self._last >= _TOGETHER:
+            self.count, self._last = self.count + 1, now
+        return self.count
+
+
+def clean_up_when_interrupted() -> None:
+    """Ctrl-C interrupts once; a second one changes nothing, so that what was begun is cleaned up; the third interrupts again."""
+    interrupts = Interrupts()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        count = interrupts.count
+        if interrupts.another() > count and interrupts.count != 2:
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+@contextmanager
+def passing_on(pids: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
+    """Within it, the signals that ask to stop go to the processes that are there then; gives the signals that came."""
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for pid in pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], log: IO[str] | None = None) -> tuple[int, list[int]]:
+    """Runs a command to its end, in our environment and that; gives its exit code and the signals that were passed on to it.
+
+    log: gets its output. Unlike `subprocess.run`, this lets it save when Ctrl-C is pressed.
+    """
+    child = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
+    with passing_on(lambda: [child.pid]) as received:
+        return child.wait(), received
+
+
+def tied() -> dict[str, str]:
+    """Environment of a process that gets SIGTERM when this one is gone."""
+    return {_FOLLOWS: str(os.getpid())}
+
+
+def follow_parent() -> None:
+    """Does what `tied` asked for; on Linux."""
+    parent = os.environ.pop(_FOLLOWS, "")
+    if parent:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != int(parent):  # it ended before
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, the signals of `process.STOP` only raise a flag; gives a function that reads the flag.
+
+    A second one changes nothing; the third Ctrl-C raises KeyboardInterrupt, and what was not saved is lost.
+    """
+    received: list[int] = []
+    interrupts = Interrupts()
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGINT and interrupts.another() > 2:
+            raise KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, remember) for number in heeded()}
+    except ValueError:  # not in the main thread, for instance in a Ray trial: the host handles signals
+        before = {}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            # A second signal must not end the process between saving and the documented exit code.
+            signal.signal(number, signal.SIG_IGN if received else handler)

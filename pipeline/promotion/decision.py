@@ -1,0 +1,191 @@
+"""Judges a codec for promotion: its gates, and the champion side by side with it on the same images."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from pipeline.artifacts.artifact import Artifact
+from pipeline.bitstream.codec import ImageCodec
+from pipeline.config import Config
+from pipeline.data.images import Pixels, decode
+from pipeline.errors import ArtifactError, BitstreamError, ConfigError, TrackingError
+from pipeline.evaluation import comparison, evaluator
+from pipeline.evaluation.comparison import Difference, Interval
+from pipeline.evaluation.evaluator import TIMES, Measurement, Measuring
+from pipeline.models import serialization
+from pipeline.promotion import gates, package
+from pipeline.promotion.gates import BdRateGate, Gate, RelativeGate, Verdict
+from pipeline.registry import aliases, resolve
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+CHAMPION = "champion"
+Rows = Sequence[Measurement]
+ROUNDING = 2  # of 255: how far a pixel decoded on another machine may be from the measured one
+
+
+class Terms(Config):
+    """Which codec of which evaluation is registered, under which name, if which gates hold."""
+
+    evaluation: str  # artifact of kind "evaluation"
+    codec: str  # a name among the evaluation's codecs
+    name: Name = "illm"
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] = CHAMPION  # or "challenger", ...
+    gates: Annotated[dict[str, Gate], Field(min_length=1)]  # metric of the codec alone -> bounds
+    # metric -> how much worse than the champion's, on the evaluation's images
+    against_champion: dict[str, RelativeGate] = Field(default_factory=dict)
+    bd_rate: BdRateGate | None = None
+    new_bitstream: bool = False  # declares that files of the present champion need not be readable
+    max_images: PositiveInt = 100  # of the evaluation's, decoded again here and compared with the champion's
+
+
+@dataclass
+class Decision:
+    """What is decided on, and the verdicts."""
+
+    codec: Artifact
+    evaluation: Artifact
+    champion: str  # version, or ""
+    expected: str  # the version that the alias stands for now, or ""
+    bitstream_id: str
+    verdicts: list[Verdict]
+    values: dict[str, float]
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    num_images: int = 0
+
+    @property
+    def failed(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.holds is False]
+
+
+def evaluated_codec(cfg: Terms, evaluation: Artifact) -> tuple[str, Artifact]:
+    """The codec artifact that was evaluated under that name, unchanged since."""
+    parents = {name: p for name, p in evaluation.manifest.parents.items() if name != "images"}
+    if cfg.codec not in parents:
+        raise ConfigError(f"codec: {cfg.codec!r} was not evaluated; expected one of {', '.join(parents)}")
+    parent = parents[cfg.codec]
+    artifact = resolve.read(parent.source, "codec")
+    if artifact.digest != parent.digest:
+        raise ArtifactError(f"{parent.source}: is not the codec that {cfg.evaluation} evaluated; evaluate it again")
+    return parent.source, artifact
+
+
+def judge(cfg: Terms, codec: Artifact, evaluation: Artifact) -> Decision:
+    """Every verdict. The candidate and the champion code the evaluation's images again, side by side in this process."""
+    champion, expected = aliases.current(cfg.name, CHAMPION), aliases.current(cfg.name, cfg.alias)
+    rows = evaluator.read_csv(evaluation.path / "per_image.csv")
+    mine = [row for row in rows if row.model == cfg.codec]
+    totals = evaluation.json("totals.json")[cfg.codec]
+    values = {name: value for name, value in totals.items() if value is not None}
+    values["weights_mb"] = package.weights_mb(codec)
+    _check_known(cfg, [*values, *TIMES], {row.model for row in rows})
+    intervals = {
+        name: comparison.interval([getattr(row, name) for row in mine])
+        for name in evaluator.MEANS
+        if totals.get(name) is not None
+    }
+    images = Originals(evaluation, cfg.max_images)
+    ours, theirs, verdicts = ImageCodec(serialization.load_codec(codec)), None, []
+    if champion:
+        try:
+            theirs = ImageCodec.load(f"models:/{cfg.name}/{champion}")
+        except (ArtifactError, TrackingError) as error:  # a champion that is lost can be replaced by force only
+            verdicts.append(Verdict("champion", str(error), "readable", False))
+    verdicts += [_undecodable(cfg, ours, evaluation, images, mine), _bitstream(cfg, ours, theirs, champion)]
+    found, times = _measure(cfg, ours, theirs, images)
+    values |= times
+    verdicts += gates.own(cfg.gates, values, intervals)
+    verdicts += gates.against_champion(cfg.against_champion, found, champion, len(images))
+    if cfg.bd_rate:
+        families = (*cfg.bd_rate.ours, *cfg.bd_rate.theirs)
+        verdicts.append(gates.bd_rate(cfg.bd_rate, {n: [r for r in rows if r.model == n] for n in families}))
+    return Decision(
+        codec, evaluation, champion, expected, ours.bitstream_id.hex(), verdicts, values, intervals, len(mine)
+    )
+
+
+class Originals:
+    """The first images of an evaluation, as it kept them."""
+
+    def __init__(self, evaluation: Artifact, limit: int):
+        self.files = sorted((evaluation.path / "reconstructions" / "original").glob("*.png"))[:limit]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, Pixels]]:
+        for path in self.files:
+            yield path.stem, decode(path).pixels
+
+
+def _measure(
+    cfg: Terms, ours: ImageCodec, theirs: ImageCodec | None, images: Originals
+) -> tuple[list[Difference], dict[str, float]]:
+    """The differences from the champion, and the candidate's seconds per megapixel on this machine."""
+    if not cfg.against_champion and not any(name in TIMES for name in cfg.gates):
+        return [], {}
+    compared = theirs if cfg.against_champion else None
+    measuring = Measuring({"candidate": ours} | ({CHAMPION: compared} if compared else {}))
+    with tempfile.TemporaryDirectory() as scratch:
+        measuring.measure(images, len(images), Path(scratch))
+    mine = measuring.of("candidate")
+    times = {name: sum(getattr(row, name) for row in mine) / len(mine) for name in TIMES}
+    if not compared:
+        return [], times
+    found = comparison.differences(mine, measuring.of(CHAMPION))
+    wanted = any(name in cfg.against_champion for name in ("fid", "kid"))
+    return found + (comparison.fidelity_differences(measuring, "candidate", CHAMPION) if wanted else []), times
+
+
+def _undecodable(cfg: Terms, codec: ImageCodec, evaluation: Artifact, images: Originals, rows: Rows) -> Verdict:
+    """Whether the evaluation's files decode here to the latent that their encoder meant, and to the pixels that were
+    measured, but for rounding: another number of threads or another processor sums in another order.
+    """
+    meant = {row.image: row.latent for row in rows}
+    bad = []
+    for path in images.files:
+        kept = decode(evaluation.path / "reconstructions" / cfg.codec / path.name).pixels
+        try:
+            found = codec.decode((evaluation.path / "files" / cfg.codec / f"{path.stem}.illm").read_bytes())
+        except (BitstreamError, OSError):
+            bad.append(path.stem)
+            continue
+        same = found.symbols.digest() == meant.get(path.stem) and found.pixels.shape == kept.shape
+        if not same or np.abs(found.pixels.astype(int) - kept).max() > ROUNDING:
+            bad.append(path.stem)
+    told = f"{len(bad)} of {len(images)} files" + (f" ({', '.join(bad[:3])})" if bad else "")
+    return Verdict("undecodable", told, "0 files", not bad)
+
+
+def _bitstream(cfg: Terms, ours: ImageCodec, theirs: ImageCodec | None, champion: str) -> Verdict:
+    mine = ours.bitstream_id.hex()
+    if theirs is None:
+        bound = "as the champion's (unreadable)" if champion else "as the champion's (no champion yet)"
+        return Verdict("bitstream id", mine, bound, None)
+    bound = f"{theirs.bitstream_id.hex()}, as version {champion}'s"
+    if cfg.new_bitstream:
+        return Verdict("bitstream id", mine, f"{bound} (a new one is declared)", True)
+    return Verdict("bitstream id", mine, f"{bound}, or new_bitstream: true", ours.bitstream_id == theirs.bitstream_id)
+
+
+def _check_known(cfg: Terms, measured: list[str], models: set[str]) -> None:
+    problems = [
+        f"gates: {name} was not measured; there is {', '.join(measured)}" for name in cfg.gates if name not in measured
+    ]
+    problems += [
+        f"against_champion: {name}: expected one of {', '.join(gates.RELATIVE)}"
+        for name in cfg.against_champion
+        if name not in gates.RELATIVE
+    ]
+    families = (*cfg.bd_rate.ours, *cfg.bd_rate.theirs) if cfg.bd_rate else ()
+    problems += [
+        f"bd_rate: {name} was not evaluated; there is {', '.join(sorted(models))}"
+        for name in families
+        if name not in models
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,292 @@
+"""Which version an alias stands for, who moved it, and how two who move it at once are told apart.
+
+MLflow keeps no history of aliases and cannot compare-and-set one. What it has is a parameter of a run: written once, never
+changed, refused to the second who writes another value. So each registered model has a run whose parameters are the log of
+its aliases: `champion.000007` claims the seventh change, `champion.000007.end` says what became of it. Whoever gets the
+claim may move the alias, as its last act, within half of CLAIM seconds; a claim without an end that moved nothing is
+declared interrupted by the next who comes, CLAIM seconds later.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import ArtifactError, RegistryChanged
+from pipeline.text import printable
+from pipeline.tracking import provenance, store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CLAIM = 60.0  # seconds
+LONG_AGO = 600.0  # seconds after which a claim is over whatever two machines' clocks say
+HISTORY = "illm.history"  # tag of a registered model: the run with its log
+MOST_WHY = 1000  # characters
+MOST_NAMED = 10  # registered models that a message names
+Action = Literal["promote", "force", "rollback", "found"]  # "found": moved by something else than illm
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the log: an alias went from version `before` to version `after`; "" is none."""
+
+    number: int
+    alias: str
+    action: Action
+    before: str
+    after: str
+    why: str
+    run_id: str = ""
+    who: str = field(default_factory=provenance.who)
+    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    token: str = field(default_factory=lambda: secrets.token_hex(8))  # tells two equal claims apart
+    end: str = ""  # "", "done" or "interrupted"
+
+    @property
+    def key(self) -> str:
+        return f"{self.alias}.{self.number:06d}"
+
+
+def ensure_model(client: "MlflowClient", name: str) -> None:
+    """Creates a registered model with its log, unless it is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+        return
+    except MlflowException as error:
+        if store.is_away(error):
+            raise
+    experiment = store.experiment(client, " registry", store.ABOUT_HISTORY)
+    tags = {
+        "mlflow.note.content": f"Every change of the aliases of {name}. `illm history {name}` prints it. Do not edit."
+    }
+    run_id = client.create_run(experiment, run_name=f"history of {name}", tags=tags).info.run_id
+    about = (
+        "MS-ILLM image codec: image files in, compressed files out, and back. `illm compress --codec models:/"
+        f"{name}@champion`, `mlflow models serve -m models:/{name}@champion`. `illm history {name}` tells who moved the aliases."
+    )
+    try:
+        client.create_registered_model(name, tags={HISTORY: run_id}, description=about)
+        client.set_terminated(run_id)
+    except MlflowException:
+        client.delete_run(run_id)  # another process was faster
+        client.get_registered_model(name)
+
+
+def history(name: str, alias: str) -> list[Change]:
+    """The log of an alias, oldest first. Raises: ArtifactError if no such model is registered by us."""
+    client = store.reader()
+    with store.told("read the history"):
+        return _read(client, _log_run(client, name), alias)
+
+
+def current(name: str, alias: str) -> str:
+    """The version an alias stands for now; "" if none, or no such model, or no store yet."""
+    try:
+        client = store.reader()
+    except store.NoStore:
+        return ""
+    from mlflow.exceptions import MlflowException
+
+    with store.told("look up an alias"):
+        try:
+            return str(client.get_registered_model(name).aliases.get(alias, ""))
+        except MlflowException as error:
+            if store.is_away(error):
+                raise
+            return ""
+
+
+def instead_of(client: "MlflowClient", name: str, alias: str | None) -> str:
+    """Says that a name is not registered, or has no such alias or version, and what there is instead."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        has = client.get_registered_model(name).aliases
+    except MlflowException:
+        return f"nothing is registered under that name at {store.shown()}; {_offered(client)}"
+    listed = (
+        ", ".join(f"{printable(known)} (version {version})" for known, version in sorted(has.items())) or "no alias"
+    )
+    return f"has no {f'alias {alias!r}' if alias else 'such version'} at {store.shown()}; it has {listed}"
+
+
+def _offered(client: "MlflowClient") -> str:
+    """What is registered: names with their aliases."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        models = list(client.search_registered_models(max_results=MOST_NAMED))
+    except MlflowException:
+        models = []
+    names = [printable(f"{m.name}@{alias}") for m in models for alias in sorted(m.aliases)]
+    names += [printable(m.name) for m in models if not m.aliases]
+    return f"there is {', '.join(sorted(names))}" if names else "`illm promote` first"
+
+
+def stack(changes: Sequence[Change]) -> list[str]:
+    """The versions one can go back to, the present one last: a promotion puts one on top, a rollback takes some off."""
+    versions: list[str] = []
+    for change in changes:
+        if change.end != "done":
+            continue
+        if change.action == "rollback" and change.after in versions:
+            while versions[-1] != change.after:
+                versions.pop()
+        elif change.after:
+            versions.append(change.after)
+    return versions
+
+
+def previous_of(alias: str) -> str:
+    """The alias that keeps the version before: `previous` for the champion."""
+    return "previous" if alias == "champion" else f"previous-{alias}"
+
+
+def move(name: str, alias: str, version: str, action: Action, why: str, expected: str, run_id: str = "") -> Change:
+    """Points an alias at a version, as the last act of what is recorded first.
+
+    expected: the version it stood for when the decision was made.
+
+    Raises: RegistryChanged if it stands for another one now, or somebody else is faster; then nothing was changed.
+    """
+    client = store.client()
+    with store.told("move an alias"):
+        log = _log_run(client, name)
+        changes = _settled(client, name, log, alias)
+        now = current(name, alias)
+        if now != expected:
+            raise RegistryChanged(
+                f"{name}@{alias} is {_named(now)} now; it was {_named(expected)} when this was decided. Run the same command "
+                "again to decide anew"
+            )
+        if now == version:
+            raise ArtifactError(f"{name}@{alias} is version {version} already; nothing to do")
+        if now != (stack(changes) or [""])[-1]:
+            changes.append(_found(client, log, alias, changes, now))
+        mine = Change(len(changes) + 1, alias, action, now, version, why[:MOST_WHY], run_id)
+        _claim(client, log, mine)
+        begun, tried = time.monotonic(), False
+        try:
+            _set(client, name, previous_of(alias), _before_top([*changes, replace(mine, end="done")]))
+            if time.monotonic() - begun > CLAIM / 2:
+                raise RegistryChanged(
+                    f"{name}@{alias}: the store was too slow; nothing was changed, run the same command again"
+                )
+            tried = True
+            _set(client, name, alias, version)
+        except BaseException:
+            if not tried:  # else the next who comes looks whether it was moved
+                _end(client, log, mine, "interrupted")
+                _set(client, name, previous_of(alias), _before_top(_read(client, log, alias)))
+            raise
+        if _end(client, log, mine, "done"):
+            return replace(mine, end="done")
+        _set(client, name, alias, (stack(_read(client, log, alias)) or [now])[-1])
+        raise RegistryChanged(f"{name}@{alias}: another change was faster; run the same command again to decide anew")
+
+
+def _before_top(changes: Sequence[Change]) -> str:
+    """The version that `previous` has to keep after these changes; "" if none."""
+    versions = stack(changes)
+    return versions[-2] if len(versions) > 1 else ""
+
+
+def _set(client: "MlflowClient", name: str, alias: str, version: str) -> None:
+    if version:
+        store.repeated(partial(client.set_registered_model_alias, name, alias, version))
+    else:
+        client.delete_registered_model_alias(name, alias)
+
+
+def _log_run(client: "MlflowClient", name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = client.get_registered_model(name).tags
+    except MlflowException as error:
+        if store.is_away(error):
+            raise
+        raise ArtifactError(f"{name}: no such registered model at {store.shown()}; {_offered(client)}") from None
+    if HISTORY not in tags:
+        raise ArtifactError(
+            f"{name}: was not made by `illm promote`, so its aliases have no history; choose another name"
+        )
+    return str(tags[HISTORY])
+
+
+def _read(client: "MlflowClient", log: str, alias: str) -> list[Change]:
+    params = client.get_run(log).data.params
+    changes: list[Change] = []
+    while (key := f"{alias}.{len(changes) + 1:06d}") in params:
+        end = params.get(f"{key}.end", "")
+        changes.append(Change(**json.loads(params[key]), number=len(changes) + 1, alias=alias, end=end))
+    return changes
+
+
+def _write_once(client: "MlflowClient", log: str, key: str, value: str) -> bool:
+    """Whether the log has this value under this key now, and not somebody else's."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_param(log, key, value)
+    except MlflowException:
+        found = client.get_run(log).data.params.get(key)
+        if found is None:
+            raise
+        return bool(found == value)
+    return True
+
+
+def _claim(client: "MlflowClient", log: str, change: Change) -> None:
+    kept = {name: value for name, value in asdict(change).items() if name not in ("number", "alias", "end")}
+    if not _write_once(client, log, change.key, json.dumps(kept)):
+        raise RegistryChanged(f"{change.alias}: another change was faster; run the same command again to decide anew")
+
+
+def _end(client: "MlflowClient", log: str, change: Change, end: str) -> bool:
+    return _write_once(client, log, f"{change.key}.end", end)
+
+
+def _found(client: "MlflowClient", log: str, alias: str, changes: Sequence[Change], now: str) -> Change:
+    """Records that something else than illm had moved an alias."""
+    before = (stack(changes) or [""])[-1]
+    change = Change(len(changes) + 1, alias, "found", before, now, "moved by something else than illm")
+    _claim(client, log, change)
+    _end(client, log, change, "done")
+    return replace(change, end="done")
+
+
+def _settled(client: "MlflowClient", name: str, log: str, alias: str) -> list[Change]:
+    """The log, after waiting for a change that is under way, or that was interrupted."""
+    began = time.monotonic()
+    waiting = False
+    while True:
+        changes = _read(client, log, alias)
+        last = changes[-1] if changes else None
+        if last is None or last.end:
+            return changes
+        age = (datetime.now(UTC) - datetime.fromisoformat(last.when)).total_seconds()
+        if current(name, alias) == last.after:
+            _end(client, log, last, "done")
+        elif time.monotonic() - began > CLAIM or age > LONG_AGO:
+            if _end(client, log, last, "interrupted"):
+                _set(client, name, previous_of(alias), _before_top(_read(client, log, alias)))
+        else:
+            if not waiting:
+                print(
+                    f"waiting for a change of {name}@{alias} that {printable(last.who)} began at {printable(last.when)}, "
+                    f"{CLAIM:.0f} s at most"
+                )
+            waiting = True
+            time.sleep(min(0.5, CLAIM / 10))
+
+
+def _named(version: str) -> str:
+    return f"version {version}" if version else "unset"

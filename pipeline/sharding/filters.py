@@ -1,0 +1,208 @@
+"""Which images are accepted, and which of them look alike."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Semaphore
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline import redaction
+from pipeline.config import Config
+from pipeline.data.images import MAX_PIXELS, SUFFIXES, Pixels, decode, pixels_in
+from pipeline.errors import DataError, UnreachableError
+from pipeline.sharding import decode_limit, duplicates
+from pipeline.sharding.items import Item, read_item
+from pipeline.storage import disk, fetch
+from pipeline.text import printable
+
+_PIXELS_COUNTED = 2**16
+
+
+class Rules(Config):
+    """What an image must be to be accepted."""
+
+    min_side: PositiveInt = 256  # pixels of the shorter side
+    max_aspect: PositiveFloat | None = None  # longer side over shorter side
+    max_pixels: PositiveInt = MAX_PIXELS  # known before decoding
+    min_colours: NonNegativeInt = 0  # different colours among 65,536 pixels; 64 refuses most drawings and screenshots
+    near_duplicates: NonNegativeInt | None = Field(
+        default=3, le=15
+    )  # of 64 hash bits; images closer than that look alike
+    drop_near_duplicates: bool = (
+        False  # keep the largest of those that look alike; otherwise all, on one side of the split
+    )
+    allow: str | None = None  # file of names, paths or SHA-256s, one per line: no others
+    deny: str | None = None  # file of such lines: not these
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """An image that was examined and accepted."""
+
+    path: str
+    dataset: str
+    extension: str
+    size: int  # bytes
+    sha256: str
+    width: int  # as shown
+    height: int
+    plain_jpeg: bool
+    note: str = ""  # what decoding left out
+    item: int = -1  # its number among the listed items
+    hash: int = 0
+    repeats: int = 1  # times per epoch
+    group: str = ""  # SHA-256 that stands for the images that look like this one
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that was not accepted, and why."""
+
+    path: str
+    dataset: str
+    reason: str
+
+
+def described(refusal: Refusal) -> str:
+    """One line about a refused file."""
+    return printable(f"{refusal.path}: {refusal.reason}")
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The allow and deny lists."""
+
+    allowed: frozenset[str] | None
+    denied: frozenset[str]
+
+    @classmethod
+    def of(cls, rules: Rules) -> "Lists":
+        return cls(_lines(rules.allow) if rules.allow else None, _lines(rules.deny) if rules.deny else frozenset())
+
+    def refuse(self, path: str, digest: str) -> str | None:
+        names = {path, path.rsplit("/", 1)[-1], digest}
+        if names & self.denied:
+            return "on the deny list"
+        return "not on the allow list" if self.allowed is not None and not names & self.allowed else None
+
+
+def examine(path: str, dataset: str, content: bytes, rules: Rules, lists: Lists) -> Photo | Refusal:
+    """Decodes one file to see that it is a whole image as the rules want it."""
+    suffix = "." + path.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+    digest = hashlib.sha256(content).hexdigest()
+    if reason := lists.refuse(path, digest):
+        return Refusal(path, dataset, reason)
+    if not content:
+        return Refusal(path, dataset, "unreadable: zero bytes")
+    try:
+        decoded = decode(content, rules.max_pixels)
+    except DataError as error:
+        named = suffix in SUFFIXES
+        return Refusal(path, dataset, f"unreadable: {error}" if named else f"not an image ({suffix})")
+    height, width = decoded.pixels.shape[:2]
+    if reason := _reason(decoded.pixels, rules):
+        return Refusal(path, dataset, reason)
+    notes = [word for word in ("animated", "deep", "flattened") if getattr(decoded, word)]
+    looks = duplicates.perceptual_hash(decoded.pixels) if rules.near_duplicates is not None else 0
+    return Photo(
+        path=path,
+        dataset=dataset,
+        extension=decoded.extension,
+        size=len(content),
+        sha256=digest,
+        width=width,
+        height=height,
+        plain_jpeg=decoded.plain_jpeg,
+        note=" ".join(notes),
+        hash=looks,
+    )
+
+
+def without_duplicates(results: Iterable[Photo | Refusal], rules: Rules) -> tuple[list[Photo], list[Refusal]]:
+    """Accepted photos in the order of their digests, which mixes folders and ignores names; and the refused files.
+
+    Each photo's `group` is the smallest digest among those that look like it.
+    """
+    first: dict[str, Photo] = {}
+    refused = []
+    for result in results:
+        if isinstance(result, Refusal):
+            refused.append(result)
+        elif result.sha256 in first:
+            refused.append(Refusal(result.path, result.dataset, f"same bytes as {first[result.sha256].path}"))
+        else:
+            first[result.sha256] = result
+    photos = [first[digest] for digest in sorted(first)]
+    if rules.near_duplicates is None:
+        return [replace(photo, group=photo.sha256) for photo in photos], refused
+    numbers = duplicates.groups([photo.hash for photo in photos], rules.near_duplicates)
+    photos = [replace(photo, group=photos[number].sha256) for photo, number in zip(photos, numbers, strict=True)]
+    if not rules.drop_near_duplicates:
+        return photos, refused
+    kept: dict[str, Photo] = {}
+    for photo in sorted(photos, key=lambda p: (-p.width * p.height, p.sha256)):
+        best = kept.setdefault(photo.group, photo)
+        if best is not photo:
+            refused.append(Refusal(photo.path, photo.dataset, f"looks like {best.path}"))
+    return sorted(kept.values(), key=lambda p: p.sha256), refused
+
+
+def _reason(pixels: Pixels, rules: Rules) -> str | None:
+    """Why an image is refused, if it is."""
+    height, width = pixels.shape[:2]
+    short, long = sorted((height, width))
+    if short < rules.min_side:
+        return f"too small: {width}x{height}, shorter side below {rules.min_side}"
+    if rules.max_aspect and long > rules.max_aspect * short:
+        return f"too long: {width}x{height}, sides further apart than 1:{rules.max_aspect:g}"
+    if rules.min_colours and (found := _colours(pixels)) < rules.min_colours:
+        return f"no photo: {found} colours, expected at least {rules.min_colours}"
+    return None
+
+
+def _colours(pixels: Pixels) -> int:
+    flat = pixels.reshape(-1, 3)[:: max(1, pixels.size // 3 // _PIXELS_COUNTED)].astype(np.uint32)
+    return len(np.unique(flat[:, 0] << 16 | flat[:, 1] << 8 | flat[:, 2]))
+
+
+def _lines(path: str) -> frozenset[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:  # noqa: PTH123
+            return frozenset(line.strip() for line in stream if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read this list ({error}); expected a name or SHA-256 per line") from None
+
+
+FETCHED_AT_ONCE = 8  # by each worker
+
+
+def examine_piece(
+    items: list[Item], rules: Rules, lists: Lists, spool: Path, max_bytes: int, threads: int = 1
+) -> list[Photo | Refusal]:
+    """Examines some items; keeps the bytes of accepted ones that came over a network.
+
+    threads: images that are decoded at a time; more are fetched.
+    """
+    decoders = Semaphore(threads)
+
+    def one(item: Item) -> Photo | Refusal:
+        try:
+            content = read_item(item, max_bytes)
+        except UnreachableError as error:
+            why = printable(redaction.masked(str(error).removeprefix(f"{item.location}: ")))
+            return Refusal(item.name, item.dataset, f"unreadable: {why}")
+        except DataError as error:
+            return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
+        with decoders, decode_limit.for_image(pixels_in(content), spool):
+            result = examine(item.name, item.dataset, content, rules, lists)
+        if isinstance(result, Photo) and fetch.is_url(item.location):
+            disk.write_durably(spool / result.sha256, content)
+        return result
+
+    remote = any(fetch.is_url(item.location) for item in items)
+    with ThreadPoolExecutor(FETCHED_AT_ONCE if remote else threads) as pool:
+        return list(pool.map(one, items))

@@ -1,0 +1,115 @@
+"""Named data sets: where to get them, what should be there, and a check of what is.
+
+Counts of CLIC2020 and the OpenImages validation set are those that published evaluations used; the rest is from the
+data sets' own pages.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import PurePosixPath
+
+from pipeline.data.images import SUFFIXES, decode
+from pipeline.errors import DataError
+from pipeline.sharding.items import Item, read_item
+
+# SHA-256 of the RGB pixels, row by row, of Kodak's images: its first 16 hex digits
+_KODAK = """
+a002107433535944 ae5a495df4ec40e0 234e61f585503f2a e88e788fca00e6c7 ed3d1ee770909d3b 7f45158999fa297d
+4e3664bf6fe865b4 889c3740e4ed54ca f8453140e63a4230 fabe11b5c4f02839 ab4dd9bf8431e717 f412db2168e59994
+875703d56fb9396f 2bd5029ee75ac169 b5353e7511277009 ed21745fd32fce95 566bc866664e9b06 3475af71066f3ca8
+7956408ef24222d3 666ce8f2db5566a1 2d6902daf7c4486b f430842120c108b6 81992a83592267e6 e3e3ccc3e795b82a
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set's part.
+
+    count: images, if it is fixed. names: stems of their files, if they are. pixels: stem -> digest of its pixels.
+    folders: every image has to be in a folder of its class.
+    """
+
+    where: str
+    terms: str
+    count: int | None = None
+    names: Sequence[str] = ()
+    pixels: dict[str, str] = field(default_factory=dict)
+    folders: bool = False
+
+
+def _numbers(first: int, last: int, pattern: str = "{:04d}") -> list[str]:
+    return [pattern.format(number) for number in range(first, last + 1)]
+
+
+_CLIC = "CLIC2020{} in data.vision.ee.ethz.ch/cvl/clic, or TensorFlow Datasets' `clic`"
+_OPEN = "storage.googleapis.com/openimages/web/download.html, or s3://open-images-dataset/{}"
+_CC_BY = "CC BY 2.0, by photo"
+RECIPES = {
+    "kodak": Recipe(
+        "r0k.us/graphics/kodak",
+        "released for unrestricted use",
+        24,
+        _numbers(1, 24, "kodim{:02d}"),
+        dict(zip(_numbers(1, 24, "kodim{:02d}"), _KODAK.split(), strict=True)),
+    ),
+    "div2k/train": Recipe("DIV2K_train_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 800, _numbers(1, 800)),
+    "div2k/valid": Recipe("DIV2K_valid_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 100, _numbers(801, 900)),
+    "clic2020/professional-train": Recipe(_CLIC.format("Professional_train.zip"), "Unsplash licence", 585),
+    "clic2020/professional-valid": Recipe(_CLIC.format("Professional_valid.zip"), "Unsplash licence", 41),
+    "clic2020/professional-test": Recipe(_CLIC.format("Professional_test.zip"), "Unsplash licence", 250),
+    "clic2020/mobile-train": Recipe(_CLIC.format("Mobile_train.zip"), "as given by CLIC", 1048),
+    "clic2020/mobile-valid": Recipe(_CLIC.format("Mobile_valid.zip"), "as given by CLIC", 61),
+    "clic2020/mobile-test": Recipe(_CLIC.format("Mobile_test.zip"), "as given by CLIC", 178),
+    "openimages-v6/train": Recipe(_OPEN.format("train"), _CC_BY, 9_011_219),
+    "openimages-v6/valid": Recipe(_OPEN.format("validation"), _CC_BY, 41_620),
+    "openimages-v6/test": Recipe(_OPEN.format("test"), _CC_BY, 125_436),
+    "imagenet/train": Recipe("image-net.org, after registration", "research only", 1_281_167, folders=True),
+    "imagenet/valid": Recipe("image-net.org, after registration", "research only", 50_000),
+    "class-folders": Recipe("any data set of one folder per class", "", folders=True),
+}  # fmt: skip
+
+
+def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
+    """Compares what a source holds with what its recipe expects; prints the difference.
+
+    Raises: DataError if something is missing or another image, unless `allow_missing`.
+    """
+    recipe = RECIPES[name]
+    images = [item for item in items if PurePosixPath(item.name).suffix.lower() in SUFFIXES]
+    stems = Counter(PurePosixPath(item.name).stem for item in images)
+    problems = []
+    if missing := [stem for stem in recipe.names if stem not in stems]:
+        problems.append(f"{len(missing)} of {len(recipe.names)} are missing: {_some(missing)}")
+    elif recipe.count is not None and len(images) != recipe.count:
+        problems.append(f"{len(images)} images, expected {recipe.count}")
+    if recipe.folders and (flat := [i.name for i in images if len(PurePosixPath(i.name).parts) < 2]):
+        problems.append(f"{len(flat)} images are in no class folder: {_some(flat)}")
+    if recipe.names and (others := [stem for stem in stems if stem not in set(recipe.names)]):
+        problems.append(f"{len(others)} are no part of it: {_some(others)}")
+    changed = [item.name for item in images if _differs(item, recipe)]
+    if changed:
+        problems.append(f"{len(changed)} are other images under the same name: {_some(changed)}")
+    if not problems:
+        return
+    message = f"recipe {name}: {'; '.join(problems)}; get it from {recipe.where} ({recipe.terms})"
+    if not allow_missing:
+        raise DataError(f"{message}; or accept it with allow_missing: true")
+    print(f"warning: {message}")
+
+
+def _differs(item: Item, recipe: Recipe) -> bool:
+    expected = recipe.pixels.get(PurePosixPath(item.name).stem)
+    if expected is None:
+        return False
+    try:
+        pixels = decode(read_item(item, 2**26)).pixels
+    except DataError:
+        return True
+    return not hashlib.sha256(pixels.tobytes()).hexdigest().startswith(expected)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,42 @@
+"""The list of what the sources hold, which a stage writes down once and every job of it reads."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.sharding import known_datasets, sources
+from pipeline.sharding.items import Item
+from pipeline.sharding.sources import Source
+from pipeline.storage import disk
+
+FILE = "items.jsonl"
+
+
+def found(places: Iterable[Source]) -> list[Item]:
+    """What the sources hold, after the checks of their recipes. Raises: DataError if a source or a recipe is no good."""
+    return [item for source in places for item in _checked(source)]
+
+
+def _checked(source: Source) -> list[Item]:
+    items = sources.items(source)
+    if source.recipe is not None:
+        if source.recipe not in known_datasets.RECIPES:
+            raise DataError(f"no recipe is called {source.recipe!r}; there are {', '.join(known_datasets.RECIPES)}")
+        known_datasets.check(source.recipe, items, source.allow_missing)
+    return items
+
+
+def write(work: Path, items: Iterable[Item]) -> None:
+    """Makes the folders of the stage and writes the list, unless it is there."""
+    for name in ("examined", "spool", "shards"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    if not (work / FILE).exists():
+        lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
+        disk.write_durably(work / FILE, lines.encode(), private=True)  # URLs of lists may hold credentials
+
+
+def read(work: Path) -> list[Item]:
+    """The list, as it was written."""
+    return [Item(**json.loads(line)) for line in (work / FILE).read_text().splitlines()]

@@ -1,0 +1,247 @@
+"""Where images come from: folders, globs, archives, shards, lists, and whatever else fsspec opens.
+
+A source becomes a list of items, each a file or a part of an archive that can be read by itself. Nothing is unpacked.
+"""
+
+import csv
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import fsspec
+from pydantic import Field, PositiveFloat
+
+from pipeline import redaction
+from pipeline.config import Config
+from pipeline.data.images import SUFFIXES
+from pipeline.errors import DataError, UnreachableError
+from pipeline.sharding import archives
+from pipeline.sharding.items import Item
+from pipeline.storage import fetch
+from pipeline.storage.fetch import is_url
+from pipeline.text import printable, reason
+
+SAMPLES = "samples://photos"
+LISTS = (".txt", ".csv", ".parquet")
+LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
+COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
+
+# What packages ship: the colour images (of the stereo pair, one view), and a wheel of all hues, which these few lack
+_SAMPLES: dict[str, dict[str, list[str]]] = {
+    SAMPLES: {
+        "skimage": [
+            "astronaut.png",
+            "chelsea.png",
+            "coffee.png",
+            "hubble_deep_field.jpg",
+            "ihc.png",
+            "motorcycle_left.png",
+            "retina.jpg",
+            "rocket.jpg",
+        ],
+        "sklearn": ["china.jpg", "flower.jpg"],
+    },
+    "samples://hues": {"skimage": ["color.png"]},
+}
+_SAMPLE_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+
+
+class Source(Config):
+    """One of several places that images come from."""
+
+    name: str  # stands with each of its images
+    path: str  # like `source`
+    weight: PositiveFloat = Field(default=1.0, le=100)  # times per epoch that each of its images comes
+    split: Literal["train", "valid", "test"] | None = None  # all of it there; None: by content
+    recipe: str | None = None  # a name in sharding/known_datasets.py, whose check it has to pass
+    allow_missing: bool = False  # a check that fails is a warning
+
+
+def items(source: Source) -> list[Item]:
+    """Everything a source holds, in a stable order; hidden files and folders are left out.
+
+    Raises: DataError if there is no such place, or nothing in it.
+    """
+    found = list(_items(source.path, source))
+    if not found:
+        raise DataError(f"{source.path}: holds no files; expected images ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def find_files(source: str) -> list[Path]:
+    """Every file of a folder, sorted, or the sample photos.
+
+    Raises: DataError if there is no such folder, or no file in it.
+    """
+    if source in _SAMPLES:
+        return [path for package, names in _SAMPLES[source].items() for path in _sample_files(package, names)]
+    folder = Path(source)
+    if not folder.is_dir():
+        raise DataError(f"{source}: no such folder; expected a folder of images, or {SAMPLES}")
+    files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder).as_posix())]
+    if not files:
+        raise DataError(f"{source}: the folder holds no files; expected images ({', '.join(sorted(SUFFIXES))})")
+    return sorted(files)
+
+
+def _items(path: str, source: Source) -> Iterator[Item]:
+    suffix = PurePosixPath(path).suffix.lower()
+    if path in _SAMPLES or (not is_url(path) and Path(path).is_dir()):
+        if (shards := Path(path) / "artifact").is_dir() or (shards := Path(path) / "index.json").is_file():
+            folder = shards if shards.is_dir() else shards.parent
+            for tar in sorted(folder.glob("*.tar")):
+                yield from _members(str(tar), source)
+            return
+        for file in find_files(path):
+            yield from _one_of_many(str(file), source)
+    elif any(mark in path for mark in "*?["):
+        for name in _glob(path):
+            yield from _one_of_many(name, source)
+    elif suffix in LISTS:
+        for name in _listed(path, suffix):
+            if problem := _forbidden(name, path):
+                yield _item(name, source, problem)
+            else:
+                yield from _one_of_many(name, source)
+    elif is_url(path) and not suffix:
+        for name in _below(path):
+            yield from _one_of_many(name, source)
+    elif is_url(path) or Path(path).is_file():
+        yield from _one(path, source)
+    else:
+        raise DataError(
+            f"{path}: no such folder, file or pattern; expected a folder of images, a glob, a .tar or .zip archive, "
+            f"a .txt, .csv or .parquet list, a run folder of shards, a URL, or {SAMPLES}"
+        )
+
+
+def _one(name: str, source: Source) -> Iterator[Item]:
+    """A file, or what is in it if it is an archive."""
+    if name.lower().endswith(archives.SUFFIXES):
+        yield from _members(name, source)
+    else:
+        yield _item(name, source)
+
+
+def _one_of_many(name: str, source: Source) -> Iterator[Item]:
+    """Likewise; an unreadable archive among other files is refused like an image.
+
+    Raises: UnreachableError for one that cannot be had now, since what is refused here is never tried again.
+    """
+    try:
+        yield from _one(name, source)
+    except UnreachableError:
+        raise
+    except DataError as error:
+        yield _item(name, source, str(error).removeprefix(f"{name}: "))
+
+
+def _item(name: str, source: Source, problem: str = "") -> Item:
+    return Item(_label(name), source.name, name, weight=source.weight, problem=redaction.masked(problem))
+
+
+def _label(name: str) -> str:
+    """What to call a file in tables that everybody reads: without what a signed URL gives away or a terminal obeys."""
+    return printable(redaction.masked(name))
+
+
+def _forbidden(name: str, path: str) -> str:
+    """Why an entry of the list at `path`, which a stranger may have written, is not opened; "" if it is."""
+    scheme, remote = name.partition("://")[0].lower(), is_url(name)
+    if remote and scheme not in LISTED and not name.startswith(f"{path.rpartition('/')[0]}/"):
+        return f"a list may not name {scheme}:// URLs, only {', '.join(f'{known}://' for known in LISTED)}"
+    if remote and "::" in name and scheme not in ("http", "https"):  # `a::b` reads b, from anywhere, by way of a
+        return "a list may not name chains of protocols"
+    return "a list on a server may not name files of this machine" if is_url(path) and not remote else ""
+
+
+def _members(archive: str, source: Source) -> Iterator[Item]:
+    for member in archives.members(archive):
+        if member.name.endswith(".json") or _hidden(member.name):  # shards hold a record beside each image
+            continue
+        yield Item(
+            f"{_label(archive)}/{printable(member.name)}",
+            source.name,
+            archive,
+            member.offset,
+            member.size,
+            member.deflated,
+            source.weight,
+            member.problem,
+        )
+
+
+def _glob(pattern: str) -> list[str]:
+    fs, path = _open(pattern)
+    try:
+        found = sorted(fs.glob(path))
+    except Exception as error:  # stores raise errors of their own kinds
+        raise DataError(f"{pattern}: cannot be listed ({reason(error)})") from None
+    return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
+
+
+def _below(url: str) -> list[str]:
+    """Every file below a URL of a store that can list."""
+    fs, path = _open(url)
+    try:
+        found = sorted(fs.find(path))
+    except Exception as error:  # likewise
+        raise DataError(f"{url}: cannot be listed ({reason(error)})") from None
+    return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if not is_url(url):
+        # absolute, since a relative one may look like one of fsspec's protocols
+        path = Path(url).expanduser() if url.startswith("~/") else Path(url)
+        return fsspec.filesystem("file"), str(path.absolute())
+    try:
+        return fetch.open_remote(url)
+    except (ImportError, ValueError) as error:  # a protocol that needs another package, or that nobody knows
+        raise DataError(f"{url}: {reason(error)}") from None
+
+
+def _listed(path: str, suffix: str) -> Iterator[str]:
+    """The entries of a list; relative ones are beside the list."""
+    try:
+        with fetch.opened(path) as stream:
+            if suffix == ".parquet":
+                import pyarrow.parquet
+
+                table = pyarrow.parquet.read_table(stream)
+                names = [str(name) for name in table.column(_column(path, table.column_names)).to_pylist()]
+            else:
+                lines = stream.read().decode("utf-8").splitlines()
+                if suffix == ".csv":
+                    rows = csv.DictReader(lines)
+                    column = _column(path, list(rows.fieldnames or []))
+                    names = [row[column] or "" for row in rows]
+                else:
+                    names = lines
+    except DataError:
+        raise
+    except Exception as error:  # of a store, of pyarrow, of decoding
+        raise DataError(f"{path}: cannot be read as a list of images ({reason(error)})") from None
+    for name in (name.strip() for name in names):
+        if name and not name.startswith("#"):
+            yield name if is_url(name) or name.startswith("/") else path.rpartition("/")[0] + "/" * ("/" in path) + name
+
+
+def _column(path: str, columns: list[str]) -> str:
+    for column in COLUMNS:
+        if column in columns:
+            return column
+    raise DataError(f"{path}: columns {', '.join(columns)}; expected one called {', '.join(COLUMNS)}")
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
+
+
+def _sample_files(package: str, names: list[str]) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise DataError(f"{SAMPLES}: the package {package!r} is not installed; `pip install 'illm-pipeline[demo]'`")
+    folder = Path(spec.origin).parent / _SAMPLE_FOLDERS[package]
+    return [folder / name for name in names]

@@ -1,0 +1,122 @@
+"""Writes one shard: a tar, and a table of what is in it."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import webdataset as wds
+from PIL import Image
+
+from pipeline.data.images import decode
+from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Store
+from pipeline.errors import DataError, UnreachableError
+from pipeline.sharding import decode_limit
+from pipeline.sharding.filters import Photo
+from pipeline.sharding.items import Item, read_item
+from pipeline.sharding.plan import Plan
+from pipeline.storage.disk import flush_folder, sha256, write_durably
+
+
+def write(plan: Plan, folder: Path) -> Shard | list[Photo]:
+    """Writes a tar and its table into `folder`; their bytes follow from the plan alone. Done before: does nothing.
+
+    Returns: the shard, or the photos whose files changed or vanished since they were examined: then nothing is written.
+    """
+    if done := plan.done(folder):
+        return done
+    changed: list[Photo] = []
+    scratch = folder / f".{plan.file}"
+    rows = []
+    # Fixed owner and time make the tar a function of its content alone. An open file, since webdataset runs a path that
+    # looks like `pipe:command` as a command.
+    with (
+        scratch.open("wb") as stream,
+        wds.TarWriter(stream, mtime=0, user="illm", group="illm", mode=0o444) as writer,
+    ):
+        for photo, item in plan.photos:
+            original = _original(photo, item, plan)
+            if original is None:
+                changed.append(photo)
+                continue
+            with decode_limit.for_image(photo.width * photo.height, Path(plan.spool)):
+                content, extension, plain = _stored(original, photo, plan.store)
+            row = Sample(
+                photo.sha256[:KEY_LENGTH],
+                extension,
+                0,
+                len(content),
+                hashlib.sha256(content).hexdigest(),
+                photo.width,
+                photo.height,
+                photo.path.rsplit("/", 1)[-1],
+                photo.dataset,
+                plain,
+                photo.repeats,
+            )
+            rows.append(asdict(row))
+            about = {name: rows[-1][name] for name in ("width", "height", "sha256", "source", "dataset")}
+            writer.write({"__key__": row.key, extension: content, "json": about})
+    if changed:
+        scratch.unlink()
+        return changed
+    with tarfile.open(scratch) as tar:
+        places = {member.name: member.offset_data for member in tar}
+    for line in rows:
+        line["offset"] = places[f"{line['key']}.{line['extension']}"]
+    table = "".join(json.dumps(line) + "\n" for line in rows).encode()
+    digest = hashlib.sha256(table).hexdigest()
+    draws = sum(photo.repeats for photo, _ in plan.photos)
+    shard = Shard(plan.file, len(rows), draws, scratch.stat().st_size, sha256(scratch), len(table), digest)
+    write_durably(folder / shard.table, table)
+    with scratch.open("rb") as written:
+        os.fsync(written.fileno())
+    scratch.rename(folder / plan.file)
+    flush_folder(folder)
+    (folder / f"{plan.file}.done").write_text(json.dumps([plan.digest, asdict(shard)]))
+    return shard
+
+
+def _original(photo: Photo, item: Item, plan: Plan) -> bytes | None:
+    """The bytes that were examined; None if they are no longer there. Raises: UnreachableError if a server is gone."""
+    spooled = Path(plan.spool) / photo.sha256
+    try:
+        content = spooled.read_bytes() if spooled.is_file() else read_item(item, plan.max_bytes)
+    except UnreachableError:
+        raise
+    except DataError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == photo.sha256 else None
+
+
+def _stored(content: bytes, photo: Photo, store: Store) -> tuple[bytes, str, bool]:
+    """What goes into the tar: bytes, extension, and whether they are a plain JPEG file."""
+    if store == "original":
+        return content, photo.extension, photo.plain_jpeg
+    stream = io.BytesIO()
+    image = Image.fromarray(decode(content, photo.width * photo.height).pixels)
+    if store == "webp":
+        image.save(stream, "WEBP", lossless=True, quality=50, method=4)
+        return stream.getvalue(), "webp", False
+    if store == "jpeg":
+        image.save(stream, "JPEG", quality=95, subsampling=0)
+        return stream.getvalue(), "jpg", True
+    image.save(stream, "PPM")
+    return stream.getvalue(), "ppm", False
+
+
+def assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: Path) -> None:
+    """Links tars and tables into the artifact's folder and writes the index."""
+    for shard in written:
+        for name in (shard.file, shard.table):
+            try:
+                os.link(work / name, scratch / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(work / name, scratch / name)
+            (scratch / name).chmod(0o444)
+    (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

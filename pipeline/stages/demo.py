@@ -1,0 +1,117 @@
+"""`illm demo`: every stage in turn, each as the command a user would type, then the promoted codec at work."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, stages
+from pipeline.artifacts import run_folder
+from pipeline.data.reader import ShardReader
+from pipeline.errors import GatesNotMet, UserError
+from pipeline.processes import signals
+from pipeline.registry import aliases, resolve
+from pipeline.text import file_name
+from pipeline.tracking import store
+from pipeline.tracking.run import run_group
+
+FIRST, SECOND = "promote-pretrained", "promote"  # run folders of the two promotions
+
+
+class StageFailed(UserError):
+    """A stage's command ended with an error that it has already told."""
+
+    def __init__(self, stage: str, code: int):
+        super().__init__(
+            f"demo: the stage {stage!r} stopped with exit code {code}; `make demo` again continues from there"
+        )
+        self.exit_code = code
+
+
+def run(configs: Path, folder: Path, data: str | None) -> None:
+    """Runs all stages of `configs` in subfolders of `folder`, then uses, challenges and rolls back the promoted codec.
+
+    Raises: StageFailed with the stage's exit code.
+    """
+    about = f"All stages of `illm demo {configs}`, in `{folder}`; the runs below this one are the stages."
+    with run_group("demo", folder, about) as pipeline:
+        for name, (stage, overrides) in _steps(folder, data).items():
+            cfg = config.load(stages.get(stage).StageConfig, configs / f"{stage}.yaml", overrides)
+            if done := run_folder.finished(folder / name, cfg):
+                print(f"{name}: already done: {done}", flush=True)
+                continue
+            words = [stage, str(configs / f"{stage}.yaml"), f"run={folder / name}", *overrides]
+            if _illm(words, pipeline.environment, may_refuse=name == SECOND) == GatesNotMet.exit_code:
+                print(f"{name}: the champion stays; the gates above say why", flush=True)
+    _use(folder)
+    _roll_back(folder)
+    _summary(folder)
+
+
+def _steps(folder: Path, data: str | None) -> dict[str, tuple[str, list[str]]]:
+    """Folder -> its stage, and the overrides that connect it to the others inside `folder`."""
+    shards, codec = f"data.shards={folder / 'shard'}", str(folder / "pretrain")
+    judged = f"evaluation={folder / 'evaluate'}"
+    return {
+        "shard": ("shard", [f"source={data}"] if data else []),
+        "vqvae": ("vqvae", [shards]),
+        "pretrain": ("pretrain", [shards]),
+        "gan": ("gan", [shards, f"codec={codec}", f"labeler={folder / 'vqvae'}"]),
+        "evaluate": (
+            "evaluate",
+            [f"images={folder / 'shard'}", f"codecs={{pretrained: {codec}, fine-tuned: {folder / 'gan'}}}"],
+        ),
+        FIRST: ("promote", [judged, "codec=pretrained"]),
+        SECOND: ("promote", [judged]),
+    }
+
+
+def _illm(words: Sequence[str], environment: Mapping[str, str] | None = None, may_refuse: bool = False) -> int:
+    print(f"\n$ illm {shlex.join(words)}", flush=True)
+    code, _ = signals.run([sys.executable, "-m", "pipeline", *words], environment or {})
+    if code and not (may_refuse and code == GatesNotMet.exit_code):
+        raise StageFailed(words[0], code)
+    return code
+
+
+def _use(folder: Path) -> None:
+    """Compresses and decompresses a held-out photo with the champion."""
+    model = f"models:/{_decision(folder)['name']}@champion"
+    reader = ShardReader(resolve.read(str(folder / "shard"), "shards"), "valid")
+    sample, content = next(reader.first(1))
+    photo = folder / "try" / f"{file_name(Path(sample.source).stem)}.{sample.extension}"
+    photo.parent.mkdir(parents=True, exist_ok=True)
+    photo.write_bytes(content)
+    compressed, restored = photo.with_suffix(".illm"), photo.with_name(f"{photo.stem}-restored.png")
+    for before in (compressed, restored):  # of an earlier demo
+        before.unlink(missing_ok=True)
+    _illm(["compress", str(photo), str(compressed), "--codec", model])
+    _illm(["decompress", str(compressed), str(restored), "--codec", model])
+
+
+def _roll_back(folder: Path) -> None:
+    """Goes back to the first champion, once, if the second codec took its place."""
+    name = _decision(folder)["name"]
+    changes = aliases.history(name, "champion")
+    if len(aliases.stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
+        _illm(["rollback", name, "--why", "to show how"])
+    _illm(["history", name])
+
+
+def _decision(folder: Path) -> dict[str, Any]:
+    return resolve.read(str(folder / FIRST), "promotion").json("decision.json")
+
+
+def _summary(folder: Path) -> None:
+    from pipeline.evaluation.report import print_table
+
+    evaluation = resolve.read(str(folder / "evaluate"), "evaluation")
+    totals = evaluation.json("totals.json")
+    name = _decision(folder)["name"]
+    print()
+    print_table(totals, len(ShardReader(resolve.read(str(folder / "shard"), "shards"), "valid")))
+    print(f"report           {evaluation.path / 'report.html'}")
+    print(f"registered       {name}: version {aliases.current(name, 'champion')} is models:/{name}@champion")
+    print(f"made from        illm lineage models:/{name}@champion")
+    print(f"look at the runs {store.page_command()}", flush=True)

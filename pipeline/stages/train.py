@@ -1,0 +1,144 @@
+"""What the three training stages share: inputs, run folder, tracker, loop, publication."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline import losses
+from pipeline.artifacts import ownership, run_folder
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Kind
+from pipeline.artifacts.run_folder import Inputs
+from pipeline.config import Config
+from pipeline.data import loader
+from pipeline.data.loader import Batch, LoaderConfig, Share
+from pipeline.data.reader import ShardReader
+from pipeline.tracking.run import tracked_run
+from pipeline.training.loop import FitConfig, Task, fit
+from pipeline.training.runtime import EngineConfig, Runtime
+
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # what torch and numpy both take
+
+
+class TrainingConfig(Config):
+    """The sections every training stage has."""
+
+    data: LoaderConfig
+    fit: FitConfig
+    engine: EngineConfig = EngineConfig()
+    seed: Seed = 0
+
+
+def train(
+    cfg: TrainingConfig,
+    folder: Path,
+    kind: Kind,
+    given: Inputs,
+    make_task: Callable[[Runtime, Tensor], Task],
+    batch_multiple: int = 1,
+) -> Path:
+    """Trains what `make_task(runtime, validation crops of this process)` builds, and publishes it as a `kind`."""
+    runtime = Runtime(cfg.engine)
+    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
+    loader.check_memory(cfg.data, share)
+    with ExitStack() as held:  # on the main process, for as long as the stage runs
+        still_ours = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
+        # another process may have finished the run while this one waited for it to leave
+        if not (done := runtime.on_main(lambda: run_folder.finished(folder, cfg))):
+            runtime.on_main(lambda: run_folder.claim(folder, cfg, given))
+            done = _train(runtime, cfg, folder, kind, given, make_task, share, still_ours)
+        runtime.close()
+    return done
+
+
+def _train(
+    runtime: Runtime,
+    cfg: TrainingConfig,
+    folder: Path,
+    kind: Kind,
+    given: Inputs,
+    make_task: Callable[[Runtime, Tensor], Task],
+    share: Share,
+    still_ours: Callable[[], None],
+) -> Path:
+    shards = given.artifacts["shards"][1]
+    all_crops = loader.validation_crops(cfg.data, ShardReader(shards, "valid", cfg.data.shard_cache_gb))
+    crops = all_crops[runtime.rank :: runtime.num_processes]
+    reader = ShardReader(shards, "train", cfg.data.shard_cache_gb)
+
+    def batches(start: int) -> Iterator[Batch]:
+        return loader.batches(cfg.data, reader, cfg.seed, share, start, pinned=runtime.device.type == "cuda")
+
+    torch.manual_seed(cfg.seed)  # initial weights: the same on every process
+    task = make_task(runtime, crops)
+    stage = run_folder.stage_of(cfg)
+    if runtime.is_main:
+        print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
+    with tracked_run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.talk.leaving_on_error():
+        tracker.dataset(cfg.data.shards, shards, "training")
+        metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)
+        manifest = run_folder.manifest(kind, cfg, given, metrics, tracker.run_id)
+
+        def hand_over() -> None:
+            tracker.artifact(publish(folder / "artifact", manifest, task.export, still_ours))
+
+        runtime.on_main(hand_over)
+    return folder / "artifact"
+
+
+def announcement(
+    cfg: TrainingConfig, stage: str, folder: Path, given: Inputs, runtime: Runtime, num_images: int, num_crops: int
+) -> str:
+    """What a run that starts is about to do, in a few lines."""
+    each = cfg.data.batch_size // runtime.num_processes // cfg.engine.passes
+    options = [name for name in ("compile", "recompute") if getattr(cfg.engine, name)]
+    options += [f"averaged weights ({cfg.engine.ema_decay})"] if cfg.engine.ema_decay else []
+    lines = {
+        "trains": ", ".join(f"{name} ({count / 1e6:,.2f} M weights)" for name, count in runtime.sizes().items()),
+        "reads": ", ".join(f"{role} {name}" for role, (name, _) in given.artifacts.items()),
+        "data": f"{num_images} images, crops of {cfg.data.crop}x{cfg.data.crop}, {num_crops} to validate on",
+        "batch": f"{cfg.data.batch_size} = {runtime.num_processes} process(es) x {cfg.engine.passes} pass(es) x {each}",
+        "on": f"{runtime.num_processes} x {runtime.device_name}, {runtime.engine}, {', '.join([cfg.engine.precision, *options])}",
+        "steps": f"{cfg.fit.steps}; logs every {cfg.fit.log_every}, validates every {cfg.fit.validate_every}, "
+        f"saves every {cfg.fit.checkpoint_every}",
+        **given.facts,
+        "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command goes on",
+    }
+    return "\n".join([f"{stage}:", *(f"  {name:<7}{value}" for name, value in lines.items())])
+
+
+def mean_over_parts(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each metric's mean over the equal parts of a batch."""
+    return {name: torch.stack([part[name] for part in metrics]).mean() for name in metrics[0]}
+
+
+def validation_means(
+    runtime: Runtime, crops: Tensor, measure: Callable[[Tensor], dict[str, Tensor]], batch_size: int = 8
+) -> dict[str, float]:
+    """Means over every process's validation crops of what `measure` returns per image: name -> (B,).
+
+    Shapes: crops (N, 3, H, W) in [0, 1], of this process; some process may have none.
+    """
+    totals: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for x in crops.split(batch_size) if len(crops) else [torch.full((1, 3, *crops.shape[2:]), 0.5)]:
+            values = measure(x.to(runtime.device, memory_format=torch.channels_last))
+            for name, value in values.items():
+                totals[name] = totals.get(name, torch.zeros((), device=runtime.device)) + value.sum() * bool(len(crops))
+    counted = runtime.sum(torch.stack([*totals.values(), torch.tensor(float(len(crops)), device=runtime.device)]))
+    *sums, count = counted.tolist()
+    return {name: total / count for name, total in zip(totals, sums, strict=True)}
+
+
+def rate_and_quality(bits: Tensor, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Bits per pixel and PSNR of each image. Shapes: bits (B,); x_hat, x (B, 3, H, W) in [0, 1]; each value (B,)."""
+    return {
+        "val/bpp": bits / (x.shape[-2] * x.shape[-1]),
+        "val/psnr_db": losses.psnr_db((x_hat.clamp(0, 1) - x).square().mean((1, 2, 3))),
+    }

@@ -1,0 +1,158 @@
+"""Files on disk: written so that a crash leaves the old or the new one, read without waiting or filling the memory."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+
+MOST_BYTES = 2**30  # of a file that is read into memory
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """A plain file, whatever its name looks like, opened for reading; never waits for a pipe.
+
+    Raises: OSError if it cannot be opened or is something else, such as a FIFO, which nobody may ever write to.
+    """
+    try:
+        _refuse_special(Path(path).stat().st_mode, path)  # opening a device may do something
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            _refuse_special(os.fstat(descriptor).st_mode, path)  # it may have been replaced meanwhile
+        except OSError:
+            os.close(descriptor)
+            raise
+        return os.fdopen(descriptor, "rb")
+    except ValueError as error:  # a NUL byte in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def _refuse_special(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device", str(path))
+
+
+def content_of(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A whole file. Raises: OSError if it has more than `most` bytes or is no plain file."""
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, expected {most} at most", str(path))
+        return stream.read(most)
+
+
+def write_durably(path: Path, content: bytes, private: bool = False) -> None:
+    """Replaces `path` by `content`, so that a reader or a crash sees the old or the new content and nothing between.
+
+    private: only its owner may read it, from the first moment on. Several threads or processes may write the same file at
+    the same time; one of them wins.
+    Raises: OSError that names `path`.
+    """
+    # 50 letters of the name: a whole one may be as long as a file system allows
+    scratch = path.with_name(f".{path.name[:50]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with naming(path, scratch):
+        try:
+            mode = 0o600 if private else 0o666
+            with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            scratch.rename(path)
+        except BaseException:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
+        flush_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path, instead: Path | None = None) -> Iterator[None]:
+    """Errors of the system that name no file, as those of a full disk, or the scratch file `instead`, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(instead)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Locks an open file or folder against others until it is closed; whether that succeeded.
+
+    wait: until the others are done. The kernel frees the lock when the process dies. A file system without locks locks
+    nothing, and everybody succeeds.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, locked while it is written; it is gone afterwards unless it was renamed.
+
+    What killed processes left there is removed, but not what a live one writes.
+    """
+    _remove_leftovers(target)
+    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    scratch.mkdir()
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        lock(descriptor)
+        yield scratch
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    for leftover in target.parent.glob(f".{target.name}.*"):
+        with suppress(OSError):  # somebody else removed it
+            descriptor = os.open(leftover, os.O_RDONLY)
+            free = lock(descriptor)
+            os.close(descriptor)
+            if free:
+                shutil.rmtree(leftover)
+
+
+SECONDS = "ILLM_FILE_PATIENCE"  # environment: how long to wait for a file that has to be there; the job scripts set it
+
+
+def wait_for(*paths: Path) -> bool:
+    """Whether one of the files is there, now or within the patience."""
+    deadline = time.monotonic() + float(os.environ.get(SECONDS) or 0)
+    while not any(path.is_file() for path in paths):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+        for folder in {folder for path in paths for folder in (path.parent.parent, path.parent)}:
+            if folder.is_dir():
+                list(folder.iterdir())  # to list a folder makes NFS look again
+    return True

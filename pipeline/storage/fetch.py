@@ -1,0 +1,192 @@
+"""Bytes from anywhere fsspec reads: with retries, and going on where a connection broke."""
+
+import io
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import fsspec
+
+from pipeline.errors import DataError, UnreachableError
+from pipeline.storage import disk
+from pipeline.text import reason
+
+if TYPE_CHECKING:
+    import requests
+
+ATTEMPTS = 5  # in a row without a single new byte
+PATIENT_ATTEMPTS = 10  # for what training cannot go on without: some three minutes
+MOST_BREAKS = 100  # of one file
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
+CHUNK = 2**20
+TIMEOUT = 60.0  # seconds without a byte
+_PROTOCOLS = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
+FINAL = (400, 401, 403, 404, 405, 410, 451)  # answers that another attempt would not change
+
+
+class _Gone(Exception):
+    """Another attempt would not help."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file that is being received: from which byte on, how long it is if that is known, and its version."""
+
+    start: int
+    size: int | None
+    version: str
+    chunks: Iterator[bytes]
+
+
+def is_url(name: str) -> bool:
+    """Whether a name starts with a protocol, or with several of fsspec's, such as `zip::s3://`."""
+    return _PROTOCOLS.match(name) is not None
+
+
+def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store of a URL and the file's name there. Raises: ImportError, ValueError if there is no such protocol."""
+    if url.startswith(("http://", "https://")):  # where `::` is no chain of protocols
+        return fsspec.filesystem("http"), url
+    return fsspec.core.url_to_fs(url)
+
+
+def opened(location: str) -> BinaryIO:
+    """The file at a path or URL. Raises: whatever the store raises."""
+    if not is_url(location):
+        return disk.open_regular(location)
+    fs, path = open_remote(location)
+    return fs.open(path, "rb")
+
+
+def content(url: str, max_bytes: int = 2**30) -> bytes:
+    """A whole small file. Raises: DataError if it cannot be fetched."""
+    stream = io.BytesIO()
+    pull(url, stream, max_bytes)
+    return stream.getvalue()
+
+
+def download(url: str, target: Path, size: int, sha256: str) -> None:
+    """Writes a file of known size and digest to `target`; goes on with what an earlier attempt left beside it.
+
+    Raises: DataError if it cannot be fetched or is another file.
+    """
+    part = target.with_name(f"{target.name}.part")
+    for last in (False, True):
+        with part.open("ab") as stream:
+            pull(url, stream, size, attempts=PATIENT_ATTEMPTS)
+        if part.stat().st_size == size and disk.sha256(part) == sha256:
+            part.rename(target)
+            return
+        found = part.stat().st_size
+        part.unlink()
+        if last:
+            raise DataError(f"{url}: {found} bytes that are not the {size} bytes of the index; make or copy it again")
+
+
+def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int = -1, attempts: int = ATTEMPTS) -> None:
+    """Appends to `stream` what it lacks of a file, or of its `size` bytes at `offset`; stops beyond `max_bytes`.
+
+    Raises: UnreachableError if the file cannot be had, or the attempts are used up.
+    """
+    failures, most, version = 0, stream.seek(0, io.SEEK_END), ""
+    for _ in range(MOST_BREAKS):
+        have = stream.seek(0, io.SEEK_END)
+        if have == size:
+            return
+        try:
+            with _opened(url, offset + have, offset + size if size >= 0 else None, version) as opened:
+                if opened.start != offset + have:
+                    if opened.start > offset:
+                        raise _Gone("the server sends another part than the one asked for")
+                    stream.truncate(stream.seek(0))
+                version = opened.version
+                for chunk in opened.chunks:
+                    stream.write(chunk)
+                    if stream.tell() > max_bytes:
+                        return
+            expected = size if size >= 0 else opened.size
+            if expected is None or stream.tell() >= expected:
+                return
+            raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
+        except (_Gone, FileNotFoundError, PermissionError, ImportError) as error:
+            raise UnreachableError(f"{url}: cannot be fetched ({reason(error)})") from None
+        except Exception as error:  # stores raise errors of their own kinds
+            failures = 1 if stream.tell() > most else failures + 1
+            most = max(most, stream.tell())
+            if failures == attempts:
+                why = reason(error)[:200]
+                raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({why})") from None
+            pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
+            time.sleep(pause * (1 + random.random() / 2))
+    raise UnreachableError(f"{url}: cannot be fetched: the connection broke {MOST_BREAKS} times")
+
+
+@contextmanager
+def _opened(url: str, start: int, end: int | None, version: str) -> Iterator[_Opened]:
+    if url.startswith(("http://", "https://")):
+        with _http(url, start, end, version) as opened:
+            yield opened
+        return
+    try:
+        fs, path = open_remote(url)
+    except ValueError as error:  # nobody knows the protocol
+        raise _Gone(reason(error)) from None
+    with fs.open(path, "rb", block_size=CHUNK) as file:
+        file.seek(start)
+        size = fs.size(path)
+        yield _Opened(start, size, version, _chunks(file, None if end is None else end - start))
+
+
+def _chunks(file: BinaryIO, left: int | None) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK if left is None else min(CHUNK, left)):
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+@contextmanager
+def _http(url: str, start: int, end: int | None, version: str) -> Iterator[_Opened]:
+    import requests
+    from requests.exceptions import InvalidSchema, InvalidURL, TooManyRedirects
+
+    headers = {"Accept-Encoding": "identity"}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
+        if version:
+            headers["If-Range"] = version
+    try:
+        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+    except InvalidSchema:  # requests follows redirects to http and https alone
+        raise _Gone("the server redirects to another protocol than http and https") from None
+    except (InvalidURL, TooManyRedirects) as error:
+        raise _Gone(reason(error)) from None
+    with response as answer:
+        if answer.status_code in FINAL:
+            raise _Gone(f"the server answers {answer.status_code} {answer.reason}")
+        if answer.status_code == 416:  # nothing there: the file is no longer than what we have
+            yield _Opened(start, start, version, iter(()))
+            return
+        answer.raise_for_status()
+        whole = answer.status_code != 206
+        if whole and end is not None:
+            raise _Gone("the server cannot send parts of a file, which reading an archive over HTTP needs")
+        total = answer.headers.get("Content-Length" if whole else "Content-Range", "").rpartition("/")[2]
+        tag = answer.headers.get("ETag", "")
+        version = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
+        size = int(total) if total.isdigit() else None
+        yield _Opened(0 if whole else start, size, version, _received(answer))
+
+
+def _received(answer: "requests.Response") -> Iterator[bytes]:
+    """What comes, as it comes: reading in fixed pieces would lose a piece that a broken connection cannot fill."""
+    from urllib3.exceptions import HTTPError
+
+    try:
+        while chunk := answer.raw.read1(CHUNK):
+            yield chunk
+    except HTTPError as error:
+        raise ConnectionError(str(error)) from error
