@@ -1,23 +1,49 @@
-"""Loads a YAML file into a frozen, checked object; applies overrides; explains every mistake at once; flattens."""
+"""Loads a YAML file into a frozen, checked object; applies overrides; explains every mistake at once; flattens.
+
+What a field means beside its value stands at the field, as an annotation: `Input` and `Changeable`.
+"""
 
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline import redaction
+from pipeline import redaction, renamed_keys
 from pipeline.errors import ConfigError
 
 
 class Config(BaseModel):
     """Base of every config section: immutable, and unknown keys are mistakes, as are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
+
+@dataclass(frozen=True)
+class Input:
+    """Marks a field that names what a stage reads: `codec: Annotated[str, Input("codec")]`.
+
+    kind: of the artifact; "" for images. or_folder: a plain folder of images will do as well. when: the property of the
+    config that says whether the input is read at all.
+    """
+
+    kind: str
+    or_folder: bool = False
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Changeable:
+    """Marks a field that says how something is computed and not what: a run may be resumed with another value."""
+
+
+M = TypeVar("M", Input, Changeable)
 
 C = TypeVar("C", bound=Config)
 
@@ -77,6 +103,33 @@ def read_yaml(path: Path, may_extend: bool = True, below: tuple[Path, ...] = ())
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted key -> plain value, for trackers and for comparing two configs."""
     return dict(leaves("", config.model_dump(mode="json")))
+
+
+def marked(config: Config, marker: type[M], prefix: str = "") -> Iterator[tuple[str, Any, M]]:
+    """Dotted key, value and marker of every field that has such a marker; of a dictionary, each of its values."""
+    for name, field in type(config).model_fields.items():
+        value, key = getattr(config, name), f"{prefix}{name}"
+        if isinstance(value, Config):
+            yield from marked(value, marker, f"{key}.")
+        for found in field.metadata:
+            if isinstance(found, marker):
+                yield from (
+                    ((f"{key}.{k}", v, found) for k, v in value.items())
+                    if isinstance(value, dict)
+                    else ((key, value, found),)
+                )
+
+
+def inputs(config: Config) -> Iterator[tuple[str, Any, Input]]:
+    """Dotted key, value and marker of everything that a stage with this config reads."""
+    for key, value, marker in marked(config, Input):
+        if value is not None and (not marker.when or getattr(config, marker.when)):
+            yield key, value, marker
+
+
+def changeable(config: Config) -> set[str]:
+    """Dotted keys with which a run may be resumed although they differ."""
+    return {key for key, _, _ in marked(config, Changeable)}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -153,6 +206,8 @@ def _explain(cls: type[Config], error: dict[str, Any]) -> str:
     where, kind, found = error["loc"], error["type"], error["input"]
     key = ".".join(str(part) for part in _without_tags(cls, where)) or "(whole file)"
     if kind == "extra_forbidden":
+        if new := renamed_keys.new_name([str(part) for part in where], _names_at(cls, where[:-1])):
+            return f"{key}: renamed to {new!r}"
         near = difflib.get_close_matches(str(where[-1]), _names_at(cls, where[:-1]), n=1)
         return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
     if kind == "missing":
@@ -165,18 +220,18 @@ def _explain(cls: type[Config], error: dict[str, Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}{hint}"
 
 
-def _members(annotation: Any) -> list[type[Config]]:
+def members(annotation: Any) -> list[type[Config]]:
     """The config classes an annotation can hold."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
+        return members(get_args(annotation)[0])
     if get_origin(annotation) is Union or get_args(annotation):
-        return [member for part in get_args(annotation) for member in _members(part)]
+        return [member for part in get_args(annotation) for member in members(part)]
     return []
 
 
-def _kind(cls: type[Config]) -> str | None:
+def kind_of(cls: type[Config]) -> str | None:
     field = cls.model_fields.get("kind")
     return get_args(field.annotation)[0] if field else None
 
@@ -185,20 +240,20 @@ def _walk(cls: type[Config], where: Sequence[Any]) -> Iterator[tuple[Any, list[t
     """Each part of an error's location with the classes that can stand there; union tags come with none."""
     options = [cls]
     for part in where:
-        if len(options) > 1 and part in [_kind(o) for o in options]:
-            options = [o for o in options if _kind(o) == part]
+        if len(options) > 1 and part in [kind_of(o) for o in options]:
+            options = [o for o in options if kind_of(o) == part]
             yield part, []
             continue
         fields = [o.model_fields[part] for o in options if part in o.model_fields]
         if fields:
-            options = [m for field in fields for m in _members(field.annotation)]
+            options = [m for field in fields for m in members(field.annotation)]
         yield part, options
 
 
 def _without_tags(cls: type[Config], where: Sequence[Any]) -> list[Any]:
     options, parts = [cls], []
     for part, after in _walk(cls, where):
-        if after or not (len(options) > 1 and part in [_kind(o) for o in options]):
+        if after or not (len(options) > 1 and part in [kind_of(o) for o in options]):
             parts.append(part)
         options = after or options
     return parts
@@ -207,5 +262,5 @@ def _without_tags(cls: type[Config], where: Sequence[Any]) -> list[Any]:
 def _names_at(cls: type[Config], where: Sequence[Any]) -> list[str]:
     options = [cls]
     for part, after in _walk(cls, where):
-        options = after or [o for o in options if _kind(o) == part] or options
+        options = after or [o for o in options if kind_of(o) == part] or options
     return [name for option in options for name in option.model_fields]

@@ -141,7 +141,7 @@ def restored_handlers():
     """Puts the handlers back that a stopped run leaves."""
     from pipeline.processes import signals
 
-    before = {number: signal.getsignal(number) for number in signals.STOP}
+    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -69,8 +69,8 @@ class Slurm:
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
             "ILLM_PYTHON": sys.executable,
-            "ILLM_MASTER": "127.0.0.1",  # the node names here are no host names
-            "ILLM_FILE_PATIENCE": "2",
+            "ILLM_MASTER_ADDR": "127.0.0.1",  # the node names here are no host names
+            "ILLM_FILE_WAIT_S": "2",
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{os.environ['PATH']}:/usr/sbin",

@@ -204,7 +204,7 @@ def test_killed_at_any_point_the_old_champion_stays_and_the_next_promotion_goes_
         assert state() == {"champion": now, "previous": previous}
     assert killed == 4  # claim, previous, champion, end
     assert {end for *_, end in ends()} == {"done", "interrupted"}
-    assert act(lambda: aliases.stack(aliases.history("m", "champion"))[-1]) == str(version)
+    assert act(lambda: aliases.version_stack(aliases.history("m", "champion"))[-1]) == str(version)
 
 
 def test_an_error_on_the_way_leaves_everything_as_it_was():

@@ -177,7 +177,7 @@ def test_a_pipe_among_the_files_hangs_nobody(tmp_path, name):
 
 def test_errors_of_writing_name_the_file(small_disk):
     with pytest.raises(OSError, match="No space left") as caught:
-        disk.write_durably(small_disk / "file", bytes(200_000))
+        disk.write_atomic(small_disk / "file", bytes(200_000))
     assert caught.value.filename == str(small_disk / "file")
     assert list(small_disk.iterdir()) == []
     with pytest.raises(OSError, match="No space left") as caught:
@@ -239,8 +239,8 @@ def test_all_wrong_inputs_are_told_at_once(tmp_path):
 
 def test_durable_writing_replaces_at_once(tmp_path):
     path = tmp_path / "f"
-    disk.write_durably(path, b"one")
-    disk.write_durably(path, b"two")
+    disk.write_atomic(path, b"one")
+    disk.write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["f"]
 
@@ -308,6 +308,6 @@ def test_a_finished_run_is_found_without_its_inputs(tmp_path):
 def test_many_may_write_the_same_file_at_the_same_time(tmp_path):
     contents = [bytes([number]) * 10_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: disk.write_durably(tmp_path / "file", contents[n % 8]), range(200)))
+        list(pool.map(lambda n: disk.write_atomic(tmp_path / "file", contents[n % 8]), range(200)))
     assert (tmp_path / "file").read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -72,7 +72,7 @@ def test_what_would_fail_later_is_refused_now(project, words, told):
 
 def test_arrays_are_shown_too(project):
     shard = illm_here(
-        "submit", "slurm-shard", "configs/smoke/shard.yaml", f"run={project}/s", f"source={project}", "--parts", "4", "--dry-run",
+        "submit", "slurm-shard", "configs/smoke/shard.yaml", f"run={project}/s", f"source={project}", "--jobs", "4", "--dry-run",
         cwd=project,
     )  # fmt: skip
     assert [line.split("stage.sbatch ")[1].split(" configs")[0] for line in shard.out.splitlines()] == [
@@ -80,7 +80,14 @@ def test_arrays_are_shown_too(project):
     ]  # fmt: skip
     assert "--array=0-3" in shard.out.splitlines()[1]
     sweep = illm_here(
-        "submit", "slurm-sweep", "configs/sweep/smoke.yaml", "run=runs/s", "--at-once", "2", "--dry-run", cwd=project
+        "submit",
+        "slurm-sweep",
+        "configs/sweep/smoke.yaml",
+        "run=runs/s",
+        "--max-parallel",
+        "2",
+        "--dry-run",
+        cwd=project,
     )
     assert "--array=0-5%2" in sweep.out
     assert "trial runs/s %TASK%" in sweep.out
@@ -120,7 +127,7 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path, monkeypatch):
     for line in ("ok    packages", "ok    run folder", "ok    clock", "note  tracking", "-> without it no LPIPS"):
         assert line in well.out, well
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("ILLM_PORT", "1")
+    monkeypatch.setenv("ILLM_MASTER_PORT", "1")
     (tmp_path / "file").touch()
     ill = illm_here("doctor", "--folder", tmp_path / "file", cwd=tmp_path)
     assert_one_clear_line(ill, "finding(s) would stop jobs")
@@ -159,8 +166,8 @@ def test_cluster_files_agree_with_rays_schema(name):
 
 
 def test_files_of_other_nodes_are_waited_for(tmp_path, monkeypatch):
-    assert not disk.wait_for(tmp_path / "a" / "file")
-    monkeypatch.setenv(disk.SECONDS, "20")
+    assert not disk.wait_for_file(tmp_path / "a" / "file")
+    monkeypatch.setenv(disk.WAIT_ENV, "20")
 
     def write():
         time.sleep(0.7)
@@ -169,12 +176,12 @@ def test_files_of_other_nodes_are_waited_for(tmp_path, monkeypatch):
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert disk.wait_for(tmp_path / "a" / "file")
+    assert disk.wait_for_file(tmp_path / "a" / "file")
     writer.join()
 
 
 def test_an_artifact_of_another_node_is_waited_for(project, monkeypatch):
-    monkeypatch.setenv(disk.SECONDS, "20")
+    monkeypatch.setenv(disk.WAIT_ENV, "20")
     vqvae = project / "runs/smoke/vqvae"
     (vqvae / "artifact").rename(project / "hidden")
     shown = threading.Timer(0.7, lambda: (project / "hidden").rename(vqvae / "artifact"))
@@ -184,19 +191,19 @@ def test_an_artifact_of_another_node_is_waited_for(project, monkeypatch):
 
 
 def test_a_plain_folder_of_images_is_not_waited_for(tmp_path, images, monkeypatch):
-    monkeypatch.setenv(disk.SECONDS, "no number: whoever looks at it fails")
+    monkeypatch.setenv(disk.WAIT_ENV, "no number: whoever looks at it fails")
     assert len(HeldOut(str(images), 3)) == 3
 
 
 def test_whoever_began_last_owns_a_run_folder(tmp_path, monkeypatch):
     """Between machines: on one machine a live process keeps it, see tests/test_ownership.py."""
-    first = ownership.take(tmp_path)
-    ownership.check(tmp_path, first)
+    first = ownership.acquire(tmp_path)
+    ownership.verify(tmp_path, first)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    second = ownership.take(tmp_path)
-    ownership.check(tmp_path, second)
+    second = ownership.acquire(tmp_path)
+    ownership.verify(tmp_path, second)
     with pytest.raises(TakenOver, match=r"taken over by process .*, job 17, since"):
-        ownership.check(tmp_path, first)
+        ownership.verify(tmp_path, first)
 
 
 @pytest.mark.slow
@@ -205,7 +212,8 @@ def test_the_launcher_passes_signals_on_and_exits_like_its_ranks(project):
     launch = [
         sys.executable,
         "-m",
-        "pipeline.training.launch",
+        "pipeline",
+        "launch",
         "--config_file",
         "configs/launch/cpu.yaml",
         "--main_process_port",

@@ -99,9 +99,12 @@ def test_one_process_two_processes_zero_and_two_passes_train_the_same(zygote, in
         "fit.keep_checkpoints=99",
     ]
     variants = {name: (name, []) for name in ENGINES if not (ENGINES[name][1] and missing_deepspeed)}
-    variants["two-passes"] = ("alone", ["engine.passes=2"])
-    variants["ddp-two-passes"] = ("ddp", ["engine.passes=2", *(["data.batch_size=8"] if stage == "gan" else [])])
-    variants["recomputed"] = ("alone", ["engine.recompute=true"])
+    variants["two-passes"] = ("alone", ["engine.gradient_accumulation_steps=2"])
+    variants["ddp-two-passes"] = (
+        "ddp",
+        ["engine.gradient_accumulation_steps=2", *(["data.batch_size=8"] if stage == "gan" else [])],
+    )
+    variants["recomputed"] = ("alone", ["engine.activation_checkpointing=true"])
     if stage == "gan":  # two processes, two passes and two halves need eight crops
         del variants["ddp-two-passes"]
     held, told = {}, {}
@@ -240,9 +243,9 @@ def test_cadences_and_passes_may_change(zygote, inputs):
     run = words("vqvae", "cadence", "fit.steps=10")
     zygote.run(inputs, *run)
     shutil.rmtree(inputs / "runs/cadence/artifact")
-    told = zygote.run(inputs, *run, "fit.checkpoint_every=2", "engine.passes=2", "fit.log_every=1")
+    told = zygote.run(inputs, *run, "fit.checkpoint_every=2", "engine.gradient_accumulation_steps=2", "fit.log_every=1")
     assert "goes on with" in told
-    assert "engine.passes: 1 there, 2 now" in told
+    assert "engine.gradient_accumulation_steps: 1 there, 2 now" in told
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ def test_zero_3_and_odd_batches_are_refused_in_one_line(zygote, inputs):
     job = zygote.start(inputs, *words("gan", "odd", "data.batch_size=6"), engine="ddp")
     assert job.wait() == [2, 2]
     assert "data.batch_size is 6, expected a multiple of 4" in job.told()
-    job = zygote.start(inputs, *words("gan", "odd", "data.batch_size=6", "engine.passes=2"))
+    job = zygote.start(inputs, *words("gan", "odd", "data.batch_size=6", "engine.gradient_accumulation_steps=2"))
     assert job.wait() == [2]
     assert "data.batch_size is 6, expected a multiple of 4" in job.told()
 
@@ -376,7 +379,7 @@ def test_compiled_networks_train_the_same_with_ddp_and_after_a_kill(zygote, inpu
 @pytest.mark.long
 def test_compiling_happens_a_bounded_number_of_times(inputs):
     """Once for each kind of pass: plain autoencoding and with codes; validation runs the plain network."""
-    more = ["fit.steps=30", "fit.validate_every=5", "engine.compile=true", "engine.passes=2"]
+    more = ["fit.steps=30", "fit.validate_every=5", "engine.compile=true", "engine.gradient_accumulation_steps=2"]
     log = inputs / "compiles.log"
     env = {"TORCH_LOGS": "dynamo", "TORCH_LOGS_OUT": str(log)}
     ended = illm(*words("vqvae", "compiles", *more), cwd=inputs, env=env)
@@ -387,17 +390,23 @@ def test_compiling_happens_a_bounded_number_of_times(inputs):
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_all_ranks_skip_the_same_steps_and_give_up_together(zygote, inputs, tmp_path, engine):
     needs(engine)
-    spikes = ["init=pytorch", "optimizer.skip_spikes=1.5", "fit.max_bad_steps=100", "fit.steps=130", "fit.log_every=10"]
+    spikes = [
+        "init=pytorch",
+        "optimizer.skip_grad_spikes=1.5",
+        "fit.max_skipped_steps=100",
+        "fit.steps=130",
+        "fit.log_every=10",
+    ]
     more = [*spikes, "fit.validate_every=100", "fit.checkpoint_every=100"]
     told = zygote.run(inputs, *words("pretrain", f"spikes-{engine}", *more), engine=engine, dump=tmp_path)
-    assert "steps before step 110: train/codec_norm not finite, or a spike" in told
+    assert "steps before step 110: train/codec_grad_norm not finite, or a spike" in told
     ranks = [flat(torch.load(path, weights_only=True)) for path in sorted(tmp_path.iterdir())]
     for rank in ranks:
         assert all(torch.equal(rank[k], v) for k, v in ranks[0].items() if not k.startswith(".generators"))
     taken = ranks[0][".codec.optimizer.analysis.0.weight.step"].item()
     assert 100 < taken < 130 == ranks[0][".codec.guard.seen"].item()  # refused steps do not age the moments
     # weights that explode: from then on nothing is finite
-    more = ["generator_optimizer.lr=1e25", "fit.steps=40", "fit.max_bad_steps=4", "fit.validate_every=100"]
+    more = ["generator_optimizer.lr=1e25", "fit.steps=40", "fit.max_skipped_steps=4", "fit.validate_every=100"]
     job = zygote.start(inputs, *words("gan", f"explodes-{engine}", *more), engine=engine)
     assert set(job.wait()) == {2}, job.told()[-3000:]
     assert "9 steps in a row before step 10 had to be skipped" in job.told()

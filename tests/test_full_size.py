@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 SMALL_DATA = (
     f"data.shards={RUNS}/shard",
     "data.batch_size=2",
-    "data.crop=64",
-    "data.validation_crops=2",
-    "data.workers=0",
+    "data.crop_size=64",
+    "data.num_validation_crops=2",
+    "data.num_workers=0",
 )
 SHORT = ("fit.steps=2", "fit.log_every=1")
 NO_LPIPS = "distortion.if_lpips_missing=skip"
@@ -25,7 +25,7 @@ NO_LPIPS = "distortion.if_lpips_missing=skip"
 def test_every_stage_trains_at_full_size(smoke: Path, tmp_path: Path, monkeypatch):
     configs = ROOT / "configs"
     for stage, words in {
-        "vqvae": ["quantise_after=1"],
+        "vqvae": ["quantize_after=1"],
         "pretrain": [NO_LPIPS],
         "gan": [NO_LPIPS, f"codec={tmp_path}/pretrain", f"labeler={tmp_path}/vqvae"],
     }.items():

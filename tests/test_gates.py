@@ -36,7 +36,7 @@ def test_a_gate_without_a_bound_is_a_mistake(wrong):
         Gate(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{}, {"worse_by_at_most": 1, "worse_by_at_most_percent": 1}])
+@pytest.mark.parametrize("wrong", [{}, {"max_regression": 1, "max_regression_percent": 1}])
 def test_a_relative_gate_has_one_bound(wrong):
     with pytest.raises(ValidationError):
         RelativeGate(**wrong)
@@ -45,20 +45,20 @@ def test_a_relative_gate_has_one_bound(wrong):
 def test_not_a_number_never_passes():
     assert not Gate(at_most=1).holds(float("nan"))
     verdicts = gates.against_champion(
-        {"bpp": RelativeGate(worse_by_at_most=1)},
+        {"bpp": RelativeGate(max_regression=1)},
         [Difference("bpp", 1, 1, Interval(float("nan"), float("nan"), float("nan")))], "1", 99,
     )  # fmt: skip
     assert verdicts[0].holds is False
 
 
 def test_the_whole_interval_has_to_be_within_the_bound():
-    gate = {"psnr_db": RelativeGate(worse_by_at_most=0.3)}
+    gate = {"psnr_db": RelativeGate(max_regression=0.3)}
     judged = lambda high: (
         gates.against_champion(gate, [Difference("psnr_db", 30, 30.1, Interval(0.1, 0, high))], "1", 99)[0].holds
     )
     assert judged(0.3) is True
     assert judged(0.31) is False
-    percent = {"bpp": RelativeGate(worse_by_at_most_percent=10)}
+    percent = {"bpp": RelativeGate(max_regression_percent=10)}
     at = lambda high: (
         gates.against_champion(percent, [Difference("bpp", 0.2, 0.2, Interval(0, 0, high))], "1", 99)[0].holds
     )
@@ -67,7 +67,7 @@ def test_the_whole_interval_has_to_be_within_the_bound():
 
 
 def test_without_a_champion_relative_gates_are_open_and_without_a_measurement_they_fail():
-    gate = {"lpips": RelativeGate(worse_by_at_most=0.3)}
+    gate = {"lpips": RelativeGate(max_regression=0.3)}
     assert gates.against_champion(gate, [], "", 99)[0].holds is None
     assert gates.against_champion(gate, [], "1", 99)[0].holds is False
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.artifacts.run_folder import DELIVERED, RECORDS
 from pipeline.storage import disk
-from pipeline.tracking.journal import Away, Journal, undelivered
+from pipeline.tracking.journal import Journal, StoreUnavailable, undelivered
 
 
 class Store:
@@ -21,7 +21,7 @@ class Store:
     def take(self, records):
         self.tries += 1
         if self.away:
-            raise Away("connection refused")
+            raise StoreUnavailable("connection refused")
         self.got += records
 
     def steps(self):
@@ -163,7 +163,7 @@ def test_a_full_disk_loses_no_record(small_disk):
     for step in range(2, 200):
         journal.metrics(step, {"a": 1.0, "long" * 50: 1.0}, time_ms=0)
     with pytest.raises(OSError, match="No space left"):
-        disk.write_durably(small_disk / DELIVERED, bytes(10**6))
+        disk.write_atomic(small_disk / DELIVERED, bytes(10**6))
     assert list(small_disk.glob(".*.tmp")) == []
     filler.unlink()
     logged(journal, 200)

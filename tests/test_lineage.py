@@ -40,7 +40,7 @@ def test_the_tree_goes_back_to_the_shards_with_all_files_verified(there):
 
 
 def test_the_command_prints_and_draws(there):
-    ended = illm_here("lineage", f"{RUNS}/gan", "--figure", "tree.svg", "--tars", cwd=there)
+    ended = illm_here("lineage", f"{RUNS}/gan", "--figure", "tree.svg", "--verify-shards", cwd=there)
     assert ended.code == 0, ended.err
     assert "labeler: vqvae" in ended.out
     assert (there / "tree.svg").read_text().count("files verified") >= 4 or (there / "tree.svg").stat().st_size > 5000
@@ -95,7 +95,7 @@ def test_a_damaged_tar_is_found_when_asked_for(there):
     content[600] ^= 1
     path.write_bytes(content)
     assert illm_here("lineage", f"{RUNS}/gan", cwd=there).code == 0
-    assert_one_clear_line(illm_here("lineage", f"{RUNS}/gan", "--tars", cwd=there), path.name)
+    assert_one_clear_line(illm_here("lineage", f"{RUNS}/gan", "--verify-shards", cwd=there), path.name)
 
 
 def test_a_changed_manifest_breaks_the_chain(there):

@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(ownership.SECONDS, "0.2")
+    monkeypatch.setenv(ownership.WAIT_ENV, "0.2")
     with holder(tmp_path) as process:
         before = contents(tmp_path)
         with (
@@ -64,7 +64,7 @@ def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monke
 
 
 def test_a_process_that_leaves_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setenv(ownership.SECONDS, "60")
+    monkeypatch.setenv(ownership.WAIT_ENV, "60")
     with holder(tmp_path) as process:
         assert process.stdin is not None
         leaving = threading.Timer(0.5, process.stdin.close)
@@ -76,7 +76,7 @@ def test_a_process_that_leaves_is_waited_for(tmp_path, monkeypatch):
 
 def test_another_machine_takes_the_folder_and_the_earlier_one_is_told(tmp_path):
     with ownership.held(tmp_path) as still_ours:
-        ownership.take(tmp_path)  # as a process of another machine, which sees no lock
+        ownership.acquire(tmp_path)  # as a process of another machine, which sees no lock
         with pytest.raises(TakenOver, match="taken over by process"):
             still_ours()
 
@@ -109,7 +109,7 @@ def test_who_was_taken_over_does_not_call_the_run_failed(smoke, tmp_path, monkey
 
 
 def test_every_stage_refuses_a_folder_in_which_another_process_works(smoke, tmp_path, monkeypatch):
-    monkeypatch.setenv(ownership.SECONDS, "0")
+    monkeypatch.setenv(ownership.WAIT_ENV, "0")
     more = {
         "gan": [f"codec={RUNS}/pretrain", f"labeler={RUNS}/vqvae"],
         "evaluate": [f"images={RUNS}/shard", f"codecs={{pretrained: {RUNS}/pretrain, fine-tuned: {RUNS}/gan}}"],

@@ -30,7 +30,7 @@ from neuralcompression import loss_fn as their_losses  # noqa: E402
 from neuralcompression import models as their_models  # noqa: E402
 from neuralcompression.zoo import vqvae_xcit_p8_ch64_cb1024_h8  # noqa: E402
 
-CODEC = CodecConfig(residual_blocks=2)
+CODEC = CodecConfig(num_residual_blocks=2)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> bool:

@@ -71,7 +71,7 @@ def test_a_dry_run_judges_and_changes_nothing(there):
 def test_a_refusal_names_its_gates_leaves_the_champion_and_is_recorded(there):
     assert promote(there, "p1", "codec=pretrained").code == 0
     ended = promote(
-        there, "p2", "against_champion.psnr_db.worse_by_at_most=-5", "against_champion.lpips.worse_by_at_most=1"
+        there, "p2", "against_champion.psnr_db.max_regression=-5", "against_champion.lpips.max_regression=1"
     )
     assert ended.code == 3
     assert "2 of 9 gates do not hold" in ended.err
@@ -102,7 +102,7 @@ def test_force_needs_a_reason_and_records_it(there):
 
 
 def test_the_version_tells_who_when_why_gates_values_and_report(there):
-    assert promote(there, "p1", "--why", "first").code == 0
+    assert promote(there, "p1", "--reason", "first").code == 0
     tags = version_tags(there, 1)
     assert "@" in tags["champion.who"]
     assert re.match(r"20\d\d-", tags["champion.when"])
@@ -177,8 +177,8 @@ def test_another_bitstream_is_refused_unless_it_is_declared(there):
     ended = promote(there, "p2", *words)
     assert ended.code == 3
     assert "bitstream id is" in ended.err
-    assert "or new_bitstream: true" in ended.err
-    declared = promote(there, "p2", *words, "new_bitstream=true")
+    assert "or allow_new_bitstream: true" in ended.err
+    declared = promote(there, "p2", *words, "allow_new_bitstream=true")
     assert declared.code == 0, declared.err
 
 
@@ -232,7 +232,7 @@ def test_files_that_decode_to_another_latent_than_the_encoders_are_counted(there
 def test_gates_on_what_was_not_measured_are_mistakes(there):
     assert_one_clear_line(promote(there, "p", "gates.fid.at_most=9"), "fid was not measured; there is bpp")
     assert_one_clear_line(
-        promote(there, "p", "against_champion.weights_mb.worse_by_at_most=9"), "weights_mb: expected one of"
+        promote(there, "p", "against_champion.weights_mb.max_regression=9"), "weights_mb: expected one of"
     )
     assert_one_clear_line(promote(there, "p", "gates.bpp.target=0.1"), "target and within_percent belong together")
     assert_one_clear_line(

@@ -71,6 +71,7 @@ def repository(tmp_path):
         "tracking/__init__.py",
         "tracking/provenance.py",
         "redaction.py",
+        "renamed_keys.py",
         "config.py",
         "errors.py",
     ):
@@ -136,9 +137,9 @@ def test_two_who_write_the_same_row_at_once_are_not_refused_but_try_again():
     from pipeline.tracking import store
 
     collision = "(psycopg.errors.UniqueViolation) duplicate key value violates unique constraint"
-    assert store.is_away(MlflowException(collision, BAD_REQUEST))
-    assert store.is_away(
+    assert store.is_unavailable(MlflowException(collision, BAD_REQUEST))
+    assert store.is_unavailable(
         MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name", BAD_REQUEST)
     )
-    assert store.is_away(ConnectionError("refused"))
-    assert not store.is_away(MlflowException("Changing param values is not allowed", INVALID_PARAMETER_VALUE))
+    assert store.is_unavailable(ConnectionError("refused"))
+    assert not store.is_unavailable(MlflowException("Changing param values is not allowed", INVALID_PARAMETER_VALUE))

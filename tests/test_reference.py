@@ -15,7 +15,7 @@ from tests.conftest import CONFIGS, assert_one_clear_line, illm_here, picture
 from tests.models.test_networks import SMALL, SMALL_LABELER
 from tests.test_pipeline import RUNS
 
-CODEC_WORDS = ("channels=[4, 4, 6, 8, 12]", "latent_channels=8", "hyper_channels=6", "residual_blocks=1")
+CODEC_WORDS = ("channels=[4, 4, 6, 8, 12]", "latent_channels=8", "hyper_channels=6", "num_residual_blocks=1")
 LABELER_WORDS = (
     "channels=4", "multipliers=[1, 1, 2, 2]", "blocks=1", "embedding=8", "code_dim=4", "num_codes=16",
 )  # fmt: skip

@@ -82,7 +82,7 @@ READING = (
     ("lineage", "models:/m@champion"),
     ("compare", "champion", "previous", "--images", "photos"),
     ("prune", "photos"),
-    ("rollback", "m", "--why", "test"),
+    ("rollback", "m", "--reason", "test"),
 )
 
 
@@ -231,7 +231,10 @@ def test_a_row_that_another_process_wrote_at_the_same_moment_is_one_line_and_ano
     from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
     text = "(sqlite3.IntegrityError) UNIQUE constraint failed: model_versions.name"
-    with pytest.raises(RegistryChanged, match="another process wrote the same at the same moment"), store.told("x"):
+    with (
+        pytest.raises(RegistryChanged, match="another process wrote the same at the same moment"),
+        store.mlflow_errors("x"),
+    ):
         raise MlflowException(text, BAD_REQUEST)
     tries = []
 
@@ -240,5 +243,5 @@ def test_a_row_that_another_process_wrote_at_the_same_moment_is_one_line_and_ano
         if len(tries) < 3:
             raise MlflowException(text, BAD_REQUEST)
 
-    store.repeated(write)
+    store.retried(write)
     assert len(tries) == 3

@@ -234,7 +234,7 @@ def test_signatures_of_listed_urls_stay_out_of_tables_and_cards(tmp_path):
     with serving(tmp_path / "photos") as server:
         names = ["image0.png", "image2.png", "more/image1.png", "missing.png"]
         (tmp_path / "list.txt").write_text("".join(f"{server.url}/{n}?X-Amz-Signature={secret}\n" for n in names))
-        words = ("source=list.txt", "validation_share=0.4", "max_failed_share=0.5")
+        words = ("source=list.txt", "validation_fraction=0.4", "max_failed_fraction=0.5")
         ended = illm_here("shard", CONFIGS / "shard.yaml", "run=runs/x", *words, cwd=tmp_path)
     assert ended.code == 0, ended.err
     for path in [*(tmp_path / "runs/x").rglob("*"), tmp_path / "runs/mlflow.db"]:

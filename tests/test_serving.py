@@ -29,7 +29,7 @@ def png(height: int, width: int) -> bytes:
 
 
 def test_a_served_codec_takes_images_of_a_bounded_size_both_ways(served, monkeypatch):
-    monkeypatch.setenv(serving.MOST_PIXELS, "16384")
+    monkeypatch.setenv(serving.MAX_PIXELS, "16384")
     file = served.convert(png(100, 100))
     assert Image.open(io.BytesIO(served.convert(file))).size == (100, 100)
     with pytest.raises(UserError, match="16384"):

@@ -163,8 +163,8 @@ def test_deepspeed_on_two_nodes_behind_a_containers_command(slurm, project):
 
 @pytest.mark.long
 def test_arrays_share_sharding_and_a_sweep(slurm, project, images):
-    given = ["configs/smoke/shard.yaml", "run=runs/parts", f"source={images}", "piece=2"]
-    told = slurm.illm("submit", "slurm-shard", *given, "--parts", "2", "--sbatch=--time=10", cwd=project)
+    given = ["configs/smoke/shard.yaml", "run=runs/parts", f"source={images}", "chunk_size=2"]
+    told = slurm.illm("submit", "slurm-shard", *given, "--jobs", "2", "--sbatch=--time=10", cwd=project)
     assert told.code == 0, told
     (project / "sweep.yaml").write_text(
         "stage: sweep\nshards: runs/smoke/shard\nlabeler: runs/smoke/vqvae\n"

@@ -21,7 +21,7 @@ QUIET = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_
 
 def sweep_file(folder, search: dict, **values):
     path = folder / "sweep.yaml"
-    given = {"stage": "sweep", "concurrent": 2, **BASE, "search": search, **values}
+    given = {"stage": "sweep", "max_concurrent": 2, **BASE, "search": search, **values}
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     return path
 
@@ -76,8 +76,8 @@ def test_hopeless_trials_are_stopped(smoke, tmp_path):
         "gan.gan_weight": {"kind": "grid", "values": [0.0, 100.0]},
         "gan.fit": fit(steps=60, validate_every=20),
     }
-    stopping = {"kind": "asha", "metric": "val/psnr_db", "first": 20, "factor": 2}
-    path = sweep_file(tmp_path, search, stopping=stopping, concurrent=1)
+    scheduler = {"kind": "asha", "metric": "val/psnr_db", "grace_period": 20, "reduction_factor": 2}
+    path = sweep_file(tmp_path, search, scheduler=scheduler, max_concurrent=1)
     ended = illm("sweep", path, "run=runs/asha", cwd=smoke, limit=300)
     assert ended.code == 0, ended
     by_weight = {float(r["gan.gan_weight"]): r for r in rows(smoke / "runs/asha")}
@@ -92,8 +92,8 @@ def test_optuna_proposes_trials_and_a_killed_worker_costs_little(smoke, tmp_path
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
         "gan.fit": fit(steps=100, validate_every=50),
     }
-    algorithm = {"kind": "optuna", "metric": "psnr_db", "random_first": 1}
-    path = sweep_file(tmp_path, search, algorithm=algorithm, samples=2, concurrent=1)
+    algorithm = {"kind": "optuna", "metric": "psnr_db", "num_startup_trials": 1}
+    path = sweep_file(tmp_path, search, algorithm=algorithm, num_samples=2, max_concurrent=1)
     place = smoke / "runs/optuna"
     words = [sys.executable, "-m", "pipeline", "sweep", str(path), "run=runs/optuna"]
     with (tmp_path / "output.txt").open("w") as output:
@@ -117,8 +117,8 @@ def test_a_population_goes_on_from_its_better_half(smoke, tmp_path):
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.0001, "high": 100.0},
         "gan.fit": fit(steps=400, validate_every=20),
     }
-    stopping = {"kind": "population", "metric": "val/psnr_db", "every": 60, "replaced": 0.5}
-    path = sweep_file(tmp_path, search, stopping=stopping, samples=2)
+    scheduler = {"kind": "pbt", "metric": "val/psnr_db", "perturbation_interval": 60, "quantile": 0.5}
+    path = sweep_file(tmp_path, search, scheduler=scheduler, num_samples=2)
     ended = illm("sweep", path, "run=runs/population", cwd=smoke, limit=400)
     assert ended.code == 0, ended
     members = rows(smoke / "runs/population")

@@ -98,7 +98,7 @@ def test_a_promotion_reaches_a_machine_that_has_only_the_server_and_works_on_wit
     words = ("promote", CONFIGS / "promote.yaml", f"evaluation={smoke}/runs/smoke/evaluate", "name=team")
     first = illm(*words, f"run={tmp_path}/p1", "codec=pretrained", cwd=smoke, env=env)
     assert first.code == 0, first.err
-    second = illm(*words, f"run={tmp_path}/p2", "--why", "better", cwd=smoke, env=env)
+    second = illm(*words, f"run={tmp_path}/p2", "--reason", "better", cwd=smoke, env=env)
     assert second.code == 0, second.err
     assert "previous is version 1" in second.out
 
@@ -127,7 +127,7 @@ def test_a_promotion_reaches_a_machine_that_has_only_the_server_and_works_on_wit
         assert "cannot be reached" in lost.err
     finally:
         server.start()
-    rolled = illm("rollback", "team", "--why", "test", cwd=other, env=env)
+    rolled = illm("rollback", "team", "--reason", "test", cwd=other, env=env)
     assert rolled.out.startswith("team@champion is version 1 again"), rolled
     assert "better" in illm("history", "team", cwd=other, env=env).out
 

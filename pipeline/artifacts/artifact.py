@@ -76,7 +76,7 @@ def publish(
         _refuse_incomplete(done, str(target))
         for name in files:
             refuse_outside(scratch, name)
-        disk.write_durably(scratch / MANIFEST, content)
+        disk.write_atomic(scratch / MANIFEST, content)
         check()
         try:
             scratch.rename(target)
@@ -84,7 +84,7 @@ def publish(
             if target.exists():  # published by another machine in the meantime
                 raise taken from None
             raise
-        disk.flush_folder(target.parent)
+        disk.fsync_folder(target.parent)
     return Artifact(target, done)
 
 
@@ -156,7 +156,7 @@ def refuse_outside(folder: Path, name: str) -> None:
 def _verify(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
     refuse_outside(folder, name)
-    if not disk.wait_for(path):
+    if not disk.wait_for_file(path):
         raise ArtifactError(f"{path}: missing, but the manifest lists it; make the artifact again")
     with _readable(path):
         size = path.stat().st_size

@@ -22,7 +22,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "promotion": ("decision.json",),
     "sweep": ("trials.csv",),
 }
-MOST_NAME, MOST_PATH = 255, 1024  # bytes of a file's name, and of its path in the artifact: what file systems take
+MAX_NAME, MAX_PATH = 255, 1024  # bytes of a file's name, and of its path in the artifact: what file systems take
 
 
 class FileEntry(BaseModel):
@@ -69,7 +69,7 @@ class Manifest(BaseModel):
                 raise ValueError(f"names a file with unprintable characters, or outside its folder: {name!r}")
             if "\\" in name or any(part in ("", ".", "..") for part in parts) or name == MANIFEST:
                 raise ValueError(f"names a file outside its folder: {name!r}")
-            if len(name.encode()) > MOST_PATH or any(len(part.encode()) > MOST_NAME for part in parts):
+            if len(name.encode()) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts):
                 raise ValueError(f"names a file of {len(name)} letters, too long for file systems: {name[:40]!r}...")
         return files
 

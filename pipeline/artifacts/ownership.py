@@ -20,9 +20,9 @@ from pipeline.errors import ArtifactError, TakenOver
 from pipeline.storage import disk
 
 FILE = "owner"
-SECONDS = "ILLM_FOLDER_PATIENCE"  # environment: how long a start waits for an earlier process of the same run to end
-PATIENCE = 10.0  # seconds, where the environment does not say
-LOOK_EVERY = 0.1  # seconds
+WAIT_ENV = "ILLM_FOLDER_WAIT_S"  # environment: how long a start waits for an earlier process of the same run to end
+DEFAULT_WAIT_S = 10.0  # seconds, where the environment does not say
+POLL_INTERVAL_S = 0.1  # seconds
 
 
 @contextmanager
@@ -40,22 +40,22 @@ def held(folder: Path) -> Iterator[Callable[[], None]]:
         lock.truncate(0)
         lock.write(owner)
         lock.flush()
-        take(folder, owner)
+        acquire(folder, owner)
         try:
-            yield partial(check, folder, owner)
+            yield partial(verify, folder, owner)
         except OSError:
-            check(folder, owner)
+            verify(folder, owner)
             raise
 
 
-def take(folder: Path, owner: str = "") -> str:
+def acquire(folder: Path, owner: str = "") -> str:
     """Makes this process the folder's writer for all machines; returns what `check` wants."""
     owner = owner or _name()
-    disk.write_durably(folder / FILE, owner.encode())
+    disk.write_atomic(folder / FILE, owner.encode())
     return owner
 
 
-def check(folder: Path, owner: str) -> None:
+def verify(folder: Path, owner: str) -> None:
     """Raises: TakenOver if another process began later; ArtifactError if the folder is gone."""
     try:
         found = (folder / FILE).read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def _name() -> str:
 
 def _wait_for(lock: TextIO, folder: Path) -> None:
     """Takes the lock; a process that is about to end gets some time to do so."""
-    patience, started, told = float(os.environ.get(SECONDS) or PATIENCE), time.monotonic(), False
+    patience, started, told = float(os.environ.get(WAIT_ENV) or DEFAULT_WAIT_S), time.monotonic(), False
     while not disk.lock(lock.fileno()):
         lock.seek(0)
         holder = lock.read() or "another process of this machine"
@@ -87,4 +87,4 @@ def _wait_for(lock: TextIO, folder: Path) -> None:
         if not told:
             print(f"{folder}: waits up to {patience:g} s for {holder} to end", file=sys.stderr)
         told = True
-        time.sleep(min(LOOK_EVERY, patience))
+        time.sleep(min(POLL_INTERVAL_S, patience))

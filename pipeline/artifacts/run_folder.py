@@ -17,12 +17,6 @@ from pipeline.storage import disk
 RUN_FILE = "run.yaml"
 # Of tracking: the id of the folder's MLflow run, the records for it, and how many of them it has
 RUN_ID_FILE, RECORDS, DELIVERED = "mlflow-run-id", "tracking.jsonl", "tracking.delivered"
-# Keys that say how something is computed and not what: a run may go on with other values
-CHANGEABLE = {f"data.{name}" for name in ("workers", "cache_mb", "shard_cache_gb")}
-CHANGEABLE |= {"workers", "spread"}
-CHANGEABLE |= {f"engine.{name}" for name in ("passes", "recompute", "compile", "deterministic")}
-CHANGEABLE |= {f"fit.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "keep_every")}
-CHANGEABLE |= {f"fit.{name}" for name in ("max_bad_steps", "profile", "accept_new_batch_size")}
 BATCH_SIZE = "data.batch_size"
 
 
@@ -41,6 +35,9 @@ class Inputs:
         return digests | {f"({name})": value for name, value in self.facts.items()}
 
 
+NO_INPUTS = Inputs({}, {})
+
+
 def finished(folder: Path, cfg: config.Config) -> Path | None:
     """The artifact in `folder`, if the same config made it.
 
@@ -55,7 +52,7 @@ def finished(folder: Path, cfg: config.Config) -> Path | None:
     ours = config.flatten(cfg)
     _refuse_other_stage(folder, ours, theirs)
     if _progress(folder):
-        _refuse_other(folder, ours, theirs, done)
+        _refuse_other(folder, cfg, ours, theirs, done)
     return artifact if done else None
 
 
@@ -77,12 +74,12 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
         if not (changed := config.differences(ours, theirs)):
             return
         if _progress(folder):
-            _refuse_other(folder, ours, theirs, done=False)
+            _refuse_other(folder, cfg, ours, theirs, done=False)
             print(f"{folder}: goes on with {'; '.join(changed)}", file=sys.stderr)
         else:
             print(f"{folder}: came nowhere before; starts anew with {'; '.join(changed)}", file=sys.stderr)
             _forget(folder)
-    disk.write_durably(record, yaml.safe_dump(ours, sort_keys=False).encode())
+    disk.write_atomic(record, yaml.safe_dump(ours, sort_keys=False).encode())
 
 
 def manifest(
@@ -131,9 +128,13 @@ def _refuse_other_stage(folder: Path, ours: Mapping[str, Any], theirs: Mapping[s
         raise ArtifactError(f"{folder}: this is a run of the stage {there}, not of {stage}; choose another run=")
 
 
-def _refuse_other(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], done: bool) -> None:
+def _refuse_other(
+    folder: Path, cfg: config.Config, ours: Mapping[str, Any], theirs: Mapping[str, Any], done: bool
+) -> None:
     """Raises ArtifactError for differences in keys that decide what a run computes."""
-    changeable = CHANGEABLE | ({BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set())
+    changeable = config.changeable(cfg) | (
+        {BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set()
+    )
     lines = config.differences(
         {key: value for key, value in ours.items() if key not in changeable},
         {key: value for key, value in theirs.items() if key not in changeable},

@@ -14,7 +14,7 @@ from pipeline import __version__
 from pipeline.cli import cluster, codec, registry
 from pipeline.cli.arguments import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError, is_out_of_memory
-from pipeline.processes.signals import clean_up_when_interrupted, follow_parent
+from pipeline.processes.signals import clean_up_when_interrupted, die_with_parent
 from pipeline.storage import outputs
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
-STAGE_HELP = """The same command continues a run that was interrupted. Keys and their defaults: illm describe CONFIG.yaml
+STAGE_HELP = """The same command continues a run that was interrupted. Every key and its default: illm describe CONFIG.yaml --keys
 
 An override sets one key, data.batch_size=8, or is merged into a section of the file, 'codecs={{mine: runs/mine}}'. An empty
 one first removes what the file has there: 'codecs={{}}' 'codecs={{mine: runs/mine}}' leaves mine alone.
@@ -94,10 +94,14 @@ def describe(
     config: ConfigArgument,
     words: Annotated[list[str] | None, typer.Argument(metavar="key=value ...", help="Overrides.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its type, default and meaning.")] = False,
 ) -> None:
     """Print what a configuration would do, without doing it."""
     from pipeline.stages import describe as descriptions
 
+    if keys:
+        print(descriptions.keys_of(config))
+        return
     overrides = [word for word in words or [] if not word.startswith("run=")]
     description = descriptions.describe(config, overrides)
     print(descriptions.as_json(description) if json else descriptions.as_text(description))
@@ -126,7 +130,7 @@ def fetch_weights() -> None:
 
 def main() -> None:
     """Runs a command; turns what a user can mend into one line and a documented exit code."""
-    follow_parent()
+    die_with_parent()
     clean_up_when_interrupted()
     code = exit_code(app)
     code = exit_code(_flush) or code

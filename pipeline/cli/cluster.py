@@ -68,7 +68,7 @@ def submit_slurm(
         print(line)
 
 
-PartsOption = Annotated[int, typer.Option(min=1, help="How many jobs share the work.")]
+JobsOption = Annotated[int, typer.Option(min=1, help="How many jobs share the work.")]
 SbatchOption = Annotated[str, typer.Option(help='Options of sbatch, for instance "--time=60 --partition=p".')]
 
 
@@ -76,7 +76,7 @@ SbatchOption = Annotated[str, typer.Option(help='Options of sbatch, for instance
 def submit_slurm_shard(
     config: ConfigArgument,
     words: FolderWords = None,
-    parts: PartsOption = 8,
+    jobs: JobsOption = 8,
     sbatch: SbatchOption = "",
     dry_run: DryRunOption = False,
 ) -> None:
@@ -86,8 +86,8 @@ def submit_slurm_shard(
 
     folder, overrides = folder_and_overrides(words or [])
     plan.check_sources(config, overrides)
-    jobs = slurm.shard_jobs(config, folder, overrides, parts, slurm.Resources(options=shlex.split(sbatch)))
-    for line in slurm.submit(jobs, folder, dry_run):
+    resources = slurm.Resources(options=shlex.split(sbatch))
+    for line in slurm.submit(slurm.shard_jobs(config, folder, overrides, jobs, resources), folder, dry_run):
         print(line)
 
 
@@ -95,7 +95,7 @@ def submit_slurm_shard(
 def submit_slurm_sweep(
     config: ConfigArgument,
     words: FolderWords = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Trials that run at the same time.")] = 8,
+    max_parallel: Annotated[int, typer.Option(min=1, help="Trials that run at the same time.")] = 8,
     gpus: GpusOption = 0,
     sbatch: SbatchOption = "",
     dry_run: DryRunOption = False,
@@ -107,13 +107,15 @@ def submit_slurm_sweep(
 
     folder, overrides = folder_and_overrides(words or [])
     cfg = configs.load(stage.StageConfig, config, overrides)
-    space.refuse_learning(cfg)
+    space.require_static_trials(cfg)
     if dry_run:
         space.check(cfg)
     else:
         stage.begin_array(cfg, folder)
     resources = slurm.Resources(gpus=gpus, options=shlex.split(sbatch))
-    for line in slurm.submit(slurm.sweep_jobs(folder, len(space.points(cfg)), at_once, resources), folder, dry_run):
+    for line in slurm.submit(
+        slurm.sweep_jobs(folder, len(space.enumerate_trials(cfg)), max_parallel, resources), folder, dry_run
+    ):
         print(line)
 
 
@@ -123,7 +125,7 @@ def shard_part(
     config: ConfigArgument,
     words: FolderWords = None,
     number: Annotated[int, typer.Option(min=0, help="Of this job, from 0 on.")] = 0,
-    count: PartsOption = 1,
+    count: JobsOption = 1,
 ) -> None:
     """A share of the shard stage: what an array of jobs runs."""
     from pipeline import config as configs
@@ -136,12 +138,12 @@ def shard_part(
 @app.command("sweep-results")
 def sweep_results(
     sweep: Annotated[Path, typer.Argument(help="A sweep's run folder.")],
-    anyway: Annotated[bool, typer.Option("--anyway", help="Although trials failed.")] = False,
+    allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Leave out trials that failed.")] = False,
 ) -> None:
     """Collect the trials of a sweep that ran as an array of jobs."""
     from pipeline.sweep import stage
 
-    print(f"sweep: done: {stage.gather(sweep, anyway)}")
+    print(f"sweep: done: {stage.gather(sweep, allow_failed)}")
 
 
 @app.command()
@@ -160,7 +162,7 @@ def doctor(
         print(finding, flush=True)
         failed += finding.level == "FAIL"
     if failed:
-        raise doctors.Unwell(f"{failed} finding(s) would stop jobs; see FAIL above")
+        raise doctors.DoctorFailed(f"{failed} finding(s) would stop jobs; see FAIL above")
 
 
 def _tell_done(steps: list) -> None:  # type: ignore[type-arg]
@@ -169,7 +171,7 @@ def _tell_done(steps: list) -> None:  # type: ignore[type-arg]
             print(f"{step.stage}: already done: {step.folder / 'artifact'}")
 
 
-@app.command()
+@app.command(hidden=True)
 def trial(
     sweep: Annotated[Path, typer.Argument(help="A sweep's run folder.")],
     name: Annotated[str, typer.Argument(help="The trial's folder, or its number from 0 on.")],
@@ -203,6 +205,22 @@ def submit_ray(
     _tell_done(steps)
     given = [f"--stages={stages}", f"--configs={configs}", f"--runs={runs}", f"--workers={workers}", f"--gpus={gpus:g}"]
     raise SystemExit(ray_submit.submit([*given, *(words or [])], address, wait, dry_run))
+
+
+@app.command(
+    "launch",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def launch(context: typer.Context) -> None:
+    """Start a stage as several processes: `illm launch [options of accelerate launch] -m pipeline STAGE ...`.
+
+    Unlike `accelerate launch`, it forwards SIGTERM, SIGUSR2, SIGHUP and SIGINT to the processes, which save a checkpoint, and
+    exits with their exit code.
+    """
+    from pipeline.training import launch as launcher
+
+    raise SystemExit(launcher.launch(context.args))
 
 
 @app.command("on-ray", hidden=True)

@@ -25,7 +25,7 @@ def promote(
     force: Annotated[
         str, typer.Option(metavar="REASON", help="Go on although gates fail; the reason is recorded.")
     ] = "",
-    why: Annotated[str, typer.Option(metavar="TEXT", help="Recorded with the promotion.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Recorded with the promotion.")] = "",
 ) -> None:
     """Register an evaluated codec and move an alias to it, if its gates hold."""
     from pipeline import config as configs
@@ -34,7 +34,7 @@ def promote(
 
     folder, overrides = folder_and_overrides(words or [])
     cfg = configs.load(stage.StageConfig, config, overrides)
-    path = stage.run(cfg, folder, dry_run, force, why)
+    path = stage.run(cfg, folder, dry_run, force, reason)
     if not dry_run:
         deliver_rest(folder)
         print(f"promote: done: {path}")
@@ -43,14 +43,14 @@ def promote(
 @app.command()
 def rollback(
     name: NameArgument,
-    why: Annotated[str, typer.Option(help="Recorded in the history.")],
+    reason: Annotated[str, typer.Option(help="Recorded in the history.")],
     alias: AliasOption = "champion",
     to: Annotated[str, typer.Option(metavar="VERSION", help="Default: the version before the present one.")] = "",
 ) -> None:
     """Point an alias at a version it stood for before."""
     from pipeline.registry import rollback as back
 
-    print(back.rollback(name, alias, to, why))
+    print(back.rollback(name, alias, to, reason))
 
 
 @app.command()
@@ -85,7 +85,9 @@ def lineage(
     name: Annotated[str, typer.Argument(help="A run folder, or models:/NAME@ALIAS.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw it to this file: .png, .svg or .pdf.")] = None,
-    tars: Annotated[bool, typer.Option("--tars", help="Also hash the shards' tars, which reads all images.")] = False,
+    verify_shards: Annotated[
+        bool, typer.Option("--verify-shards", help="Also hash the shards' tars, which reads all images.")
+    ] = False,
     force: ForceOption = False,
 ) -> None:
     """Print what an artifact was made from, back to the shards, verifying digests on the way."""
@@ -94,7 +96,7 @@ def lineage(
 
     if figure:
         lines.check_figure(figure, force)
-    tree = lines.trace(name, tars)
+    tree = lines.trace(name, verify_shards)
     print(lines.as_json(tree) if json else lines.as_text(tree))
     if figure:
         lines.draw(tree, figure, force)

@@ -20,6 +20,7 @@ from pipeline.cluster import doctor_gpu
 from pipeline.cluster.doctor_gpu import Finding
 from pipeline.errors import UserError
 from pipeline.models import pretrained
+from pipeline.processes.command import illm_command
 from pipeline.storage import disk
 from pipeline.tracking import store
 
@@ -27,10 +28,10 @@ DISTRIBUTION = "illm-pipeline"
 FREE_GB, SHM_GB, OPEN_FILES = 20.0, 1.0, 4096  # below: too little for full-size runs
 SKEW = 5.0  # seconds between two clocks, above which times in logs and caches mislead
 CPUS_PER_GPU = 4  # below, loading may hold up training
-MEETING = 60.0  # seconds that nodes wait for each other
+RENDEZVOUS_TIMEOUT_S = 60.0  # seconds that nodes wait for each other
 
 
-class Unwell(UserError):
+class DoctorFailed(UserError):
     """Something that jobs need is missing."""
 
 
@@ -61,9 +62,9 @@ def run(folder: Path) -> Iterator[Finding]:
 def on_nodes(nodes: int, folder: Path, options: list[str]) -> int:
     """Runs the doctor on so many nodes through srun, now; returns the exit code."""
     if shutil.which("srun") is None:
-        raise Unwell("srun is not on the PATH: this is no SLURM log-in node")
+        raise DoctorFailed("srun is not on the PATH: this is no SLURM log-in node")
     command = ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--time=5", "--immediate=120", "--label", *options]
-    words = [sys.executable, "-m", "pipeline", "doctor", "--folder", str(folder)]
+    words = illm_command(["doctor", "--folder", str(folder)])
     return subprocess.run([*command, *words], check=False).returncode
 
 
@@ -97,7 +98,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
     probe = folder / f".doctor-{uuid.uuid4().hex}"
     try:
         before = time.time()
-        disk.write_durably(probe, b"x")
+        disk.write_atomic(probe, b"x")
         skew = probe.stat().st_mtime - before
     except OSError as error:
         yield Finding("FAIL", "run folder", f"{folder.resolve()}: {error.strerror}", "choose a folder you may write to")
@@ -160,15 +161,15 @@ def _tracking(_folder: Path) -> Iterator[Finding]:
         store.reader().search_experiments(max_results=1)
     except store.NoStore:
         hint = "fine for one job at a time; for several nodes a server, see docs/tracking.md"
-        yield Finding("note", "tracking", f"{store.shown()}: the first run makes this file", hint)
+        yield Finding("note", "tracking", f"{store.masked_uri()}: the first run makes this file", hint)
         return
     except Exception as error:
         remedy = "start it, or correct MLFLOW_TRACKING_URI; runs would keep their records and deliver them later"
-        yield Finding("FAIL", "tracking", f"{store.shown()}: {store.first_line(error)}", remedy)
+        yield Finding("FAIL", "tracking", f"{store.masked_uri()}: {store.first_line(error)}", remedy)
         return
     shared = not store.uri().startswith("sqlite:")
     hint = "" if shared else "a file: fine for one job at a time; for several nodes a server, see docs/tracking.md"
-    yield Finding("ok" if shared else "note", "tracking", f"{store.shown()} answers", hint)
+    yield Finding("ok" if shared else "note", "tracking", f"{store.masked_uri()} answers", hint)
 
 
 def _weights(_folder: Path) -> Iterator[Finding]:
@@ -184,13 +185,15 @@ def _weights(_folder: Path) -> Iterator[Finding]:
 
 
 def _port(_folder: Path) -> Iterator[Finding]:
-    port = int(os.environ.get("ILLM_PORT") or 29500)
+    port = int(os.environ.get("ILLM_MASTER_PORT") or 29500)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("", port))
         except OSError as error:
-            yield Finding("FAIL", "port", f"{port}, where processes would meet: {error.strerror}", "set ILLM_PORT")
+            yield Finding(
+                "FAIL", "port", f"{port}, where processes would meet: {error.strerror}", "set ILLM_MASTER_PORT"
+            )
             return
     yield Finding("ok", "port", f"{port}, where processes would meet, is free")
 
@@ -214,7 +217,7 @@ def _together(folder: Path) -> Iterator[Finding]:
     place.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("", 0)) as server:
         card = {"host": os.uname().nodename, "port": server.getsockname()[1], "time": time.time()}
-        disk.write_durably(place / f"{number}.json", json.dumps(card).encode())
+        disk.write_atomic(place / f"{number}.json", json.dumps(card).encode())
         missing = _until(lambda: [n for n in range(count) if not (place / f"{n}.json").is_file()])
         if missing:
             remedy = f"{folder.resolve()} has to be on a file system that all nodes mount"
@@ -222,12 +225,12 @@ def _together(folder: Path) -> Iterator[Finding]:
             return
         yield Finding("ok", "shared folder", f"node {number} of {count} sees the files of all")
         first = json.loads((place / "0.json").read_text())
-        address = os.environ.get("ILLM_MASTER") or (first["host"] if number else "127.0.0.1")
+        address = os.environ.get("ILLM_MASTER_ADDR") or (first["host"] if number else "127.0.0.1")
         try:
             socket.create_connection((address, first["port"]), timeout=10).close()
             yield Finding("ok", "network", f"node {number} reaches the first node at {address}")
         except OSError as error:
-            remedy = "open the nodes' ports to each other, or set ILLM_MASTER to an address that the others reach"
+            remedy = "open the nodes' ports to each other, or set ILLM_MASTER_ADDR to an address that the others reach"
             yield Finding("FAIL", "network", f"node {number} cannot reach {address}: {error}", remedy)
         skew = (place / f"{number}.json").stat().st_mtime - card["time"]
         if abs(skew) > SKEW:
@@ -240,7 +243,7 @@ def _together(folder: Path) -> Iterator[Finding]:
 
 def _until(waiting_for: Callable[[], list[int]]) -> list[int]:
     """What is still waited for when nothing is left, or patience is."""
-    deadline = time.monotonic() + MEETING
+    deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
     while (left := waiting_for()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return left

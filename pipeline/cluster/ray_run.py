@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,20 @@ from ray.train.torch import TorchTrainer
 from pipeline import config, stages
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
+from pipeline.processes.command import illm_command
 from pipeline.stages import TRAINING
-from pipeline.stages.plan import Step
+from pipeline.stages.plan import PlannedStage
 from pipeline.storage import disk
 
-MOST_FAILURES = 10  # workers or nodes that may die during one stage
-CONCERNING = ("ILLM_", "MLFLOW_", "AWS_", "TORCH_HOME", "ACCELERATE_USE_CPU", "OMP_NUM_THREADS")  # of the environment
+MAX_FAILURES = 10  # workers or nodes that may die during one stage
+FORWARDED_ENV = (
+    "ILLM_",
+    "MLFLOW_",
+    "AWS_",
+    "TORCH_HOME",
+    "ACCELERATE_USE_CPU",
+    "OMP_NUM_THREADS",
+)  # of the environment
 
 
 class StageFailed(UserError):
@@ -36,7 +43,7 @@ class StageFailed(UserError):
         self.exit_code = code
 
 
-def run(steps: Sequence[Step], workers: int, gpus: float) -> None:
+def run(steps: Sequence[PlannedStage], workers: int, gpus: float) -> None:
     """Runs the stages one after the other. workers: processes that train a stage. gpus: of each.
 
     Raises: StageFailed with the stage's exit code.
@@ -55,10 +62,10 @@ def run(steps: Sequence[Step], workers: int, gpus: float) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(CONCERNING)}
+    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_ENV)}
 
 
-def _train(step: Step, workers: int, gpus: float) -> None:
+def _train(step: PlannedStage, workers: int, gpus: float) -> None:
     """Trains with Ray Train: a worker or a node that dies costs the steps since the last checkpoint."""
     place = step.folder.resolve() / "ray" / uuid.uuid4().hex[:8]
     place.mkdir(parents=True)
@@ -73,7 +80,7 @@ def _train(step: Step, workers: int, gpus: float) -> None:
             resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=train.RunConfig(
-            name="train", storage_path=str(place), failure_config=train.FailureConfig(max_failures=MOST_FAILURES)
+            name="train", storage_path=str(place), failure_config=train.FailureConfig(max_failures=MAX_FAILURES)
         ),
     )
     try:
@@ -89,7 +96,7 @@ def _worker(given: dict[str, Any]) -> None:
     """One process of a stage: Ray has set its rank and made the process group. What a user can mend is not tried again."""
     os.environ.update(given["env"])
     os.chdir(given["here"])
-    step: Step = given["step"]
+    step: PlannedStage = given["step"]
     module = stages.get(step.stage)
     try:
         module.run(config.load(module.StageConfig, step.config, step.overrides), step.folder)
@@ -97,10 +104,10 @@ def _worker(given: dict[str, Any]) -> None:
         if "another process of this run is gone" in str(error):
             raise  # a worker died: Ray starts all of them again
         about = {"code": error.exit_code, "message": str(error)}
-        disk.write_durably(Path(given["refusal"]), json.dumps(about).encode())
+        disk.write_atomic(Path(given["refusal"]), json.dumps(about).encode())
 
 
-def _task(step: Step, gpus: float) -> None:
+def _task(step: PlannedStage, gpus: float) -> None:
     """Runs a stage's command as a task; once more if its node dies. Sharding is driven from here and spreads itself."""
     if step.stage == "shard":
         code = _command(step.words, str(Path.cwd()), _environment() | {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]})
@@ -112,5 +119,7 @@ def _task(step: Step, gpus: float) -> None:
 
 
 def _command(words: list[str], here: str, env: dict[str, str]) -> int:
-    command = [sys.executable, "-m", "pipeline", *words]
-    return subprocess.run(command, cwd=here, env=os.environ | env | signals.tied(), check=False).returncode
+    command = illm_command(words)
+    return subprocess.run(
+        command, cwd=here, env=os.environ | env | signals.die_with_parent_env(), check=False
+    ).returncode

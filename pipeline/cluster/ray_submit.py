@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.processes.command import illm_command
 
 
 def submit(words: Sequence[str], address: str, wait: bool, dry_run: bool) -> int:
@@ -17,7 +18,7 @@ def submit(words: Sequence[str], address: str, wait: bool, dry_run: bool) -> int
     Raises: UserError if the cluster cannot be reached or does not take it.
     """
     name = time.strftime("illm-%Y%m%d-%H%M%S")
-    stages = shlex.join([sys.executable, "-m", "pipeline", "on-ray", *words])
+    stages = shlex.join(illm_command(["on-ray", *words]))
     inside = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS=auto exec {stages}"
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", f"--address={address}", f"--submission-id={name}"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
 from pipeline.stages import TRAINING
-from pipeline.stages.plan import Step
+from pipeline.stages.plan import PlannedStage
 
 SCRIPT = Path("jobs/slurm/stage.sbatch")
 WITHOUT_GPU = ("shard", "promote")
@@ -68,7 +68,7 @@ class Job:
         return [*words, *self.options, str(SCRIPT), *self.words]
 
 
-def jobs_of(steps: Sequence[Step], resources: Resources) -> list[Job]:
+def jobs_of(steps: Sequence[PlannedStage], resources: Resources) -> list[Job]:
     """A job per stage that is not done yet, in a chain."""
     waiting = [step for step in steps if not step.done]
     return [

@@ -18,10 +18,10 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Changeable, Config, Input
 from pipeline.data import transforms
 from pipeline.data.images import Pixels
-from pipeline.data.order import Order
+from pipeline.data.order import SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.transforms import in_unit_range, to_float
 from pipeline.errors import DataError, UnreachableError
@@ -30,22 +30,34 @@ from pipeline.errors import DataError, UnreachableError
 class LoaderConfig(Config):
     """Which shards, and how crops are drawn from them."""
 
-    shards: str  # artifact of kind "shards": a run folder or models:/ URI
-    batch_size: PositiveInt  # crops per step over all processes together
-    crop: Annotated[int, Field(gt=0, multiple_of=64)] = 256  # pixels
-    resized_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of crops that are scaled from a random window
-    downscaled_share: Annotated[float, Field(ge=0, le=1)] = (
-        0.0  # share of whole images scaled down first, which hides artefacts of their JPEG compression
-    )
-    flip: bool = True  # mirror left-right with probability 1/2
-    fixed_crops: bool = False  # one crop per image, the same in every epoch, so that what follows from it can be kept
-    mixed_shards: PositiveInt = 64  # shards whose samples are mixed; those have to be at hand at the same time
-    shard_cache_gb: PositiveFloat = 50.0  # of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best
-    workers: NonNegativeInt = 4  # threads that read and decode ahead; 0 loads when the step asks
-    cache_mb: NonNegativeInt = 0  # decoded images a training process keeps; for data sets that fit in memory
-    validation_crops: PositiveInt = 64  # at most this many, spread evenly over the validation images
-    validation_crop: Annotated[int, Field(gt=0, multiple_of=64)] | None = None  # pixels; None: as in training
-    max_bad_samples: NonNegativeInt = 100  # unreadable samples per training process before the stage stops
+    shards: Annotated[str, Input("shards")]
+    """Artifact of kind "shards": a run folder or models:/ URI."""
+    batch_size: PositiveInt
+    """Crops per step over all processes together."""
+    crop_size: Annotated[int, Field(gt=0, multiple_of=64)] = 256
+    """Pixels."""
+    random_resize_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of crops that are scaled from a random window."""
+    downscale_prob: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of whole images scaled down first, which hides artefacts of their JPEG compression."""
+    flip: bool = True
+    """Mirror left-right with probability 1/2."""
+    fixed_crops: bool = False
+    """One crop per image, the same in every epoch, so that what follows from it can be kept."""
+    shuffle_shards: PositiveInt = 64
+    """Shards whose samples are mixed; those have to be at hand at the same time."""
+    shard_cache_gb: Annotated[PositiveFloat, Changeable()] = 50.0
+    """Of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best."""
+    num_workers: Annotated[NonNegativeInt, Changeable()] = 4
+    """Threads that read and decode ahead; 0 loads when the step asks."""
+    decoded_cache_mb: Annotated[NonNegativeInt, Changeable()] = 0
+    """Decoded images a training process keeps; for data sets that fit in memory."""
+    num_validation_crops: PositiveInt = 64
+    """At most this many, spread evenly over the validation images."""
+    validation_crop_size: Annotated[int, Field(gt=0, multiple_of=64)] | None = None
+    """Pixels; None: as in training."""
+    max_bad_samples: NonNegativeInt = 100
+    """Unreadable samples per training process before the stage stops."""
 
 
 BATCHES_AHEAD = 4
@@ -74,7 +86,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """The part of every global batch that this process takes: `size` crops after the first `rank * size`."""
 
     rank: int
@@ -82,7 +94,7 @@ class Share:
     ranks: int
 
     @classmethod
-    def of(cls, batch_size: int, rank: int, ranks: int, multiple: int = 1) -> "Share":
+    def of(cls, batch_size: int, rank: int, ranks: int, multiple: int = 1) -> "BatchShard":
         """Raises: DataError if `batch_size` does not split evenly into multiples of `multiple`."""
         if batch_size % (ranks * multiple):
             raise DataError(
@@ -92,18 +104,18 @@ class Share:
         return cls(rank, batch_size // ranks, ranks)
 
 
-def check_memory(cfg: LoaderConfig, share: Share) -> None:
+def check_memory(cfg: LoaderConfig, share: BatchShard) -> None:
     """Raises: DataError if the pixels of the batches at hand, and of one in floats, are more than this machine has free."""
-    needed = share.size * 3 * cfg.crop**2 * (BATCHES_AHEAD + 2 + 4)
+    needed = share.size * 3 * cfg.crop_size**2 * (BATCHES_AHEAD + 2 + 4)
     free = psutil.virtual_memory().available
     if needed > free:
         raise DataError(
-            f"data.batch_size is {share.size * share.ranks}: the {share.size} crops of {cfg.crop}x{cfg.crop} of each process need "
-            f"{needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; lower data.batch_size or data.crop"
+            f"data.batch_size is {share.size * share.ranks}: the {share.size} crops of {cfg.crop_size}x{cfg.crop_size} of each "
+            f"process need {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; lower data.batch_size or data.crop_size"
         )
 
 
-class Sample(NamedTuple):
+class LoadedCrop(NamedTuple):
     """Where a crop stands in the stream, the image it was meant to come from, and what was unreadable on the way."""
 
     position: int
@@ -117,11 +129,11 @@ class Crops:
 
     def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
         self.cfg, self.reader, self.seed = cfg, reader, seed
-        self.order = Order(reader.draws, seed, cfg.mixed_shards)
-        self.cache = DecodedCache(cfg.cache_mb * 2**20)
+        self.order = SampleOrder(reader.draws, seed, cfg.shuffle_shards)
+        self.cache = DecodedCache(cfg.decoded_cache_mb * 2**20)
         self._at: tuple[int, int] | None = None
 
-    def load(self, position: int, out: Pixels) -> Sample:
+    def load(self, position: int, out: Pixels) -> LoadedCrop:
         """Writes the crop at `position` into `out` (crop, crop, 3)."""
         number = image = self.order.at(position)
         rng = np.random.default_rng([self.seed, image, 0] if self.cfg.fixed_crops else [self.seed, position])
@@ -129,13 +141,13 @@ class Crops:
         while len(bad) < 10:  # an unreadable sample is replaced by a random other one, the same in every run
             try:
                 out[...] = self._crop(number, rng)
-                return Sample(position, image, bad, True)
+                return LoadedCrop(position, image, bad, True)
             except UnreachableError:
                 raise  # another sample in its place would make training depend on the network's moods
             except DataError:
                 bad.append(self.reader.name(number))
                 number = int(rng.integers(len(self.reader)))
-        return Sample(position, image, bad, False)
+        return LoadedCrop(position, image, bad, False)
 
     def look_ahead(self, position: int) -> None:
         """Has the shards fetched that the stream needs from `position` on, and after those at hand."""
@@ -145,11 +157,11 @@ class Crops:
                 self.reader.prepare(self.order.shards_of(epoch, group))
 
     def _crop(self, number: int, rng: np.random.Generator) -> Pixels:
-        sample, size = self.reader.sample(number)[1], self.cfg.crop
-        if rng.random() < self.cfg.resized_share:
+        sample, size = self.reader.sample(number)[1], self.cfg.crop_size
+        if rng.random() < self.cfg.random_resize_prob:
             window, scale = transforms.random_window(sample.height, sample.width, rng), None
         else:
-            scale = transforms.random_scale(sample.height, sample.width, size, self.cfg.downscaled_share, rng)
+            scale = transforms.random_scale(sample.height, sample.width, size, self.cfg.downscale_prob, rng)
             window = transforms.random_square(sample.height, sample.width, round(size * scale), rng)
         if scale == 1:
             crop = transforms.cut(self._pixels(number, 1), window, size)
@@ -189,7 +201,7 @@ class DecodedCache:
                 self.bytes -= self.images.popitem(last=False)[1].nbytes
 
 
-def positions(share: Share, start: int) -> Iterator[list[int]]:
+def positions(share: BatchShard, start: int) -> Iterator[list[int]]:
     """This process's part of one global batch after another, from position `start` of the stream."""
     while True:
         first = start + share.rank * share.size
@@ -198,7 +210,7 @@ def positions(share: Share, start: int) -> Iterator[list[int]]:
 
 
 def batches(
-    cfg: LoaderConfig, reader: ShardReader, seed: int, share: Share, start: int, pinned: bool = False
+    cfg: LoaderConfig, reader: ShardReader, seed: int, share: BatchShard, start: int, pinned: bool = False
 ) -> Iterator[Batch]:
     """Endless training batches of this process, beginning at position `start` of the stream; pixels in uint8.
 
@@ -209,7 +221,7 @@ def batches(
         raise DataError(f"{cfg.shards}: no training images in these shards")
     crops = Crops(cfg, reader, seed)
     all_bad: set[str] = set()
-    for pixels, samples in _ahead(crops, positions(share, start), cfg.workers, pinned):
+    for pixels, samples in _ahead(crops, positions(share, start), cfg.num_workers, pinned):
         for name in (name for sample in samples for name in sample.bad):
             if name not in all_bad:
                 print(f"skipping unreadable sample {name}", file=sys.stderr)
@@ -225,15 +237,15 @@ def batches(
 
 def _ahead(
     crops: Crops, batches: Iterator[list[int]], workers: int, pinned: bool
-) -> Iterator[tuple[Tensor, list[Sample]]]:
+) -> Iterator[tuple[Tensor, list[LoadedCrop]]]:
     """The pixels (B, crop, crop, 3) uint8 and samples of each batch, in order; threads work on the next BATCHES_AHEAD.
 
     Threads and not processes: decoding and scaling release the interpreter's lock; nothing is copied between processes,
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
-    size = crops.cfg.crop
+    size = crops.cfg.crop_size
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader")
-    waiting: deque[tuple[Tensor, list[Future[Sample]]]] = deque()
+    waiting: deque[tuple[Tensor, list[Future[LoadedCrop]]]] = deque()
     try:
         for batch in batches:
             crops.look_ahead(batch[0])
@@ -256,12 +268,12 @@ def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
     Shapes: returns (N, 3, validation_crop, validation_crop) in [0, 1], N at most cfg.validation_crops.
     Raises: DataError if the shards have no validation image.
     """
-    count = min(len(reader), cfg.validation_crops)
+    count = min(len(reader), cfg.num_validation_crops)
     if not count:
         raise DataError(
-            f"{cfg.shards}: no validation images in these shards; raise validation_share of the shard stage"
+            f"{cfg.shards}: no validation images in these shards; raise validation_fraction of the shard stage"
         )
-    each = cfg.validation_crops // count
+    each = cfg.num_validation_crops // count
     images = (reader.pixels(i) for i in range(count))
-    size = cfg.validation_crop or cfg.crop
+    size = cfg.validation_crop_size or cfg.crop_size
     return to_float(np.stack([crop for pixels in images for crop in transforms.spread_crops(pixels, size, each)]))

@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (seed, epoch, place), whatever the number of ranks and workers.
 
-Every epoch visits all shards in a new random order, `mixed_shards` at a time, and the samples of those in random order.
+Every epoch visits all shards in a new random order, `shuffle_shards` at a time, and the samples of those in random order.
 So a small data set is permuted as a whole, and of a large one only some shards are needed at any moment. Nothing grows
 with the number of samples but the permutation of the shards at hand.
 """
@@ -14,11 +14,11 @@ import numpy as np
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class Order:
+class SampleOrder:
     """The endless stream of sample numbers over shards with `counts` samples each."""
 
-    def __init__(self, counts: Sequence[int], seed: int, mixed_shards: int):
-        self.seed, self.mixed_shards = seed, mixed_shards
+    def __init__(self, counts: Sequence[int], seed: int, shuffle_shards: int):
+        self.seed, self.shuffle_shards = seed, shuffle_shards
         self._counts = np.asarray(counts, dtype=np.int64)
         self._starts = np.cumsum([0, *counts])
         self._plan = lru_cache(2)(self._new_plan)
@@ -44,13 +44,13 @@ class Order:
 
     def shards_of(self, epoch: int, group: int) -> list[int]:
         """The shards that are read together."""
-        return self._plan(epoch)[0][group * self.mixed_shards : (group + 1) * self.mixed_shards].tolist()
+        return self._plan(epoch)[0][group * self.shuffle_shards : (group + 1) * self.shuffle_shards].tolist()
 
     def _new_plan(self, epoch: int) -> tuple[Numbers, Numbers]:
         """The shards in this epoch's order, and the place at which each group of them begins."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._counts))
         starts = np.concatenate([[0], np.cumsum(self._counts[order])])
-        return order, starts[: -1 : self.mixed_shards]
+        return order, starts[: -1 : self.shuffle_shards]
 
     def _new_numbers(self, epoch: int, group: int) -> Numbers:
         """The sample numbers of a group, in order."""

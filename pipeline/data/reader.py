@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.artifacts.artifact import Artifact, refuse_outside
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
-from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Split
+from pipeline.data.shards import KEY_LENGTH, Shard, ShardSample, Split
 from pipeline.errors import DataError, UnreachableError
 from pipeline.storage import disk
 from pipeline.storage.cache import ShardCache
@@ -50,7 +50,7 @@ class ShardReader:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def sample(self, number: int) -> tuple[Shard, Sample]:
+    def sample(self, number: int) -> tuple[Shard, ShardSample]:
         """The sample of that number, and its shard."""
         place = int(np.searchsorted(self._starts, number, side="right")) - 1
         rows, order = self._table(place)
@@ -60,7 +60,7 @@ class ShardReader:
         """What to call a sample when telling the user about it."""
         return self._name(*self.sample(number))
 
-    def _name(self, shard: Shard, sample: Sample) -> str:
+    def _name(self, shard: Shard, sample: ShardSample) -> str:
         place = f"{self.cache.origin}/{shard.file}" if self.cache else self.folder / shard.file
         return printable(f"{place}: {sample.key}.{sample.extension} (from {sample.source})")
 
@@ -68,7 +68,7 @@ class ShardReader:
         """The image file's bytes, equal to what was stored."""
         return self._bytes(*self.sample(number))
 
-    def _bytes(self, shard: Shard, sample: Sample) -> bytes:
+    def _bytes(self, shard: Shard, sample: ShardSample) -> bytes:
         try:
             if self.cache:
                 content = self.cache.read(shard.file, shard.bytes, shard.sha256, sample.offset, sample.size)
@@ -88,13 +88,13 @@ class ShardReader:
             return decode_jpeg(content, sample.width, sample.height, shrink)
         return decode(content).pixels
 
-    def first(self, count: int) -> Iterator[tuple[Sample, bytes]]:
+    def first(self, count: int) -> Iterator[tuple[ShardSample, bytes]]:
         """The first `count` images in order, each once."""
         rows = ((shard, row) for place, shard in enumerate(self.shards) for row in self._table(place)[0])
         for shard, sample in islice(rows, count):
             yield sample, self._bytes(shard, sample)
 
-    def _read_table(self, place: int) -> tuple[list[Sample], list[int]]:
+    def _read_table(self, place: int) -> tuple[list[ShardSample], list[int]]:
         """A shard's samples, and for each of its numbers which of them it is."""
         shard = self.shards[place]
         path = f"{self.cache.origin}/{shard.table}" if self.cache else self.folder / shard.table
@@ -109,7 +109,7 @@ class ShardReader:
         if hashlib.sha256(content).hexdigest() != shard.table_sha256:
             raise DataError(f"{path}: its SHA-256 differs from the index (damaged); make the shards again")
         try:
-            rows = [Sample(**json.loads(line)) for line in content.splitlines()]
+            rows = [ShardSample(**json.loads(line)) for line in content.splitlines()]
             sound = len(rows) == shard.count and all(map(_sound, rows))
         except (ValueError, TypeError):
             sound = False
@@ -124,16 +124,16 @@ class ShardReader:
                 self.cache.want(shard.file, shard.bytes, shard.sha256)
 
 
-def samples_of(folder: Path, shard: Shard) -> Iterator[tuple[Sample, bytes]]:
+def samples_of(folder: Path, shard: Shard) -> Iterator[tuple[ShardSample, bytes]]:
     """The samples of a shard in a local folder, in order, as its table places them."""
     with (folder / shard.file).open("rb") as tar, (folder / shard.table).open("rb") as table:
         for line in table:
-            sample = Sample(**json.loads(line))
+            sample = ShardSample(**json.loads(line))
             tar.seek(sample.offset)
             yield sample, tar.read(sample.size)
 
 
-def _sound(row: Sample) -> bool:
+def _sound(row: ShardSample) -> bool:
     """Whether a row, which may come from elsewhere, can be used: its key becomes the name of a file."""
     known = row.extension in EXTENSIONS.values() and _KEY.fullmatch(row.key)
     return bool(known and row.repeats >= 1 and row.size >= 0 and row.offset >= 0)

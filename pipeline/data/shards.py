@@ -10,12 +10,12 @@ from typing import Literal
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-Store = Literal["original", "webp", "jpeg", "pixels"]
+StoredFormat = Literal["original", "webp", "jpeg", "pixels"]
 KEY_LENGTH = 20  # hex digits of the image's SHA-256
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ShardSample:
     """One image in a shard: `size` bytes at `offset` of the tar, whose SHA-256 is `sha256`.
 
     plain_jpeg: what `decode_jpeg` takes. repeats: times per epoch.

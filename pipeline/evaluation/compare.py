@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Difference
-from pipeline.evaluation.evaluator import Measuring
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.models import serialization
 from pipeline.registry import resolve
@@ -27,7 +27,7 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
         for place, name in zip(("first", "second"), names, strict=True)
     }
     ids = [codec.bitstream_id.hex() for codec in codecs.values()]
-    measuring = Measuring(codecs)
+    measuring = Evaluator(codecs)
     with tempfile.TemporaryDirectory() as scratch:
         measuring.measure(found, len(found), Path(scratch))
     differences = comparison.differences(measuring.of("first"), measuring.of("second"))
@@ -45,7 +45,7 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
             f"{difference.ours:.4g}",
             f"{difference.theirs:.4g}",
             str(difference.worse_by),
-            shown(difference),
+            with_verdict(difference),
         )
     console = Console(width=140)
     with console.capture() as captured:
@@ -58,7 +58,7 @@ def named(word: str, model: str) -> str:
     return word if word.startswith("models:/") or "/" in word or Path(word).exists() else f"models:/{model}@{word}"
 
 
-def shown(difference: Difference) -> str:
+def with_verdict(difference: Difference) -> str:
     """What the interval shows about the first model."""
     if difference.worse_by.low > 0:
         return "worse"

@@ -11,7 +11,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from pipeline.evaluation import fid
-from pipeline.evaluation.evaluator import MEANS, TIMES, Measurement, Measuring
+from pipeline.evaluation.evaluator import MEANS, TIMES, Evaluator, Measurement
 
 HIGHER_IS_BETTER = ("psnr_db", "ms_ssim")
 DRAWS = 2000  # resamplings of the images behind an interval
@@ -66,7 +66,7 @@ def differences(ours: Sequence[Measurement], theirs: Sequence[Measurement]) -> l
     return result
 
 
-def fidelity_differences(measured: Measuring, ours: str, theirs: str) -> list[Difference]:
+def fidelity_differences(measured: Evaluator, ours: str, theirs: str) -> list[Difference]:
     """FID and KID of two models that were measured together, with intervals of a few resamplings of the images."""
     if measured.inception is None:
         return []

@@ -59,7 +59,7 @@ class Measurement:
         return self.decode_seconds * 1e6 / (self.width * self.height)
 
 
-class Measuring:
+class Evaluator:
     """Runs codecs, and anchors at the rate of the first of them, over images and keeps what it measured."""
 
     def __init__(self, codecs: Mapping[str, ImageCodec], others: Sequence[Anchor] = ()):

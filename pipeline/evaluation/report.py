@@ -29,7 +29,7 @@ COLUMNS = {
 }
 
 
-def shown(metric: str, value: float | None) -> str:
+def format_value(metric: str, value: float | None) -> str:
     """A value with the digits its metric deserves."""
     return "-" if value is None else f"{value:.{COLUMNS[metric][1]}f}"
 
@@ -55,7 +55,7 @@ def write(folder: Path, totals: Totals, dataset: str, num_images: int) -> None:
     page = template.render(
         columns={name: label for name, (label, _) in COLUMNS.items()},
         totals=totals,
-        shown=shown,
+        shown=format_value,
         figures=figures,
         dataset=dataset,
         images=_images(folder, list(totals), num_images),
@@ -125,5 +125,5 @@ def print_table(totals: dict[str, dict[str, float | None]], num_images: int) -> 
     for name in names:
         table.add_column(name, justify="right")
     for model, row in totals.items():
-        table.add_row(model, *(shown(name, row[name]) for name in names))
+        table.add_row(model, *(format_value(name, row[name]) for name in names))
     Console(width=100).print(table)

@@ -25,12 +25,12 @@ SCALE_TABLE = torch.exp(torch.linspace(math.log(0.11), math.log(256), 64)).tolis
 class CodecConfig(Config):
     """Widths and depth. The defaults are the published codec: 181,481,103 parameters."""
 
-    # after the first convolution and after each of the four halvings
     channels: Annotated[tuple[Width, ...], Field(min_length=5, max_length=5)] = (60, 120, 240, 480, 960)
+    """After the first convolution and after each of the four halvings."""
     latent_channels: Width = 220
-    # at least 4: CompressAI's encoder ends a stream with two words, in a buffer of one word per symbol
     hyper_channels: Annotated[int, Field(ge=4, le=65536)] = 320
-    residual_blocks: Annotated[int, Field(gt=0, le=1000)] = 9
+    """At least 4: CompressAI's encoder ends a stream with two words, in a buffer of one word per symbol."""
+    num_residual_blocks: Annotated[int, Field(gt=0, le=1000)] = 9
 
 
 class Noise(NamedTuple):
@@ -93,7 +93,7 @@ class Synthesis(nn.Module):
             nn.Conv2d(cfg.latent_channels, widest, 3, padding=1),
             ChannelNorm(widest),
         )
-        self.residual = nn.Sequential(*(ResidualBlock(widest) for _ in range(cfg.residual_blocks)))
+        self.residual = nn.Sequential(*(ResidualBlock(widest) for _ in range(cfg.num_residual_blocks)))
         layers: list[nn.Module] = []
         widths = cfg.channels[::-1]
         for wide, narrow in pairwise(widths):

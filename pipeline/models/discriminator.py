@@ -18,9 +18,10 @@ class LabelDiscriminatorConfig(Config):
     """MS-ILLM's. The defaults, with 1024 labels and 220 latent channels, are the published one: 17,877,073 parameters."""
 
     kind: Literal["label"] = "label"
-    conditional: bool = True  # whether it sees the latent
-    # after each of the six halvings
+    conditional: bool = True
+    """Whether it sees the latent."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=6, max_length=6)] = (128, 128, 256, 256, 512, 512)
+    """After each of the six halvings."""
     head_channels: PositiveInt = 64
     context_channels: PositiveInt = 16
 
@@ -29,7 +30,8 @@ class PatchDiscriminatorConfig(Config):
     """HiFiC's PatchGAN. The defaults, with 220 latent channels, are the published one: 2,800,797 parameters."""
 
     kind: Literal["patch"] = "patch"
-    conditional: bool = True  # whether it sees the latent
+    conditional: bool = True
+    """Whether it sees the latent."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=4, max_length=4)] = (64, 128, 256, 512)
     context_channels: PositiveInt = 12
 
@@ -90,11 +92,11 @@ class Discriminator(nn.Module):
         """What the discriminator pays for its mistakes about reconstructions: a scalar."""
         raise NotImplementedError
 
-    def believed(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def fooling_rate(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Share of each image's patches that pass as real, and as what they are where labels count. Returns (B,)."""
         raise NotImplementedError
 
-    def called_fake(self, logits: Tensor) -> Tensor:
+    def fake_rate(self, logits: Tensor) -> Tensor:
         """Mean share of patches called fake. A scalar."""
         raise NotImplementedError
 
@@ -137,10 +139,10 @@ class LabelDiscriminator(Discriminator):
     def fake_loss(self, fake_logits: Tensor) -> Tensor:
         return losses.fake_loss(fake_logits)
 
-    def believed(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def fooling_rate(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.argmax(1) == labels + 1).float().mean((1, 2))
 
-    def called_fake(self, logits: Tensor) -> Tensor:
+    def fake_rate(self, logits: Tensor) -> Tensor:
         return (logits.argmax(1) == 0).float().mean()
 
 
@@ -177,10 +179,10 @@ class PatchDiscriminator(Discriminator):
     def fake_loss(self, fake_logits: Tensor) -> Tensor:
         return losses.patch_fake_loss(fake_logits)
 
-    def believed(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+    def fooling_rate(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
         return (logits > 0).float().mean((1, 2, 3))
 
-    def called_fake(self, logits: Tensor) -> Tensor:
+    def fake_rate(self, logits: Tensor) -> Tensor:
         return (logits <= 0).float().mean()
 
 

@@ -15,9 +15,12 @@ from pipeline.models.lpips import load_lpips
 class DistortionConfig(Config):
     """Weights of the distortion terms. The defaults are the published ones."""
 
-    mse: NonNegativeFloat = 150.0  # of the mean squared error of images in [0, 1]
-    lpips: NonNegativeFloat = 1.0  # of LPIPS (AlexNet)
-    if_lpips_missing: Literal["stop", "skip"] = "stop"  # skip: train without, and say so
+    mse: NonNegativeFloat = 150.0
+    """Of the mean squared error of images in [0, 1]."""
+    lpips: NonNegativeFloat = 1.0
+    """Of LPIPS (AlexNet)."""
+    if_lpips_missing: Literal["stop", "skip"] = "stop"
+    """Skip: train without, and say so."""
 
     def lpips_state(self) -> str:
         """Which LPIPS this run uses: part of its identity, and said before training starts.

@@ -17,9 +17,10 @@ class LabelerConfig(Config):
     """Widths and depth. The defaults are the published labeler: 18,116,178 parameters."""
 
     channels: Width = 64
-    multipliers: Annotated[tuple[Width, ...], Field(min_length=4, max_length=4)] = (1, 2, 2, 4)
-    blocks: Annotated[int, Field(gt=0, le=1000)] = 2  # residual blocks per resolution; the decoder has one more
-    embedding: Width = 256
+    channel_multipliers: Annotated[tuple[Width, ...], Field(min_length=4, max_length=4)] = (1, 2, 2, 4)
+    num_blocks: Annotated[int, Field(gt=0, le=1000)] = 2
+    """Residual blocks per resolution; the decoder has one more."""
+    embedding_channels: Width = 256
     code_dim: Width = 8
     num_codes: Annotated[int, Field(ge=2, le=2**24)] = 1024
 
@@ -89,19 +90,24 @@ class LabelerEncoder(nn.Sequential):
     """Shapes: x (B, 3, H, W) in [0, 1]; returns (B, embedding, H/8, W/8)."""
 
     def __init__(self, cfg: LabelerConfig):
-        widths = [cfg.channels * m for m in cfg.multipliers]
+        widths = [cfg.channels * m for m in cfg.channel_multipliers]
         layers: list[nn.Module] = [nn.Conv2d(3, cfg.channels, 3, padding=1)]
         width = cfg.channels
         for level, out in enumerate(widths):
             last = level == len(widths) - 1
-            for _ in range(cfg.blocks):
+            for _ in range(cfg.num_blocks):
                 layers.append(ResnetBlock(width, out))
                 width = out
                 if last:
                     layers.append(CrossCovarianceAttention(width))
             if not last:
                 layers.append(Downsample(width))
-        layers += [*_middle(width), ChannelNorm(width), nn.SiLU(), nn.Conv2d(width, cfg.embedding, 3, padding=1)]
+        layers += [
+            *_middle(width),
+            ChannelNorm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, cfg.embedding_channels, 3, padding=1),
+        ]
         super().__init__(*layers)
 
 
@@ -109,11 +115,11 @@ class LabelerDecoder(nn.Sequential):
     """Shapes: (B, embedding, h, w); returns (B, 3, 8 h, 8 w), linear."""
 
     def __init__(self, cfg: LabelerConfig):
-        widths = [cfg.channels * m for m in cfg.multipliers]
+        widths = [cfg.channels * m for m in cfg.channel_multipliers]
         width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(cfg.embedding, width, 3, padding=1), *_middle(width)]
+        layers: list[nn.Module] = [nn.Conv2d(cfg.embedding_channels, width, 3, padding=1), *_middle(width)]
         for level, out in reversed(list(enumerate(widths))):
-            for _ in range(cfg.blocks + 1):
+            for _ in range(cfg.num_blocks + 1):
                 layers.append(ResnetBlock(width, out))
                 width = out
                 if level == len(widths) - 1:
@@ -134,10 +140,10 @@ class Labeler(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.encoder = LabelerEncoder(cfg)
-        self.to_code = nn.Conv2d(cfg.embedding, cfg.code_dim, 1)
+        self.to_code = nn.Conv2d(cfg.embedding_channels, cfg.code_dim, 1)
         # A Gaussian gives directions all over the sphere; the stage replaces them by encoded patches.
         self.codebook = nn.Parameter(torch.randn(cfg.num_codes, cfg.code_dim))
-        self.from_code = nn.Conv2d(cfg.code_dim, cfg.embedding, 1)
+        self.from_code = nn.Conv2d(cfg.code_dim, cfg.embedding_channels, 1)
         self.decoder = LabelerDecoder(cfg)
 
     def forward(self, x: Tensor, quantise: bool = True) -> LabelerOutput:

@@ -169,7 +169,7 @@ def _codec_modules(cfg: CodecConfig) -> dict[str, str]:
             if block < halvings:
                 named[f"synthesis.up.{3 * block + part}"] = f"decoder.blocks.{block}.{part}"
     named |= {f"synthesis.head.{i}": f"decoder.block_0.{i}" for i in range(3)}
-    for block in range(cfg.residual_blocks):
+    for block in range(cfg.num_residual_blocks):
         for part in (0, 1, 3, 4):
             named[f"synthesis.residual.{block}.layers.{part}"] = f"decoder.resid_blocks.{block}.sequence.{part}"
     for network in ("hyper_analysis", "hyper_synthesis_mean", "hyper_synthesis_scale"):
@@ -179,15 +179,15 @@ def _codec_modules(cfg: CodecConfig) -> dict[str, str]:
 
 def _labeler_modules(cfg: LabelerConfig) -> dict[str, str]:
     """Our module names -> theirs."""
-    last = len(cfg.multipliers) - 1
+    last = len(cfg.channel_multipliers) - 1
     down = ["conv_in"]
     for level in range(last + 1):
-        for block in range(cfg.blocks):
+        for block in range(cfg.num_blocks):
             down += [f"down.{level}.block.{block}"] + [f"down.{level}.attn.{block}"] * (level == last)
         down += [f"down.{level}.downsample"] * (level < last)
     up = ["conv_in", "mid.0", "mid.1", "mid.2"]
     for level in reversed(range(last + 1)):
-        for block in range(cfg.blocks + 1):
+        for block in range(cfg.num_blocks + 1):
             up += [f"up.{level}.block.{block}"] + [f"up.{level}.attn.{block}"] * (level == last)
         up += ["", f"up.{level}.upsample.conv"] * (level > 0)  # the first is the interpolation
     down += ["mid.0", "mid.1", "mid.2", "norm_out", "", "conv_out"]

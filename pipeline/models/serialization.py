@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline import config
+from pipeline import config, renamed_keys
 from pipeline.artifacts.artifact import Artifact
 from pipeline.config import Config
 from pipeline.errors import ArtifactError
@@ -63,7 +63,8 @@ def load_labeler(artifact: Artifact) -> Labeler:
 
 def _model_config(artifact: Artifact, cls: type[C]) -> C:
     try:
-        return cls.model_validate(config.read_yaml(artifact.path / MODEL, may_extend=False))
+        values = config.read_yaml(artifact.path / MODEL, may_extend=False)
+        return cls.model_validate(renamed_keys.renamed(values, tuple(cls.model_fields), artifact.manifest.kind))
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path / MODEL}: does not describe a {cls.__name__}: {error}") from None
 

@@ -9,12 +9,14 @@ from pipeline.processes import ray_session
 
 T = TypeVar("T")
 R = TypeVar("R")
-On = Literal["auto", "threads", "ray"]
+Backend = Literal["auto", "threads", "ray"]
 RETRIES = 3  # of a piece whose worker died
 WORTH_RAY = 16  # pieces; fewer are done before Ray has started
 
 
-def map_chunks(work: Callable[[T], R], pieces: Sequence[T], workers: int, on: On = "auto") -> Iterator[tuple[int, R]]:
+def map_chunks(
+    work: Callable[[T], R], pieces: Sequence[T], workers: int, on: Backend = "auto"
+) -> Iterator[tuple[int, R]]:
     """Each piece's number with `work(piece)`, in the order in which they finish.
 
     on: "auto" is the cluster that RAY_ADDRESS names, else a Ray of our own if there are many pieces and more than one

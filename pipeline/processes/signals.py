@@ -10,21 +10,21 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO
 
-_FOLLOWS = "ILLM_FOLLOWS"  # environment: the process whose end this one must not outlive
+_PARENT_ENV = "ILLM_PARENT_PID"  # environment: the process whose end this one must not outlive
 _PR_SET_PDEATHSIG = 1
 # What asks a stage to save and leave: a cluster, a terminal that closes, Ctrl-C. Not SIGUSR1, whose default stays: libraries
 # and launchers have uses of their own for it.
-STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 _TOGETHER = 0.3  # seconds within which SIGINTs are one Ctrl-C: a terminal sends one, and the launcher passes another on
 
 
-def heeded() -> list[int]:
+def handled_signals() -> list[int]:
     """The signals of STOP, without those that this process was started to ignore, as under nohup.
 
     SIGUSR2 counts nevertheless: job scripts let it be ignored until the stage listens.
     """
     ignorable = (signal.SIGHUP, signal.SIGINT)
-    return [number for number in STOP if number not in ignorable or signal.getsignal(number) != signal.SIG_IGN]
+    return [number for number in STOP_SIGNALS if number not in ignorable or signal.getsignal(number) != signal.SIG_IGN]
 
 
 class Interrupts:
@@ -55,7 +55,7 @@ def clean_up_when_interrupted() -> None:
 
 
 @contextmanager
-def passing_on(pids: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
+def forward_signals(pids: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
     """Within it, the signals that ask to stop go to the processes that are there then; gives the signals that came."""
     received: list[int] = []
 
@@ -65,7 +65,7 @@ def passing_on(pids: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in heeded()}
+    before = {number: signal.signal(number, pass_on) for number in handled_signals()}
     try:
         yield received
     finally:
@@ -79,18 +79,18 @@ def run(command: Sequence[str], environment: Mapping[str, str], log: IO[str] | N
     log: gets its output. Unlike `subprocess.run`, this lets it save when Ctrl-C is pressed.
     """
     child = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
-    with passing_on(lambda: [child.pid]) as received:
+    with forward_signals(lambda: [child.pid]) as received:
         return child.wait(), received
 
 
-def tied() -> dict[str, str]:
+def die_with_parent_env() -> dict[str, str]:
     """Environment of a process that gets SIGTERM when this one is gone."""
-    return {_FOLLOWS: str(os.getpid())}
+    return {_PARENT_ENV: str(os.getpid())}
 
 
-def follow_parent() -> None:
+def die_with_parent() -> None:
     """Does what `tied` asked for; on Linux."""
-    parent = os.environ.pop(_FOLLOWS, "")
+    parent = os.environ.pop(_PARENT_ENV, "")
     if parent:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -113,7 +113,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
     try:
-        before = {number: signal.signal(number, remember) for number in heeded()}
+        before = {number: signal.signal(number, remember) for number in handled_signals()}
     except ValueError:  # not in the main thread, for instance in a Ray trial: the host handles signals
         before = {}
     try:

@@ -11,36 +11,42 @@ from pydantic import Field, PositiveInt
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.bitstream.codec import ImageCodec
-from pipeline.config import Config
+from pipeline.config import Config, Input
 from pipeline.data.images import Pixels, decode
 from pipeline.errors import ArtifactError, BitstreamError, ConfigError, TrackingError
 from pipeline.evaluation import comparison, evaluator
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.evaluator import TIMES, Measurement, Measuring
+from pipeline.evaluation.evaluator import TIMES, Evaluator, Measurement
 from pipeline.models import serialization
 from pipeline.promotion import gates, package
-from pipeline.promotion.gates import BdRateGate, Gate, RelativeGate, Verdict
+from pipeline.promotion.gates import BdRateGate, Gate, GateResult, RelativeGate
 from pipeline.registry import aliases, resolve
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 CHAMPION = "champion"
 Rows = Sequence[Measurement]
-ROUNDING = 2  # of 255: how far a pixel decoded on another machine may be from the measured one
+MAX_PIXEL_DIFF = 2  # of 255: how far a pixel decoded on another machine may be from the measured one
 
 
-class Terms(Config):
+class PromotionConfig(Config):
     """Which codec of which evaluation is registered, under which name, if which gates hold."""
 
-    evaluation: str  # artifact of kind "evaluation"
-    codec: str  # a name among the evaluation's codecs
+    evaluation: Annotated[str, Input("evaluation")]
+    """Artifact of kind "evaluation"."""
+    codec: str
+    """A name among the evaluation's codecs."""
     name: Name = "illm"
-    alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] = CHAMPION  # or "challenger", ...
-    gates: Annotated[dict[str, Gate], Field(min_length=1)]  # metric of the codec alone -> bounds
-    # metric -> how much worse than the champion's, on the evaluation's images
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] = CHAMPION
+    """Or "challenger", ..."""
+    gates: Annotated[dict[str, Gate], Field(min_length=1)]
+    """Metric of the codec alone -> bounds."""
     against_champion: dict[str, RelativeGate] = Field(default_factory=dict)
+    """Metric -> how much worse than the champion's, on the evaluation's images."""
     bd_rate: BdRateGate | None = None
-    new_bitstream: bool = False  # declares that files of the present champion need not be readable
-    max_images: PositiveInt = 100  # of the evaluation's, decoded again here and compared with the champion's
+    allow_new_bitstream: bool = False
+    """Declares that files of the present champion need not be readable."""
+    max_images: PositiveInt = 100
+    """Of the evaluation's, decoded again here and compared with the champion's."""
 
 
 @dataclass
@@ -52,17 +58,17 @@ class Decision:
     champion: str  # version, or ""
     expected: str  # the version that the alias stands for now, or ""
     bitstream_id: str
-    verdicts: list[Verdict]
+    verdicts: list[GateResult]
     values: dict[str, float]
     intervals: dict[str, Interval] = field(default_factory=dict)
     num_images: int = 0
 
     @property
-    def failed(self) -> list[Verdict]:
+    def failed(self) -> list[GateResult]:
         return [verdict for verdict in self.verdicts if verdict.holds is False]
 
 
-def evaluated_codec(cfg: Terms, evaluation: Artifact) -> tuple[str, Artifact]:
+def evaluated_codec(cfg: PromotionConfig, evaluation: Artifact) -> tuple[str, Artifact]:
     """The codec artifact that was evaluated under that name, unchanged since."""
     parents = {name: p for name, p in evaluation.manifest.parents.items() if name != "images"}
     if cfg.codec not in parents:
@@ -74,7 +80,7 @@ def evaluated_codec(cfg: Terms, evaluation: Artifact) -> tuple[str, Artifact]:
     return parent.source, artifact
 
 
-def judge(cfg: Terms, codec: Artifact, evaluation: Artifact) -> Decision:
+def evaluate_gates(cfg: PromotionConfig, codec: Artifact, evaluation: Artifact) -> Decision:
     """Every verdict. The candidate and the champion code the evaluation's images again, side by side in this process."""
     champion, expected = aliases.current(cfg.name, CHAMPION), aliases.current(cfg.name, cfg.alias)
     rows = evaluator.read_csv(evaluation.path / "per_image.csv")
@@ -88,13 +94,13 @@ def judge(cfg: Terms, codec: Artifact, evaluation: Artifact) -> Decision:
         for name in evaluator.MEANS
         if totals.get(name) is not None
     }
-    images = Originals(evaluation, cfg.max_images)
+    images = EvaluatedImages(evaluation, cfg.max_images)
     ours, theirs, verdicts = ImageCodec(serialization.load_codec(codec)), None, []
     if champion:
         try:
             theirs = ImageCodec.load(f"models:/{cfg.name}/{champion}")
         except (ArtifactError, TrackingError) as error:  # a champion that is lost can be replaced by force only
-            verdicts.append(Verdict("champion", str(error), "readable", False))
+            verdicts.append(GateResult("champion", str(error), "readable", False))
     verdicts += [_undecodable(cfg, ours, evaluation, images, mine), _bitstream(cfg, ours, theirs, champion)]
     found, times = _measure(cfg, ours, theirs, images)
     values |= times
@@ -108,7 +114,7 @@ def judge(cfg: Terms, codec: Artifact, evaluation: Artifact) -> Decision:
     )
 
 
-class Originals:
+class EvaluatedImages:
     """The first images of an evaluation, as it kept them."""
 
     def __init__(self, evaluation: Artifact, limit: int):
@@ -123,13 +129,13 @@ class Originals:
 
 
 def _measure(
-    cfg: Terms, ours: ImageCodec, theirs: ImageCodec | None, images: Originals
+    cfg: PromotionConfig, ours: ImageCodec, theirs: ImageCodec | None, images: EvaluatedImages
 ) -> tuple[list[Difference], dict[str, float]]:
     """The differences from the champion, and the candidate's seconds per megapixel on this machine."""
     if not cfg.against_champion and not any(name in TIMES for name in cfg.gates):
         return [], {}
     compared = theirs if cfg.against_champion else None
-    measuring = Measuring({"candidate": ours} | ({CHAMPION: compared} if compared else {}))
+    measuring = Evaluator({"candidate": ours} | ({CHAMPION: compared} if compared else {}))
     with tempfile.TemporaryDirectory() as scratch:
         measuring.measure(images, len(images), Path(scratch))
     mine = measuring.of("candidate")
@@ -141,7 +147,9 @@ def _measure(
     return found + (comparison.fidelity_differences(measuring, "candidate", CHAMPION) if wanted else []), times
 
 
-def _undecodable(cfg: Terms, codec: ImageCodec, evaluation: Artifact, images: Originals, rows: Rows) -> Verdict:
+def _undecodable(
+    cfg: PromotionConfig, codec: ImageCodec, evaluation: Artifact, images: EvaluatedImages, rows: Rows
+) -> GateResult:
     """Whether the evaluation's files decode here to the latent that their encoder meant, and to the pixels that were
     measured, but for rounding: another number of threads or another processor sums in another order.
     """
@@ -155,24 +163,26 @@ def _undecodable(cfg: Terms, codec: ImageCodec, evaluation: Artifact, images: Or
             bad.append(path.stem)
             continue
         same = found.symbols.digest() == meant.get(path.stem) and found.pixels.shape == kept.shape
-        if not same or np.abs(found.pixels.astype(int) - kept).max() > ROUNDING:
+        if not same or np.abs(found.pixels.astype(int) - kept).max() > MAX_PIXEL_DIFF:
             bad.append(path.stem)
     told = f"{len(bad)} of {len(images)} files" + (f" ({', '.join(bad[:3])})" if bad else "")
-    return Verdict("undecodable", told, "0 files", not bad)
+    return GateResult("undecodable", told, "0 files", not bad)
 
 
-def _bitstream(cfg: Terms, ours: ImageCodec, theirs: ImageCodec | None, champion: str) -> Verdict:
+def _bitstream(cfg: PromotionConfig, ours: ImageCodec, theirs: ImageCodec | None, champion: str) -> GateResult:
     mine = ours.bitstream_id.hex()
     if theirs is None:
         bound = "as the champion's (unreadable)" if champion else "as the champion's (no champion yet)"
-        return Verdict("bitstream id", mine, bound, None)
+        return GateResult("bitstream id", mine, bound, None)
     bound = f"{theirs.bitstream_id.hex()}, as version {champion}'s"
-    if cfg.new_bitstream:
-        return Verdict("bitstream id", mine, f"{bound} (a new one is declared)", True)
-    return Verdict("bitstream id", mine, f"{bound}, or new_bitstream: true", ours.bitstream_id == theirs.bitstream_id)
+    if cfg.allow_new_bitstream:
+        return GateResult("bitstream id", mine, f"{bound} (a new one is declared)", True)
+    return GateResult(
+        "bitstream id", mine, f"{bound}, or allow_new_bitstream: true", ours.bitstream_id == theirs.bitstream_id
+    )
 
 
-def _check_known(cfg: Terms, measured: list[str], models: set[str]) -> None:
+def _check_known(cfg: PromotionConfig, measured: list[str], models: set[str]) -> None:
     problems = [
         f"gates: {name} was not measured; there is {', '.join(measured)}" for name in cfg.gates if name not in measured
     ]

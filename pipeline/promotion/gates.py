@@ -15,7 +15,7 @@ from pipeline.evaluation.evaluator import METRICS, TIMES, Measurement
 
 OWN = (*METRICS, *TIMES, "weights_mb")
 RELATIVE = (*METRICS, *TIMES)
-FEW = 8  # images below which an interval says little
+MIN_IMAGES = 8  # images below which an interval says little
 
 
 class Gate(Config):
@@ -24,7 +24,8 @@ class Gate(Config):
     at_least: float | None = None
     at_most: float | None = None
     target: PositiveFloat | None = None
-    within_percent: PositiveFloat | None = None  # of the target
+    within_percent: PositiveFloat | None = None
+    """Of the target."""
 
     @model_validator(mode="after")
     def has_a_bound(self) -> "Gate":
@@ -58,38 +59,42 @@ class RelativeGate(Config):
     The gate holds if the whole interval of the difference is within the bound: noise counts against the candidate.
     """
 
-    worse_by_at_most: float | None = None  # in the metric's unit; negative: must be better by so much
-    worse_by_at_most_percent: float | None = None  # of the champion's mean
+    max_regression: float | None = None
+    """In the metric's unit; negative: must be better by so much."""
+    max_regression_percent: float | None = None
+    """Of the champion's mean."""
 
     @model_validator(mode="after")
     def has_one_bound(self) -> "RelativeGate":
-        if (self.worse_by_at_most is None) == (self.worse_by_at_most_percent is None):
-            raise ValueError("needs worse_by_at_most or worse_by_at_most_percent, and not both")
+        if (self.max_regression is None) == (self.max_regression_percent is None):
+            raise ValueError("needs max_regression or max_regression_percent, and not both")
         return self
 
     def bound(self, theirs: float) -> float:
         """In the metric's unit."""
-        if self.worse_by_at_most is not None:
-            return self.worse_by_at_most
-        return abs(theirs) * (self.worse_by_at_most_percent or 0.0) / 100
+        if self.max_regression is not None:
+            return self.max_regression
+        return abs(theirs) * (self.max_regression_percent or 0.0) / 100
 
     def __str__(self) -> str:
-        if self.worse_by_at_most is not None:
-            return f"worse by <= {self.worse_by_at_most:g}"
-        return f"worse by <= {self.worse_by_at_most_percent:g} %"
+        if self.max_regression is not None:
+            return f"worse by <= {self.max_regression:g}"
+        return f"worse by <= {self.max_regression_percent:g} %"
 
 
 class BdRateGate(Config):
     """Bits at equal quality, between two families of codecs in the evaluation: at least two rates each."""
 
-    ours: Annotated[tuple[str, ...], Field(min_length=2)]  # names of codecs in the evaluation
+    ours: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Names of codecs in the evaluation."""
     theirs: Annotated[tuple[str, ...], Field(min_length=2)]
     quality: Literal["psnr_db", "ms_ssim"] = "psnr_db"
-    at_most_percent: float = 0.0  # more bits, with 95 % confidence; negative: must need so many fewer
+    at_most_percent: float = 0.0
+    """More bits, with 95 % confidence; negative: must need so many fewer."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """One gate and what came of it. holds: None if it cannot be judged, for instance since there is no champion yet."""
 
     gate: str  # for instance "psnr_db" or "psnr_db against champion"
@@ -101,46 +106,48 @@ class Verdict:
         return f"{self.gate} is {self.value}, expected {self.bound}"
 
 
-def own(gates: Mapping[str, Gate], values: Mapping[str, float], intervals: Mapping[str, Interval]) -> list[Verdict]:
+def own(gates: Mapping[str, Gate], values: Mapping[str, float], intervals: Mapping[str, Interval]) -> list[GateResult]:
     """Verdicts on the candidate alone; values has every metric that is gated."""
     return [
-        Verdict(name, str(intervals.get(name, f"{values[name]:.4g}")), str(gate), gate.holds(values[name]))
+        GateResult(name, str(intervals.get(name, f"{values[name]:.4g}")), str(gate), gate.holds(values[name]))
         for name, gate in gates.items()
     ]
 
 
 def against_champion(
     gates: Mapping[str, RelativeGate], found: Sequence[Difference], champion: str, num_images: int
-) -> list[Verdict]:
+) -> list[GateResult]:
     """Verdicts on the differences from the champion, a version; without one the gates are open."""
     by_name = {difference.metric: difference for difference in found}
     result = []
     for name, gate in gates.items():
         if not champion:
-            result.append(Verdict(f"{name} against champion", "-", f"{gate} (no champion yet)", None))
+            result.append(GateResult(f"{name} against champion", "-", f"{gate} (no champion yet)", None))
             continue
         difference = by_name.get(name)
         if difference is None:
-            result.append(Verdict(f"{name} against champion", "not measured", str(gate), False))
+            result.append(GateResult(f"{name} against champion", "not measured", str(gate), False))
             continue
-        few = f", {num_images} image(s) only" if num_images < FEW else ""
+        few = f", {num_images} image(s) only" if num_images < MIN_IMAGES else ""
         told = f"{difference.ours:.4g} against {difference.theirs:.4g}: worse by {difference.worse_by}{few}"
         holds = difference.worse_by.high <= gate.bound(difference.theirs) + 1e-12
-        result.append(Verdict(f"{name} against champion", told, str(gate), holds))
+        result.append(GateResult(f"{name} against champion", told, str(gate), holds))
     return result
 
 
-def bd_rate(gate: BdRateGate, measured: Mapping[str, Sequence[Measurement]]) -> Verdict:
+def bd_rate(gate: BdRateGate, measured: Mapping[str, Sequence[Measurement]]) -> GateResult:
     """Verdict on two families of codecs in an evaluation: name -> measurements in the order of the images."""
     ours, theirs = ([measured[name] for name in names] for names in (gate.ours, gate.theirs))
     found = comparison.bd_rate_interval(ours, theirs, gate.quality)
     bound = f"<= {gate.at_most_percent:g} %"
     if found is None:
-        return Verdict("BD-rate", f"not measured: {gate.quality} of the two families has no common range", bound, False)
-    return Verdict("BD-rate", f"{found} %", bound, found.high <= gate.at_most_percent)
+        return GateResult(
+            "BD-rate", f"not measured: {gate.quality} of the two families has no common range", bound, False
+        )
+    return GateResult("BD-rate", f"{found} %", bound, found.high <= gate.at_most_percent)
 
 
-def print_table(title: str, verdicts: Sequence[Verdict]) -> None:
+def print_table(title: str, verdicts: Sequence[GateResult]) -> None:
     """One row per gate."""
     table = Table(title=title)
     for heading in ("gate", "value", "bound", "holds"):

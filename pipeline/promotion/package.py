@@ -122,6 +122,6 @@ def _data(manifest: Manifest) -> str:
 
 
 def _training(manifest: Manifest) -> str:
-    keys = ("fit.steps", "data.batch_size", "data.crop", "seed", "rate.bpp", "gan_weight")
+    keys = ("fit.steps", "data.batch_size", "data.crop_size", "seed", "rate.bpp", "gan_weight")
     told = ", ".join(f"{key} {manifest.config[key]}" for key in keys if manifest.config.get(key) is not None)
     return f"{manifest.stage} `{manifest.digest[:12]}` ({manifest.created}, version {manifest.version}): {told}"

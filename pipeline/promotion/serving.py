@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 COLUMN = "content"
 # environment: how many pixels an image may have that a served codec compresses or decompresses
-MOST_PIXELS = "ILLM_SERVE_MAX_PIXELS"
+MAX_PIXELS = "ILLM_SERVE_MAX_PIXELS"
 
 
 def most_pixels() -> int:
     """33 megapixels, unless the environment says otherwise: requests are answered side by side and share the memory."""
-    return int(os.environ.get(MOST_PIXELS) or 2**25)
+    return int(os.environ.get(MAX_PIXELS) or 2**25)
 
 
 def _check_size(height: int, width: int) -> None:
     """Raises: BitstreamError for an image whose padded size, which the networks see, is more than what is served."""
     if container.padded(height) * container.padded(width) > most_pixels():
         raise BitstreamError(
-            f"{width}x{height} pixels, padded, are more than the {most_pixels()} served ({MOST_PIXELS})"
+            f"{width}x{height} pixels, padded, are more than the {most_pixels()} served ({MAX_PIXELS})"
         )
 
 

@@ -23,16 +23,16 @@ from pipeline.tracking import provenance, store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CLAIM = 60.0  # seconds
+CLAIM_TIMEOUT_S = 60.0  # seconds
 LONG_AGO = 600.0  # seconds after which a claim is over whatever two machines' clocks say
 HISTORY = "illm.history"  # tag of a registered model: the run with its log
-MOST_WHY = 1000  # characters
-MOST_NAMED = 10  # registered models that a message names
+MAX_WHY = 1000  # characters
+MAX_NAMED = 10  # registered models that a message names
 Action = Literal["promote", "force", "rollback", "found"]  # "found": moved by something else than illm
 
 
 @dataclass(frozen=True)
-class Change:
+class AliasChange:
     """One entry of the log: an alias went from version `before` to version `after`; "" is none."""
 
     number: int
@@ -60,7 +60,7 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
         client.get_registered_model(name)
         return
     except MlflowException as error:
-        if store.is_away(error):
+        if store.is_unavailable(error):
             raise
     experiment = store.experiment(client, " registry", store.ABOUT_HISTORY)
     tags = {
@@ -79,10 +79,10 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
         client.get_registered_model(name)
 
 
-def history(name: str, alias: str) -> list[Change]:
+def history(name: str, alias: str) -> list[AliasChange]:
     """The log of an alias, oldest first. Raises: ArtifactError if no such model is registered by us."""
     client = store.reader()
-    with store.told("read the history"):
+    with store.mlflow_errors("read the history"):
         return _read(client, _log_run(client, name), alias)
 
 
@@ -94,11 +94,11 @@ def current(name: str, alias: str) -> str:
         return ""
     from mlflow.exceptions import MlflowException
 
-    with store.told("look up an alias"):
+    with store.mlflow_errors("look up an alias"):
         try:
             return str(client.get_registered_model(name).aliases.get(alias, ""))
         except MlflowException as error:
-            if store.is_away(error):
+            if store.is_unavailable(error):
                 raise
             return ""
 
@@ -110,11 +110,11 @@ def instead_of(client: "MlflowClient", name: str, alias: str | None) -> str:
     try:
         has = client.get_registered_model(name).aliases
     except MlflowException:
-        return f"nothing is registered under that name at {store.shown()}; {_offered(client)}"
+        return f"nothing is registered under that name at {store.masked_uri()}; {_offered(client)}"
     listed = (
         ", ".join(f"{printable(known)} (version {version})" for known, version in sorted(has.items())) or "no alias"
     )
-    return f"has no {f'alias {alias!r}' if alias else 'such version'} at {store.shown()}; it has {listed}"
+    return f"has no {f'alias {alias!r}' if alias else 'such version'} at {store.masked_uri()}; it has {listed}"
 
 
 def _offered(client: "MlflowClient") -> str:
@@ -122,7 +122,7 @@ def _offered(client: "MlflowClient") -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        models = list(client.search_registered_models(max_results=MOST_NAMED))
+        models = list(client.search_registered_models(max_results=MAX_NAMED))
     except MlflowException:
         models = []
     names = [printable(f"{m.name}@{alias}") for m in models for alias in sorted(m.aliases)]
@@ -130,7 +130,7 @@ def _offered(client: "MlflowClient") -> str:
     return f"there is {', '.join(sorted(names))}" if names else "`illm promote` first"
 
 
-def stack(changes: Sequence[Change]) -> list[str]:
+def version_stack(changes: Sequence[AliasChange]) -> list[str]:
     """The versions one can go back to, the present one last: a promotion puts one on top, a rollback takes some off."""
     versions: list[str] = []
     for change in changes:
@@ -149,7 +149,7 @@ def previous_of(alias: str) -> str:
     return "previous" if alias == "champion" else f"previous-{alias}"
 
 
-def move(name: str, alias: str, version: str, action: Action, why: str, expected: str, run_id: str = "") -> Change:
+def move(name: str, alias: str, version: str, action: Action, why: str, expected: str, run_id: str = "") -> AliasChange:
     """Points an alias at a version, as the last act of what is recorded first.
 
     expected: the version it stood for when the decision was made.
@@ -157,9 +157,9 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
     Raises: RegistryChanged if it stands for another one now, or somebody else is faster; then nothing was changed.
     """
     client = store.client()
-    with store.told("move an alias"):
+    with store.mlflow_errors("move an alias"):
         log = _log_run(client, name)
-        changes = _settled(client, name, log, alias)
+        changes = _wait_for_pending(client, name, log, alias)
         now = current(name, alias)
         if now != expected:
             raise RegistryChanged(
@@ -168,14 +168,14 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
             )
         if now == version:
             raise ArtifactError(f"{name}@{alias} is version {version} already; nothing to do")
-        if now != (stack(changes) or [""])[-1]:
+        if now != (version_stack(changes) or [""])[-1]:
             changes.append(_found(client, log, alias, changes, now))
-        mine = Change(len(changes) + 1, alias, action, now, version, why[:MOST_WHY], run_id)
+        mine = AliasChange(len(changes) + 1, alias, action, now, version, why[:MAX_WHY], run_id)
         _claim(client, log, mine)
         begun, tried = time.monotonic(), False
         try:
             _set(client, name, previous_of(alias), _before_top([*changes, replace(mine, end="done")]))
-            if time.monotonic() - begun > CLAIM / 2:
+            if time.monotonic() - begun > CLAIM_TIMEOUT_S / 2:
                 raise RegistryChanged(
                     f"{name}@{alias}: the store was too slow; nothing was changed, run the same command again"
                 )
@@ -188,19 +188,19 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
             raise
         if _end(client, log, mine, "done"):
             return replace(mine, end="done")
-        _set(client, name, alias, (stack(_read(client, log, alias)) or [now])[-1])
+        _set(client, name, alias, (version_stack(_read(client, log, alias)) or [now])[-1])
         raise RegistryChanged(f"{name}@{alias}: another change was faster; run the same command again to decide anew")
 
 
-def _before_top(changes: Sequence[Change]) -> str:
+def _before_top(changes: Sequence[AliasChange]) -> str:
     """The version that `previous` has to keep after these changes; "" if none."""
-    versions = stack(changes)
+    versions = version_stack(changes)
     return versions[-2] if len(versions) > 1 else ""
 
 
 def _set(client: "MlflowClient", name: str, alias: str, version: str) -> None:
     if version:
-        store.repeated(partial(client.set_registered_model_alias, name, alias, version))
+        store.retried(partial(client.set_registered_model_alias, name, alias, version))
     else:
         client.delete_registered_model_alias(name, alias)
 
@@ -211,9 +211,9 @@ def _log_run(client: "MlflowClient", name: str) -> str:
     try:
         tags = client.get_registered_model(name).tags
     except MlflowException as error:
-        if store.is_away(error):
+        if store.is_unavailable(error):
             raise
-        raise ArtifactError(f"{name}: no such registered model at {store.shown()}; {_offered(client)}") from None
+        raise ArtifactError(f"{name}: no such registered model at {store.masked_uri()}; {_offered(client)}") from None
     if HISTORY not in tags:
         raise ArtifactError(
             f"{name}: was not made by `illm promote`, so its aliases have no history; choose another name"
@@ -221,12 +221,12 @@ def _log_run(client: "MlflowClient", name: str) -> str:
     return str(tags[HISTORY])
 
 
-def _read(client: "MlflowClient", log: str, alias: str) -> list[Change]:
+def _read(client: "MlflowClient", log: str, alias: str) -> list[AliasChange]:
     params = client.get_run(log).data.params
-    changes: list[Change] = []
+    changes: list[AliasChange] = []
     while (key := f"{alias}.{len(changes) + 1:06d}") in params:
         end = params.get(f"{key}.end", "")
-        changes.append(Change(**json.loads(params[key]), number=len(changes) + 1, alias=alias, end=end))
+        changes.append(AliasChange(**json.loads(params[key]), number=len(changes) + 1, alias=alias, end=end))
     return changes
 
 
@@ -244,26 +244,26 @@ def _write_once(client: "MlflowClient", log: str, key: str, value: str) -> bool:
     return True
 
 
-def _claim(client: "MlflowClient", log: str, change: Change) -> None:
+def _claim(client: "MlflowClient", log: str, change: AliasChange) -> None:
     kept = {name: value for name, value in asdict(change).items() if name not in ("number", "alias", "end")}
     if not _write_once(client, log, change.key, json.dumps(kept)):
         raise RegistryChanged(f"{change.alias}: another change was faster; run the same command again to decide anew")
 
 
-def _end(client: "MlflowClient", log: str, change: Change, end: str) -> bool:
+def _end(client: "MlflowClient", log: str, change: AliasChange, end: str) -> bool:
     return _write_once(client, log, f"{change.key}.end", end)
 
 
-def _found(client: "MlflowClient", log: str, alias: str, changes: Sequence[Change], now: str) -> Change:
+def _found(client: "MlflowClient", log: str, alias: str, changes: Sequence[AliasChange], now: str) -> AliasChange:
     """Records that something else than illm had moved an alias."""
-    before = (stack(changes) or [""])[-1]
-    change = Change(len(changes) + 1, alias, "found", before, now, "moved by something else than illm")
+    before = (version_stack(changes) or [""])[-1]
+    change = AliasChange(len(changes) + 1, alias, "found", before, now, "moved by something else than illm")
     _claim(client, log, change)
     _end(client, log, change, "done")
     return replace(change, end="done")
 
 
-def _settled(client: "MlflowClient", name: str, log: str, alias: str) -> list[Change]:
+def _wait_for_pending(client: "MlflowClient", name: str, log: str, alias: str) -> list[AliasChange]:
     """The log, after waiting for a change that is under way, or that was interrupted."""
     began = time.monotonic()
     waiting = False
@@ -275,17 +275,17 @@ def _settled(client: "MlflowClient", name: str, log: str, alias: str) -> list[Ch
         age = (datetime.now(UTC) - datetime.fromisoformat(last.when)).total_seconds()
         if current(name, alias) == last.after:
             _end(client, log, last, "done")
-        elif time.monotonic() - began > CLAIM or age > LONG_AGO:
+        elif time.monotonic() - began > CLAIM_TIMEOUT_S or age > LONG_AGO:
             if _end(client, log, last, "interrupted"):
                 _set(client, name, previous_of(alias), _before_top(_read(client, log, alias)))
         else:
             if not waiting:
                 print(
                     f"waiting for a change of {name}@{alias} that {printable(last.who)} began at {printable(last.when)}, "
-                    f"{CLAIM:.0f} s at most"
+                    f"{CLAIM_TIMEOUT_S:.0f} s at most"
                 )
             waiting = True
-            time.sleep(min(0.5, CLAIM / 10))
+            time.sleep(min(0.5, CLAIM_TIMEOUT_S / 10))
 
 
 def _named(version: str) -> str:

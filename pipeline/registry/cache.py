@@ -106,4 +106,4 @@ def _manifests(path: Path) -> list[Manifest] | None:
 def _keep(path: Path, content: bytes) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_durably(path, content)
+        disk.write_atomic(path, content)

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from pipeline.artifacts.artifact import Artifact, manifest_at, read_folder
 from pipeline.artifacts.manifest import MANIFEST, Kind, parse_manifest
 from pipeline.artifacts.run_folder import Inputs
+from pipeline.config import Config, inputs
 from pipeline.errors import ArtifactError, DataError, UserError
 from pipeline.storage import cache, disk, fetch
 
@@ -33,7 +35,7 @@ def read(name: str, *kinds: Kind) -> Artifact:
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
     if "://" not in name and not name.startswith("models:/"):
-        disk.wait_for(Path(name) / MANIFEST, Path(name) / "artifact" / MANIFEST)
+        disk.wait_for_file(Path(name) / MANIFEST, Path(name) / "artifact" / MANIFEST)
     path, origin = _located(name)
     return read_folder(path, name, kinds, origin)
 
@@ -41,6 +43,15 @@ def read(name: str, *kinds: Kind) -> Artifact:
 def kind_of(name: str) -> Kind:
     """The kind of the artifact that `name` stands for. Raises: ArtifactError if there is none."""
     return manifest_at(path_of(name), name).kind
+
+
+def inputs_of(cfg: Config, facts: dict[str, str] | None = None) -> Inputs:
+    """Reads and verifies every artifact that a config names; an artifact's role is the last part of its key.
+
+    Raises: UserError that names all that cannot be used.
+    """
+    named = {key.rpartition(".")[2]: (str(value), cast(Kind, marker.kind)) for key, value, marker in inputs(cfg)}
+    return read_inputs(facts, **named)
 
 
 def read_inputs(facts: dict[str, str] | None = None, **named: tuple[str, Kind]) -> Inputs:
@@ -88,6 +99,6 @@ def mirror(url: str) -> tuple[Path, str]:
             with cache.locked(folder / f".{Path(name).name}.lock"):
                 if not (folder / name).is_file() or disk.sha256(folder / name) != entry.sha256:
                     fetch.download(f"{base}/{name}", folder / name, entry.size, entry.sha256)
-        disk.write_durably(folder / MANIFEST, content)
+        disk.write_atomic(folder / MANIFEST, content)
         return folder, base
     raise ArtifactError(f"{url}: expected an artifact there; {reasons[0]}")

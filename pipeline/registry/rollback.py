@@ -17,7 +17,7 @@ COLUMNS = ("when", "who", "action", "from", "to", "why")
 def rollback(name: str, alias: str, to: str, why: str) -> str:
     """Points an alias at the version before, or at `to`, which it must have stood for; returns a line for the user."""
     changes = aliases.history(name, alias)
-    before = aliases.stack(changes)
+    before = aliases.version_stack(changes)
     now = aliases.current(name, alias)
     if not to and len(before) < 2:
         raise ArtifactError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-MOST_TEXT = 4900  # characters of a description or a tag that every database takes
+MAX_TEXT = 4900  # characters of a description or a tag that every database takes
 CODEC, LINEAGE = "codec", "lineage.json"  # in a version's folder
 _URI = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
 
@@ -33,7 +33,7 @@ def register(name: str, package: Path, artifact: Artifact, run_id: str, tags: di
     The same codec is one version: what an interrupted promotion registered, or a challenger's, is taken again.
     """
     client = store.client()
-    with store.told("register a model"):
+    with store.mlflow_errors("register a model"):
         aliases.ensure_model(client, name)
         same = client.search_model_versions(f"name='{name}' and tags.`artifact.digest` = '{artifact.digest}'")
         if same:
@@ -42,16 +42,16 @@ def register(name: str, package: Path, artifact: Artifact, run_id: str, tags: di
             client.log_artifacts(run_id, str(package), "model")
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
             known = tags | {"artifact.digest": artifact.digest}
-            found = client.create_model_version(name, source, run_id, tags=known, description=about[:MOST_TEXT])
+            found = client.create_model_version(name, source, run_id, tags=known, description=about[:MAX_TEXT])
     return _described(found)
 
 
 def tag(version: Version, tags: dict[str, str]) -> None:
     """Sets tags of a version."""
     client = store.client()
-    with store.told("tag a version"):
+    with store.mlflow_errors("tag a version"):
         for key, value in tags.items():
-            store.repeated(partial(client.set_model_version_tag, version.name, version.number, key, value[:MOST_TEXT]))
+            store.retried(partial(client.set_model_version_tag, version.name, version.number, key, value[:MAX_TEXT]))
 
 
 def find(uri: str) -> Version:
@@ -73,8 +73,8 @@ def find(uri: str) -> Version:
     try:
         found = _described(_ask(client, parts["name"], parts["alias"], parts["version"]))
     except (MlflowException, OSError) as error:
-        if store.is_away(error):
-            return _remembered(uri, f"{store.shown()} cannot be reached ({store.first_line(error)})")
+        if store.is_unavailable(error):
+            return _remembered(uri, f"{store.masked_uri()} cannot be reached ({store.first_line(error)})")
         raise ArtifactError(f"{uri}: {aliases.instead_of(client, parts['name'], parts['alias'])}") from None
     if not DIGEST.fullmatch(found.digest):
         raise ArtifactError(f"{uri}: version {found.number} was not registered by `illm promote` (no artifact digest)")
@@ -109,7 +109,9 @@ def ancestry(uri: str) -> list[Manifest]:
     try:
         found = cache.parsed(content)
     except ValueError:
-        raise ArtifactError(f"{uri}: its {LINEAGE} in {store.shown()} is damaged; register the codec again") from None
+        raise ArtifactError(
+            f"{uri}: its {LINEAGE} in {store.masked_uri()} is damaged; register the codec again"
+        ) from None
     cache.keep_lineage(version.digest, content)
     return found
 
@@ -118,7 +120,7 @@ def needed() -> set[str]:
     """Digests of all registered versions' codecs, evaluations and ancestors."""
     client = store.reader()
     found: set[str] = set()
-    with store.told("list versions"):
+    with store.mlflow_errors("list versions"):
         page: str | None = ""
         while page is not None:
             versions = client.search_model_versions(max_results=1000, page_token=page or None)
@@ -186,7 +188,9 @@ def _get(uri: str, version: Version, name: str, folder: Path) -> Path:
     try:
         found = mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/{name}", dst_path=str(folder))
     except Exception as error:  # artifact stores raise errors of their own kinds
-        raise TrackingError(f"{uri}: {name} cannot be had from {store.shown()} ({store.first_line(error)})") from None
+        raise TrackingError(
+            f"{uri}: {name} cannot be had from {store.masked_uri()} ({store.first_line(error)})"
+        ) from None
     return Path(found)
 
 

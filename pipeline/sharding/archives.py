@@ -61,7 +61,7 @@ def _is_final(error: BaseException) -> bool:
     # fsspec says "not found" of a server that does not answer, too
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     status = getattr(cause, "status", None)  # of aiohttp's errors
-    return isinstance(cause, _FINAL) or status in fetch.FINAL
+    return isinstance(cause, _FINAL) or status in fetch.PERMANENT_STATUS
 
 
 def _tar(stream: BinaryIO) -> Iterator[Member]:

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.data.images import decode
 from pipeline.data.reader import samples_of
 from pipeline.data.shards import Shard, Split
-from pipeline.sharding.filters import Photo, Refusal
+from pipeline.sharding.filters import AcceptedImage, RejectedFile
 
 SHOWN, THUMBNAIL = 48, 128  # images in the grid; pixels
 REFUSED_SHOWN = 50
@@ -25,9 +25,9 @@ REFUSED_SHOWN = 50
 def write(
     folder: Path,
     title: str,
-    splits: Mapping[Split, Sequence[Photo]],
+    splits: Mapping[Split, Sequence[AcceptedImage]],
     written: Sequence[Shard],
-    refused: Sequence[Refusal],
+    refused: Sequence[RejectedFile],
     config: Mapping[str, object],
 ) -> None:
     """Writes `card.html` into a folder that holds the shards."""
@@ -69,7 +69,7 @@ def write(
     )
 
 
-def counted(photos: Sequence[Photo], key: Callable[[Photo], str]) -> dict[str, dict[str, object]]:
+def counted(photos: Sequence[AcceptedImage], key: Callable[[AcceptedImage], str]) -> dict[str, dict[str, object]]:
     """Images, bytes and share by what `key` says of each."""
     counts = Counter(key(photo) for photo in photos)
     sizes: Counter[str] = Counter()
@@ -103,7 +103,7 @@ def thumbnails(folder: Path, written: Sequence[Shard]) -> list[str]:
     return found[:SHOWN]
 
 
-def _sizes(photos: Sequence[Photo]) -> bytes:
+def _sizes(photos: Sequence[AcceptedImage]) -> bytes:
     """How many images have which size."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)

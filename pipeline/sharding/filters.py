@@ -22,25 +22,29 @@ from pipeline.text import printable
 _PIXELS_COUNTED = 2**16
 
 
-class Rules(Config):
+class FilterConfig(Config):
     """What an image must be to be accepted."""
 
-    min_side: PositiveInt = 256  # pixels of the shorter side
-    max_aspect: PositiveFloat | None = None  # longer side over shorter side
-    max_pixels: PositiveInt = MAX_PIXELS  # known before decoding
-    min_colours: NonNegativeInt = 0  # different colours among 65,536 pixels; 64 refuses most drawings and screenshots
-    near_duplicates: NonNegativeInt | None = Field(
-        default=3, le=15
-    )  # of 64 hash bits; images closer than that look alike
-    drop_near_duplicates: bool = (
-        False  # keep the largest of those that look alike; otherwise all, on one side of the split
-    )
-    allow: str | None = None  # file of names, paths or SHA-256s, one per line: no others
-    deny: str | None = None  # file of such lines: not these
+    min_side: PositiveInt = 256
+    """Pixels of the shorter side."""
+    max_aspect: PositiveFloat | None = None
+    """Longer side over shorter side."""
+    max_pixels: PositiveInt = MAX_PIXELS
+    """Known before decoding."""
+    min_colors: NonNegativeInt = 0
+    """Different colours among 65,536 pixels; 64 refuses most drawings and screenshots."""
+    duplicate_distance: NonNegativeInt | None = Field(default=3, le=15)
+    """Of 64 hash bits; images closer than that look alike."""
+    drop_near_duplicates: bool = False
+    """Keep the largest of those that look alike; otherwise all, on one side of the split."""
+    allow_list: str | None = None
+    """File of names, paths or SHA-256s, one per line: no others."""
+    deny_list: str | None = None
+    """File of such lines: not these."""
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class AcceptedImage:
     """An image that was examined and accepted."""
 
     path: str
@@ -59,7 +63,7 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RejectedFile:
     """A file that was not accepted, and why."""
 
     path: str
@@ -67,21 +71,24 @@ class Refusal:
     reason: str
 
 
-def described(refusal: Refusal) -> str:
+def described(refusal: RejectedFile) -> str:
     """One line about a refused file."""
     return printable(f"{refusal.path}: {refusal.reason}")
 
 
 @dataclass(frozen=True)
-class Lists:
+class NameLists:
     """The allow and deny lists."""
 
     allowed: frozenset[str] | None
     denied: frozenset[str]
 
     @classmethod
-    def of(cls, rules: Rules) -> "Lists":
-        return cls(_lines(rules.allow) if rules.allow else None, _lines(rules.deny) if rules.deny else frozenset())
+    def of(cls, rules: FilterConfig) -> "NameLists":
+        return cls(
+            _lines(rules.allow_list) if rules.allow_list else None,
+            _lines(rules.deny_list) if rules.deny_list else frozenset(),
+        )
 
     def refuse(self, path: str, digest: str) -> str | None:
         names = {path, path.rsplit("/", 1)[-1], digest}
@@ -90,25 +97,27 @@ class Lists:
         return "not on the allow list" if self.allowed is not None and not names & self.allowed else None
 
 
-def examine(path: str, dataset: str, content: bytes, rules: Rules, lists: Lists) -> Photo | Refusal:
+def examine(
+    path: str, dataset: str, content: bytes, rules: FilterConfig, lists: NameLists
+) -> AcceptedImage | RejectedFile:
     """Decodes one file to see that it is a whole image as the rules want it."""
     suffix = "." + path.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     digest = hashlib.sha256(content).hexdigest()
     if reason := lists.refuse(path, digest):
-        return Refusal(path, dataset, reason)
+        return RejectedFile(path, dataset, reason)
     if not content:
-        return Refusal(path, dataset, "unreadable: zero bytes")
+        return RejectedFile(path, dataset, "unreadable: zero bytes")
     try:
         decoded = decode(content, rules.max_pixels)
     except DataError as error:
         named = suffix in SUFFIXES
-        return Refusal(path, dataset, f"unreadable: {error}" if named else f"not an image ({suffix})")
+        return RejectedFile(path, dataset, f"unreadable: {error}" if named else f"not an image ({suffix})")
     height, width = decoded.pixels.shape[:2]
     if reason := _reason(decoded.pixels, rules):
-        return Refusal(path, dataset, reason)
+        return RejectedFile(path, dataset, reason)
     notes = [word for word in ("animated", "deep", "flattened") if getattr(decoded, word)]
-    looks = duplicates.perceptual_hash(decoded.pixels) if rules.near_duplicates is not None else 0
-    return Photo(
+    looks = duplicates.perceptual_hash(decoded.pixels) if rules.duplicate_distance is not None else 0
+    return AcceptedImage(
         path=path,
         dataset=dataset,
         extension=decoded.extension,
@@ -122,36 +131,38 @@ def examine(path: str, dataset: str, content: bytes, rules: Rules, lists: Lists)
     )
 
 
-def without_duplicates(results: Iterable[Photo | Refusal], rules: Rules) -> tuple[list[Photo], list[Refusal]]:
+def without_duplicates(
+    results: Iterable[AcceptedImage | RejectedFile], rules: FilterConfig
+) -> tuple[list[AcceptedImage], list[RejectedFile]]:
     """Accepted photos in the order of their digests, which mixes folders and ignores names; and the refused files.
 
     Each photo's `group` is the smallest digest among those that look like it.
     """
-    first: dict[str, Photo] = {}
+    first: dict[str, AcceptedImage] = {}
     refused = []
     for result in results:
-        if isinstance(result, Refusal):
+        if isinstance(result, RejectedFile):
             refused.append(result)
         elif result.sha256 in first:
-            refused.append(Refusal(result.path, result.dataset, f"same bytes as {first[result.sha256].path}"))
+            refused.append(RejectedFile(result.path, result.dataset, f"same bytes as {first[result.sha256].path}"))
         else:
             first[result.sha256] = result
     photos = [first[digest] for digest in sorted(first)]
-    if rules.near_duplicates is None:
+    if rules.duplicate_distance is None:
         return [replace(photo, group=photo.sha256) for photo in photos], refused
-    numbers = duplicates.groups([photo.hash for photo in photos], rules.near_duplicates)
+    numbers = duplicates.groups([photo.hash for photo in photos], rules.duplicate_distance)
     photos = [replace(photo, group=photos[number].sha256) for photo, number in zip(photos, numbers, strict=True)]
     if not rules.drop_near_duplicates:
         return photos, refused
-    kept: dict[str, Photo] = {}
+    kept: dict[str, AcceptedImage] = {}
     for photo in sorted(photos, key=lambda p: (-p.width * p.height, p.sha256)):
         best = kept.setdefault(photo.group, photo)
         if best is not photo:
-            refused.append(Refusal(photo.path, photo.dataset, f"looks like {best.path}"))
+            refused.append(RejectedFile(photo.path, photo.dataset, f"looks like {best.path}"))
     return sorted(kept.values(), key=lambda p: p.sha256), refused
 
 
-def _reason(pixels: Pixels, rules: Rules) -> str | None:
+def _reason(pixels: Pixels, rules: FilterConfig) -> str | None:
     """Why an image is refused, if it is."""
     height, width = pixels.shape[:2]
     short, long = sorted((height, width))
@@ -159,8 +170,8 @@ def _reason(pixels: Pixels, rules: Rules) -> str | None:
         return f"too small: {width}x{height}, shorter side below {rules.min_side}"
     if rules.max_aspect and long > rules.max_aspect * short:
         return f"too long: {width}x{height}, sides further apart than 1:{rules.max_aspect:g}"
-    if rules.min_colours and (found := _colours(pixels)) < rules.min_colours:
-        return f"no photo: {found} colours, expected at least {rules.min_colours}"
+    if rules.min_colors and (found := _colours(pixels)) < rules.min_colors:
+        return f"no photo: {found} colours, expected at least {rules.min_colors}"
     return None
 
 
@@ -180,27 +191,27 @@ def _lines(path: str) -> frozenset[str]:
 FETCHED_AT_ONCE = 8  # by each worker
 
 
-def examine_piece(
-    items: list[Item], rules: Rules, lists: Lists, spool: Path, max_bytes: int, threads: int = 1
-) -> list[Photo | Refusal]:
+def examine_chunk(
+    items: list[Item], rules: FilterConfig, lists: NameLists, spool: Path, max_bytes: int, threads: int = 1
+) -> list[AcceptedImage | RejectedFile]:
     """Examines some items; keeps the bytes of accepted ones that came over a network.
 
     threads: images that are decoded at a time; more are fetched.
     """
     decoders = Semaphore(threads)
 
-    def one(item: Item) -> Photo | Refusal:
+    def one(item: Item) -> AcceptedImage | RejectedFile:
         try:
             content = read_item(item, max_bytes)
         except UnreachableError as error:
             why = printable(redaction.masked(str(error).removeprefix(f"{item.location}: ")))
-            return Refusal(item.name, item.dataset, f"unreadable: {why}")
+            return RejectedFile(item.name, item.dataset, f"unreadable: {why}")
         except DataError as error:
-            return Refusal(item.name, item.dataset, item.problem or f"unreadable: {error}")
+            return RejectedFile(item.name, item.dataset, item.problem or f"unreadable: {error}")
         with decoders, decode_limit.for_image(pixels_in(content), spool):
             result = examine(item.name, item.dataset, content, rules, lists)
-        if isinstance(result, Photo) and fetch.is_url(item.location):
-            disk.write_durably(spool / result.sha256, content)
+        if isinstance(result, AcceptedImage) and fetch.is_url(item.location):
+            disk.write_atomic(spool / result.sha256, content)
         return result
 
     remote = any(fetch.is_url(item.location) for item in items)

@@ -25,7 +25,7 @@ a002107433535944 ae5a495df4ec40e0 234e61f585503f2a e88e788fca00e6c7 ed3d1ee77090
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DatasetSpec:
     """A data set's part.
 
     count: images, if it is fixed. names: stems of their files, if they are. pixels: stem -> digest of its pixels.
@@ -47,28 +47,28 @@ def _numbers(first: int, last: int, pattern: str = "{:04d}") -> list[str]:
 _CLIC = "CLIC2020{} in data.vision.ee.ethz.ch/cvl/clic, or TensorFlow Datasets' `clic`"
 _OPEN = "storage.googleapis.com/openimages/web/download.html, or s3://open-images-dataset/{}"
 _CC_BY = "CC BY 2.0, by photo"
-RECIPES = {
-    "kodak": Recipe(
+DATASETS = {
+    "kodak": DatasetSpec(
         "r0k.us/graphics/kodak",
         "released for unrestricted use",
         24,
         _numbers(1, 24, "kodim{:02d}"),
         dict(zip(_numbers(1, 24, "kodim{:02d}"), _KODAK.split(), strict=True)),
     ),
-    "div2k/train": Recipe("DIV2K_train_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 800, _numbers(1, 800)),
-    "div2k/valid": Recipe("DIV2K_valid_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 100, _numbers(801, 900)),
-    "clic2020/professional-train": Recipe(_CLIC.format("Professional_train.zip"), "Unsplash licence", 585),
-    "clic2020/professional-valid": Recipe(_CLIC.format("Professional_valid.zip"), "Unsplash licence", 41),
-    "clic2020/professional-test": Recipe(_CLIC.format("Professional_test.zip"), "Unsplash licence", 250),
-    "clic2020/mobile-train": Recipe(_CLIC.format("Mobile_train.zip"), "as given by CLIC", 1048),
-    "clic2020/mobile-valid": Recipe(_CLIC.format("Mobile_valid.zip"), "as given by CLIC", 61),
-    "clic2020/mobile-test": Recipe(_CLIC.format("Mobile_test.zip"), "as given by CLIC", 178),
-    "openimages-v6/train": Recipe(_OPEN.format("train"), _CC_BY, 9_011_219),
-    "openimages-v6/valid": Recipe(_OPEN.format("validation"), _CC_BY, 41_620),
-    "openimages-v6/test": Recipe(_OPEN.format("test"), _CC_BY, 125_436),
-    "imagenet/train": Recipe("image-net.org, after registration", "research only", 1_281_167, folders=True),
-    "imagenet/valid": Recipe("image-net.org, after registration", "research only", 50_000),
-    "class-folders": Recipe("any data set of one folder per class", "", folders=True),
+    "div2k/train": DatasetSpec("DIV2K_train_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 800, _numbers(1, 800)),
+    "div2k/valid": DatasetSpec("DIV2K_valid_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 100, _numbers(801, 900)),
+    "clic2020/professional-train": DatasetSpec(_CLIC.format("Professional_train.zip"), "Unsplash licence", 585),
+    "clic2020/professional-valid": DatasetSpec(_CLIC.format("Professional_valid.zip"), "Unsplash licence", 41),
+    "clic2020/professional-test": DatasetSpec(_CLIC.format("Professional_test.zip"), "Unsplash licence", 250),
+    "clic2020/mobile-train": DatasetSpec(_CLIC.format("Mobile_train.zip"), "as given by CLIC", 1048),
+    "clic2020/mobile-valid": DatasetSpec(_CLIC.format("Mobile_valid.zip"), "as given by CLIC", 61),
+    "clic2020/mobile-test": DatasetSpec(_CLIC.format("Mobile_test.zip"), "as given by CLIC", 178),
+    "openimages-v6/train": DatasetSpec(_OPEN.format("train"), _CC_BY, 9_011_219),
+    "openimages-v6/valid": DatasetSpec(_OPEN.format("validation"), _CC_BY, 41_620),
+    "openimages-v6/test": DatasetSpec(_OPEN.format("test"), _CC_BY, 125_436),
+    "imagenet/train": DatasetSpec("image-net.org, after registration", "research only", 1_281_167, folders=True),
+    "imagenet/valid": DatasetSpec("image-net.org, after registration", "research only", 50_000),
+    "class-folders": DatasetSpec("any data set of one folder per class", "", folders=True),
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
 
     Raises: DataError if something is missing or another image, unless `allow_missing`.
     """
-    recipe = RECIPES[name]
+    recipe = DATASETS[name]
     images = [item for item in items if PurePosixPath(item.name).suffix.lower() in SUFFIXES]
     stems = Counter(PurePosixPath(item.name).stem for item in images)
     problems = []
@@ -100,7 +100,7 @@ def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
     print(f"warning: {message}")
 
 
-def _differs(item: Item, recipe: Recipe) -> bool:
+def _differs(item: Item, recipe: DatasetSpec) -> bool:
     expected = recipe.pixels.get(PurePosixPath(item.name).stem)
     if expected is None:
         return False

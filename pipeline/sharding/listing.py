@@ -21,10 +21,12 @@ def found(places: Iterable[Source]) -> list[Item]:
 
 def _checked(source: Source) -> list[Item]:
     items = sources.items(source)
-    if source.recipe is not None:
-        if source.recipe not in known_datasets.RECIPES:
-            raise DataError(f"no recipe is called {source.recipe!r}; there are {', '.join(known_datasets.RECIPES)}")
-        known_datasets.check(source.recipe, items, source.allow_missing)
+    if source.known_dataset is not None:
+        if source.known_dataset not in known_datasets.DATASETS:
+            raise DataError(
+                f"no recipe is called {source.known_dataset!r}; there are {', '.join(known_datasets.DATASETS)}"
+            )
+        known_datasets.check(source.known_dataset, items, source.allow_missing)
     return items
 
 
@@ -34,7 +36,7 @@ def write(work: Path, items: Iterable[Item]) -> None:
         (work / name).mkdir(parents=True, exist_ok=True)
     if not (work / FILE).exists():
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
-        disk.write_durably(work / FILE, lines.encode(), private=True)  # URLs of lists may hold credentials
+        disk.write_atomic(work / FILE, lines.encode(), private=True)  # URLs of lists may hold credentials
 
 
 def read(work: Path) -> list[Item]:

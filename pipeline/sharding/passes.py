@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.processes.pool import map_chunks
 from pipeline.sharding import writer
 from pipeline.sharding.config import ShardConfig
-from pipeline.sharding.filters import Lists, Photo, Refusal, described, examine_piece
+from pipeline.sharding.filters import AcceptedImage, NameLists, RejectedFile, described, examine_chunk
 from pipeline.sharding.items import Item
 from pipeline.sharding.plan import Plan
 from pipeline.storage import disk, fetch
@@ -27,42 +27,42 @@ from pipeline.text import printable
 NOT_FETCHED = "unreadable: cannot be fetched"
 
 
-def examined(cfg: ShardConfig, items: list[Item], work: Path) -> list[Photo | Refusal]:
+def examined(cfg: ShardConfig, items: list[Item], work: Path) -> list[AcceptedImage | RejectedFile]:
     """What examining each item found, in their order; pieces that an earlier job examined are not done again."""
-    pieces = math.ceil(len(items) / cfg.piece)
+    pieces = math.ceil(len(items) / cfg.chunk_size)
     examine_chunks(cfg, items, work, range(pieces))
     files = [examined_file(work, number) for number in range(pieces)]
-    kinds: dict[str, Any] = {"Photo": Photo, "Refusal": Refusal}
+    kinds: dict[str, Any] = {"AcceptedImage": AcceptedImage, "RejectedFile": RejectedFile}
     records = (json.loads(line) for file in files for line in file.read_text().splitlines())
     results = [kinds[kind](**fields) for kind, fields in records]
-    return [replace(r, item=n) if isinstance(r, Photo) else r for n, r in enumerate(results)]
+    return [replace(r, item=n) if isinstance(r, AcceptedImage) else r for n, r in enumerate(results)]
 
 
 def examine_chunks(cfg: ShardConfig, items: list[Item], work: Path, numbers: range) -> None:
     """Examines the pieces of these numbers that have not been examined yet."""
     missing = [number for number in numbers if not examined_file(work, number).is_file()]
     task = partial(
-        examine_piece, rules=cfg, lists=Lists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
+        examine_chunk, rules=cfg, lists=NameLists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
     )
     workers = _workers(cfg)
-    if len(items) <= cfg.piece:  # a small folder: the threads of one piece are enough
+    if len(items) <= cfg.chunk_size:  # a small folder: the threads of one piece are enough
         task, workers = partial(task, threads=workers), 1
-    pieces = [items[number * cfg.piece : (number + 1) * cfg.piece] for number in missing]
-    for place, found in _shown(map_chunks(task, pieces, workers, cfg.spread), "examining", len(missing)):
+    pieces = [items[number * cfg.chunk_size : (number + 1) * cfg.chunk_size] for number in missing]
+    for place, found in _shown(map_chunks(task, pieces, workers, cfg.backend), "examining", len(missing)):
         lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
-        disk.write_durably(examined_file(work, missing[place]), lines.encode())
+        disk.write_atomic(examined_file(work, missing[place]), lines.encode())
 
 
-def check_fetched(cfg: ShardConfig, items: list[Item], results: list[Photo | Refusal], work: Path) -> None:
+def check_fetched(cfg: ShardConfig, items: list[Item], results: list[AcceptedImage | RejectedFile], work: Path) -> None:
     """Raises: DataError if more URLs failed than the config allows: then the network is broken, not some images."""
     remote = [r for r, item in zip(results, items, strict=True) if fetch.is_url(item.location)]
-    failed = {n: r for n, r in enumerate(results) if isinstance(r, Refusal) and r.reason.startswith(NOT_FETCHED)}
-    if failed and len(failed) > cfg.max_failed_share * len(remote):
-        for piece in {number // cfg.piece for number in failed}:
+    failed = {n: r for n, r in enumerate(results) if isinstance(r, RejectedFile) and r.reason.startswith(NOT_FETCHED)}
+    if failed and len(failed) > cfg.max_failed_fraction * len(remote):
+        for piece in {number // cfg.chunk_size for number in failed}:
             examined_file(work, piece).unlink()  # so that the next start tries again
         listed = "\n".join(f"  {described(r)}" for r in islice(failed.values(), 10))
         raise DataError(
-            f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_share={cfg.max_failed_share:g}); "
+            f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_fraction={cfg.max_failed_fraction:g}); "
             f"the same command tries again:\n{listed}"
         )
 
@@ -80,9 +80,9 @@ def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range
     written = {number: shard for number in numbers if (shard := plans[number].done(folder))}
     missing = [number for number in numbers if number not in written]
     done = map_chunks(
-        partial(writer.write, folder=folder), [plans[number] for number in missing], _workers(cfg), cfg.spread
+        partial(writer.write, folder=folder), [plans[number] for number in missing], _workers(cfg), cfg.backend
     )
-    changed: list[Photo] = []
+    changed: list[AcceptedImage] = []
     for place, result in _shown(done, "writing", len(missing)):
         if isinstance(result, Shard):
             written[missing[place]] = result
@@ -92,10 +92,10 @@ def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range
     return [written[number] for number in numbers]
 
 
-def _examine_again(cfg: ShardConfig, changed: list[Photo], work: Path) -> None:
+def _examine_again(cfg: ShardConfig, changed: list[AcceptedImage], work: Path) -> None:
     if not changed:
         return
-    for piece in {photo.item // cfg.piece for photo in changed}:
+    for piece in {photo.item // cfg.chunk_size for photo in changed}:
         examined_file(work, piece).unlink(missing_ok=True)
     listed = "\n".join(f"  {printable(photo.path)}" for photo in sorted(changed, key=lambda p: p.item)[:10])
     raise DataError(
@@ -104,7 +104,7 @@ def _examine_again(cfg: ShardConfig, changed: list[Photo], work: Path) -> None:
 
 
 def _workers(cfg: ShardConfig) -> int:
-    return cfg.workers or os.cpu_count() or 1
+    return cfg.num_workers or os.cpu_count() or 1
 
 
 def _shown(done: Iterator[tuple[int, Any]], words: str, total: int) -> Iterator[tuple[int, Any]]:

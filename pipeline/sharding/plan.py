@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.shards import SPLITS, Shard, Split, Store
+from pipeline.data.shards import SPLITS, Shard, Split, StoredFormat
 from pipeline.errors import DataError
 from pipeline.sharding.config import ShardConfig
-from pipeline.sharding.filters import Photo, Refusal, described, without_duplicates
+from pipeline.sharding.filters import AcceptedImage, RejectedFile, described, without_duplicates
 from pipeline.sharding.items import Item
 
 
@@ -19,8 +19,8 @@ class Plan:
     """A shard to be written: its file name and its photos, in order, each with where its bytes are."""
 
     file: str
-    photos: list[tuple[Photo, Item]]
-    store: Store
+    photos: list[tuple[AcceptedImage, Item]]
+    store: StoredFormat
     max_bytes: int
     spool: str  # folder with the bytes of what was fetched
 
@@ -44,25 +44,28 @@ class Plan:
 
 
 def split_photos(
-    photos: list[Photo], validation_share: float, test_share: float = 0.0, fixed: Mapping[str, Split] | None = None
-) -> dict[Split, list[Photo]]:
+    photos: list[AcceptedImage],
+    validation_fraction: float,
+    test_fraction: float = 0.0,
+    fixed: Mapping[str, Split] | None = None,
+) -> dict[Split, list[AcceptedImage]]:
     """Splits by a hash of what an image looks like: it falls on the same side whatever else there is.
 
     fixed: data set -> the side that its images are on, and what looks like them.
     Two images or more give training and validation at least one each, so that small folders work.
     """
-    splits: dict[Split, list[Photo]] = {"train": [], "valid": [], "test": []}
+    splits: dict[Split, list[AcceptedImage]] = {"train": [], "valid": [], "test": []}
     places = {photo.group: side for photo in photos if (side := (fixed or {}).get(photo.dataset))}
     for photo in photos:
         if photo.group in places:
             splits[(fixed or {}).get(photo.dataset) or places[photo.group]].append(photo)
             continue
         place = _split_hash(photo) / 2**32
-        valid, test = place < validation_share, place < validation_share + test_share
+        valid, test = place < validation_fraction, place < validation_fraction + test_fraction
         splits["valid" if valid else "test" if test else "train"].append(photo)
     train, valid_photos = splits["train"], splits["valid"]
     for empty, full in ((valid_photos, train), (train, valid_photos)):
-        if not empty and len({p.group for p in full}) > 1 and validation_share > 0 and not places:
+        if not empty and len({p.group for p in full}) > 1 and validation_fraction > 0 and not places:
             full.sort(key=_split_hash, reverse=empty is train)
             moved = full[0].group
             empty += [photo for photo in full if photo.group == moved]
@@ -70,9 +73,9 @@ def split_photos(
     return splits
 
 
-def in_shards(photos: Sequence[Photo], shard_bytes: int) -> Iterator[list[Photo]]:
+def in_shards(photos: Sequence[AcceptedImage], shard_bytes: int) -> Iterator[list[AcceptedImage]]:
     """Consecutive photos, in groups of about `shard_bytes`."""
-    group: list[Photo] = []
+    group: list[AcceptedImage] = []
     filled = 0
     for photo in photos:
         group.append(photo)
@@ -84,13 +87,13 @@ def in_shards(photos: Sequence[Photo], shard_bytes: int) -> Iterator[list[Photo]
         yield group
 
 
-def _split_hash(photo: Photo) -> int:
+def _split_hash(photo: AcceptedImage) -> int:
     return int(hashlib.sha256(f"split {photo.group}".encode()).hexdigest()[:8], 16)
 
 
 def plan_shards(
-    cfg: ShardConfig, items: list[Item], results: list[Photo | Refusal], work: Path
-) -> tuple[list[Plan], list[Photo], dict[Split, list[Photo]], list[Refusal]]:
+    cfg: ShardConfig, items: list[Item], results: list[AcceptedImage | RejectedFile], work: Path
+) -> tuple[list[Plan], list[AcceptedImage], dict[Split, list[AcceptedImage]], list[RejectedFile]]:
     """Which photo goes to which split and shard, and what is left out. Depends on the images alone."""
     photos, refused = _weighted(*without_duplicates(results, cfg), items)
     if not photos:
@@ -98,12 +101,12 @@ def plan_shards(
         places = ", ".join(source.path for source in cfg.sources())
         raise DataError(f"{places}: none of {len(items)} files is a usable image; the first refusals:\n{reasons}")
     fixed = {source.name: source.split for source in cfg.sources() if source.split}
-    splits = split_photos(photos, cfg.validation_share, cfg.test_share, fixed)
+    splits = split_photos(photos, cfg.validation_fraction, cfg.test_fraction, fixed)
     plans = [
         Plan(
             f"{split}-{number:06d}.tar",
             [(photo, items[photo.item]) for photo in group],
-            cfg.store,
+            cfg.format,
             int(cfg.max_file_mb * 1e6),
             str(work / "spool"),
         )
@@ -113,7 +116,9 @@ def plan_shards(
     return plans, photos, splits, refused
 
 
-def _weighted(photos: list[Photo], refused: list[Refusal], items: list[Item]) -> tuple[list[Photo], list[Refusal]]:
+def _weighted(
+    photos: list[AcceptedImage], refused: list[RejectedFile], items: list[Item]
+) -> tuple[list[AcceptedImage], list[RejectedFile]]:
     """Photos with how often they come per epoch: of weight 1.5, half come twice, chosen by content."""
     kept = []
     for photo in photos:
@@ -122,5 +127,5 @@ def _weighted(photos: list[Photo], refused: list[Refusal], items: list[Item]) ->
         if repeats := math.floor(weight) + (place < weight % 1):
             kept.append(replace(photo, repeats=repeats))
         else:
-            refused.append(Refusal(photo.path, photo.dataset, f"left out: its source has weight {weight:g}"))
+            refused.append(RejectedFile(photo.path, photo.dataset, f"left out: its source has weight {weight:g}"))
     return kept, refused

@@ -50,12 +50,18 @@ _SAMPLE_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 class Source(Config):
     """One of several places that images come from."""
 
-    name: str  # stands with each of its images
-    path: str  # like `source`
-    weight: PositiveFloat = Field(default=1.0, le=100)  # times per epoch that each of its images comes
-    split: Literal["train", "valid", "test"] | None = None  # all of it there; None: by content
-    recipe: str | None = None  # a name in sharding/known_datasets.py, whose check it has to pass
-    allow_missing: bool = False  # a check that fails is a warning
+    name: str
+    """Stands with each of its images."""
+    path: str
+    """Like `source`."""
+    weight: PositiveFloat = Field(default=1.0, le=100)
+    """Times per epoch that each of its images comes."""
+    split: Literal["train", "valid", "test"] | None = None
+    """All of it there; None: by content."""
+    known_dataset: str | None = None
+    """A name in sharding/known_datasets.py, whose check it has to pass."""
+    allow_missing: bool = False
+    """A check that fails is a warning."""
 
 
 def items(source: Source) -> list[Item]:

@@ -14,23 +14,23 @@ import webdataset as wds
 from PIL import Image
 
 from pipeline.data.images import decode
-from pipeline.data.shards import KEY_LENGTH, Sample, Shard, Store
+from pipeline.data.shards import KEY_LENGTH, Shard, ShardSample, StoredFormat
 from pipeline.errors import DataError, UnreachableError
 from pipeline.sharding import decode_limit
-from pipeline.sharding.filters import Photo
+from pipeline.sharding.filters import AcceptedImage
 from pipeline.sharding.items import Item, read_item
 from pipeline.sharding.plan import Plan
-from pipeline.storage.disk import flush_folder, sha256, write_durably
+from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
 
-def write(plan: Plan, folder: Path) -> Shard | list[Photo]:
+def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
     """Writes a tar and its table into `folder`; their bytes follow from the plan alone. Done before: does nothing.
 
     Returns: the shard, or the photos whose files changed or vanished since they were examined: then nothing is written.
     """
     if done := plan.done(folder):
         return done
-    changed: list[Photo] = []
+    changed: list[AcceptedImage] = []
     scratch = folder / f".{plan.file}"
     rows = []
     # Fixed owner and time make the tar a function of its content alone. An open file, since webdataset runs a path that
@@ -46,7 +46,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[Photo]:
                 continue
             with decode_limit.for_image(photo.width * photo.height, Path(plan.spool)):
                 content, extension, plain = _stored(original, photo, plan.store)
-            row = Sample(
+            row = ShardSample(
                 photo.sha256[:KEY_LENGTH],
                 extension,
                 0,
@@ -73,16 +73,16 @@ def write(plan: Plan, folder: Path) -> Shard | list[Photo]:
     digest = hashlib.sha256(table).hexdigest()
     draws = sum(photo.repeats for photo, _ in plan.photos)
     shard = Shard(plan.file, len(rows), draws, scratch.stat().st_size, sha256(scratch), len(table), digest)
-    write_durably(folder / shard.table, table)
+    write_atomic(folder / shard.table, table)
     with scratch.open("rb") as written:
         os.fsync(written.fileno())
     scratch.rename(folder / plan.file)
-    flush_folder(folder)
+    fsync_folder(folder)
     (folder / f"{plan.file}.done").write_text(json.dumps([plan.digest, asdict(shard)]))
     return shard
 
 
-def _original(photo: Photo, item: Item, plan: Plan) -> bytes | None:
+def _original(photo: AcceptedImage, item: Item, plan: Plan) -> bytes | None:
     """The bytes that were examined; None if they are no longer there. Raises: UnreachableError if a server is gone."""
     spooled = Path(plan.spool) / photo.sha256
     try:
@@ -94,7 +94,7 @@ def _original(photo: Photo, item: Item, plan: Plan) -> bytes | None:
     return content if hashlib.sha256(content).hexdigest() == photo.sha256 else None
 
 
-def _stored(content: bytes, photo: Photo, store: Store) -> tuple[bytes, str, bool]:
+def _stored(content: bytes, photo: AcceptedImage, store: StoredFormat) -> tuple[bytes, str, bool]:
     """What goes into the tar: bytes, extension, and whether they are a plain JPEG file."""
     if store == "original":
         return content, photo.extension, photo.plain_jpeg

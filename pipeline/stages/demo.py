@@ -1,7 +1,6 @@
 """`illm demo`: every stage in turn, each as the command a user would type, then the promoted codec at work."""
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pipeline.artifacts import run_folder
 from pipeline.data.reader import ShardReader
 from pipeline.errors import GatesNotMet, UserError
 from pipeline.processes import signals
+from pipeline.processes.command import illm_command
 from pipeline.registry import aliases, resolve
 from pipeline.text import file_name
 from pipeline.tracking import store
@@ -69,7 +69,7 @@ def _steps(folder: Path, data: str | None) -> dict[str, tuple[str, list[str]]]:
 
 def _illm(words: Sequence[str], environment: Mapping[str, str] | None = None, may_refuse: bool = False) -> int:
     print(f"\n$ illm {shlex.join(words)}", flush=True)
-    code, _ = signals.run([sys.executable, "-m", "pipeline", *words], environment or {})
+    code, _ = signals.run(illm_command(words), environment or {})
     if code and not (may_refuse and code == GatesNotMet.exit_code):
         raise StageFailed(words[0], code)
     return code
@@ -94,8 +94,8 @@ def _roll_back(folder: Path) -> None:
     """Goes back to the first champion, once, if the second codec took its place."""
     name = _decision(folder)["name"]
     changes = aliases.history(name, "champion")
-    if len(aliases.stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
-        _illm(["rollback", name, "--why", "to show how"])
+    if len(aliases.version_stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
+        _illm(["rollback", name, "--reason", "to show how"])
     _illm(["history", name])
 
 

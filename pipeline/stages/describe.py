@@ -1,6 +1,7 @@
 """`illm describe`: what a configuration would do, without doing it."""
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import config, stages
-from pipeline.config import Config
+from pipeline import config, config_keys, stages
+from pipeline.config import Config, Input
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.models import discriminator as discriminators
 from pipeline.models.codec import LATENT_STRIDE, Codec, CodecConfig
@@ -19,16 +20,6 @@ from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.registry import resolve
 
 C = TypeVar("C", bound=Config)
-OUTPUTS = {
-    "shard": "a 'shards' artifact: WebDataset tars, tables, index",
-    "vqvae": "a 'labeler' artifact",
-    "pretrain": "a 'codec' artifact",
-    "gan": "a 'codec' artifact with the same bitstream id as its input",
-    "evaluate": "an 'evaluation' artifact: measurements, files, figures, report.html",
-    "promote": "a registered model version, an alias, and a 'promotion' artifact",
-    "sweep": "a 'sweep' artifact: table of trials, Pareto figure",
-}
-_INPUTS = ("source", "shards", "codec", "labeler", "images", "evaluation")
 
 
 def describe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -36,19 +27,15 @@ def describe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     Raises: ConfigError if the file does not name its stage or does not fit it.
     """
-    name = config.read_yaml(path).get("stage")
-    if name not in stages.STAGES:
-        raise ConfigError(f"{path}: needs a `stage:` key, one of {', '.join(stages.STAGES)}; found {name!r}")
+    name = _stage_of(path)
     cfg = config.load(stages.get(name).StageConfig, path, overrides)
     flat = config.flatten(cfg)
     given = cfg.model_dump(exclude_unset=True, mode="json")
     networks = _Networks(path, cfg)
     return {
         "stage": name,
-        "inputs": {
-            key: value for key, value in flat.items() if key.split(".")[-1] in _INPUTS or key.startswith("codecs.")
-        },
-        "outputs": OUTPUTS[name],
+        "inputs": {key: flat[key] for key, _, _ in config.marked(cfg, Input) if flat[key] is not None},
+        "outputs": stages.TABLE[name].output,
         "steps": flat.get("fit.steps"),
         "notes": networks.notes,
         "parameters": networks.parameters(),
@@ -56,6 +43,13 @@ def describe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         "memory_gib": networks.memory_gib(),
         "defaults": {k: v for k, v in flat.items() if k not in dict(config.leaves("", given))},
     }
+
+
+def _stage_of(path: Path) -> str:
+    name = config.read_yaml(path).get("stage")
+    if name not in stages.STAGES:
+        raise ConfigError(f"{path}: needs a `stage:` key, one of {', '.join(stages.STAGES)}; found {name!r}")
+    return str(name)
 
 
 class _Networks:
@@ -73,7 +67,7 @@ class _Networks:
                 self.codec = Codec(self._architecture(path, "codec", "pretrain", CodecConfig))
             if stage == "vqvae" or (stage == "gan" and cfg.needs_labels):  # type: ignore[attr-defined]
                 self.labeler = Labeler(self._architecture(path, "labeler", "vqvae", LabelerConfig))
-            if self.codec is not None and stage == "gan" and cfg.weight:  # type: ignore[attr-defined]
+            if self.codec is not None and stage == "gan" and cfg.adversarial_weight:  # type: ignore[attr-defined]
                 num_labels = self.labeler.cfg.num_codes if self.labeler else 0
                 wanted = cfg.discriminator  # type: ignore[attr-defined]
                 self.discriminator = discriminators.build(wanted, num_labels, self.codec.cfg.latent_channels)
@@ -106,7 +100,7 @@ class _Networks:
         """Estimate for one process that takes the whole batch in fp32: weights, gradients and Adam's moments; activations."""
         if not hasattr(self.cfg, "data"):
             return {}
-        size, crop = self.cfg.data.batch_size, self.cfg.data.crop
+        size, crop = self.cfg.data.batch_size, self.cfg.data.crop_size
         trained: list[nn.Module] = [m for m in (self.codec or self.labeler,) if m is not None]
         passes = [lambda: self._train_pass(torch.empty(size, 3, crop, crop, device="meta"))]
         if (codec := self.codec) is not None and (discriminator := self.discriminator) is not None:
@@ -148,6 +142,19 @@ class _Networks:
         self.notes.append(f"{role}: {own} is not there yet; its figures follow {beside}")
         architecture: C = getattr(config.load(stages.get(made_by).StageConfig, beside), role)
         return architecture
+
+
+def keys_of(path: Path) -> str:
+    """Every key of the stage that a configuration is for: its type, its default, and what it does.
+
+    Raises: ConfigError if the file does not name its stage.
+    """
+    lines = []
+    for key in config_keys.keys(stages.get(_stage_of(path)).StageConfig):
+        default = "required" if not key.default else f"default {key.default}"
+        lines.append(f"{key.name}: {key.type}; {default}{'; changeable on resume' if key.changeable else ''}")
+        lines += textwrap.wrap(key.about, 110, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def as_json(description: dict[str, Any]) -> str:

@@ -10,10 +10,10 @@ from pydantic import Field, PositiveInt
 from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import Artifact, publish
 from pipeline.bitstream.codec import ImageCodec
-from pipeline.config import Config
+from pipeline.config import Config, Input
 from pipeline.evaluation import evaluator, report
 from pipeline.evaluation.anchors import Anchor
-from pipeline.evaluation.evaluator import Measuring
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.report import print_table
 from pipeline.models import pretrained, serialization
@@ -27,12 +27,17 @@ class StageConfig(Config):
     """Which codecs are measured on which images."""
 
     stage: Literal["evaluate"] = "evaluate"
-    images: str  # a shards artifact, whose validation images are taken, or a folder of images
-    codecs: Annotated[dict[ModelName, str], Field(min_length=1)]  # name in the report -> codec artifact
-    anchors: tuple[Anchor, ...] = ("jpeg", "webp")  # at each image's rate of the first codec, as near as they get
+    images: Annotated[str, Input("shards", or_folder=True)]
+    """A shards artifact, whose validation images are taken, or a folder of images."""
+    codecs: Annotated[dict[ModelName, str], Field(min_length=1), Input("codec")]
+    """Name in the report -> codec artifact."""
+    anchors: tuple[Anchor, ...] = ("jpeg", "webp")
+    """At each image's rate of the first codec, as near as they get."""
     max_images: PositiveInt = 1000
-    report_images: PositiveInt = 6  # shown side by side in the report
-    published: Literal["kodak", "clic2020", "div2k"] = "kodak"  # whose published points the figures show
+    num_report_images: PositiveInt = 6
+    """Shown side by side in the report."""
+    published_results: Literal["kodak", "clic2020", "div2k"] = "kodak"
+    """Whose published points the figures show."""
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
@@ -68,7 +73,7 @@ def _evaluate(
         for uri, shards in images.parents.values():
             tracker.dataset(uri, shards, "evaluation")
         codecs = {name: ImageCodec(serialization.load_codec(artifact)) for name, (_, artifact) in named.items()}
-        evaluation = Measuring(codecs, cfg.anchors)
+        evaluation = Evaluator(codecs, cfg.anchors)
         totals: dict[str, dict[str, float | None]] = {}
 
         def write(scratch: Path) -> None:
@@ -79,7 +84,7 @@ def _evaluate(
             )
             evaluator.write_csv(scratch / "per_image.csv", evaluation.measurements)
             (scratch / "totals.json").write_text(json.dumps(totals, indent=1), encoding="utf-8")
-            report.write(scratch, totals, cfg.published, cfg.report_images)
+            report.write(scratch, totals, cfg.published_results, cfg.num_report_images)
 
         # The numbers exist only once the files do: `write` adds them to the manifest.
         manifest = run_folder.manifest("evaluation", cfg, given, {}, tracker.run_id)

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
 from pipeline.artifacts import run_folder
-from pipeline.artifacts.manifest import Kind
+from pipeline.config import Input
 from pipeline.data.loader import Batch
 from pipeline.models import discriminator as discriminators
 from pipeline.models import serialization
@@ -30,25 +30,31 @@ class StageConfig(TrainingConfig):
     """The codec's adversarial fine-tuning. data.batch_size counts both halves of a batch."""
 
     stage: Literal["gan"] = "gan"
-    codec: str  # artifact of kind "codec": what is fine-tuned
-    labeler: str | None = None  # artifact of kind "labeler"; the label discriminator needs it
+    codec: Annotated[str, Input("codec")]
+    """Artifact of kind "codec": what is fine-tuned."""
+    labeler: Annotated[str | None, Input("labeler", when="needs_labels")] = None
+    """Artifact of kind "labeler"; the label discriminator needs it."""
     discriminator: Annotated[LabelDiscriminatorConfig | PatchDiscriminatorConfig, Field(discriminator="kind")] = (
         LabelDiscriminatorConfig()
     )
-    gan_weight: NonNegativeFloat | None = None  # of the adversarial loss; None: the published one; 0: no discriminator
-    frozen_cache_mb: NonNegativeInt = 0  # per process, of labels and latents of fixed crops: 230 kB per crop of 256x256
-    discriminator_alone: NonNegativeInt = 0  # steps at the start in which only the discriminator learns
+    gan_weight: NonNegativeFloat | None = None
+    """Of the adversarial loss; None: the published one; 0: no discriminator."""
+    frozen_cache_mb: NonNegativeInt = 0
+    """Per process, of labels and latents of fixed crops: 230 kB per crop of 256x256."""
+    discriminator_warmup_steps: NonNegativeInt = 0
+    """Steps at the start in which only the discriminator learns."""
     distortion: DistortionConfig = DistortionConfig()
     generator_optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.5, 0.9))
-    discriminator_optimizer: AdamConfig | None = None  # None: the published one
+    discriminator_optimizer: AdamConfig | None = None
+    """None: the published one."""
 
     @property
-    def weight(self) -> float:
+    def adversarial_weight(self) -> float:
         return PUBLISHED_WEIGHTS[self.discriminator.kind] if self.gan_weight is None else self.gan_weight
 
     @property
     def needs_labels(self) -> bool:
-        return self.discriminator.kind == "label" and self.weight > 0
+        return self.discriminator.kind == "label" and self.adversarial_weight > 0
 
     @model_validator(mode="after")
     def has_what_its_discriminator_needs(self) -> "StageConfig":
@@ -64,10 +70,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := run_folder.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
-    named: dict[str, tuple[str, Kind]] = {"shards": (cfg.data.shards, "shards"), "codec": (cfg.codec, "codec")}
-    if cfg.needs_labels and cfg.labeler is not None:
-        named["labeler"] = (cfg.labeler, "labeler")
-    given = resolve.read_inputs(facts, **named)
+    given = resolve.inputs_of(cfg, facts)
     codec = serialization.load_codec(given.artifacts["codec"][1])
     labeler = serialization.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.
@@ -81,7 +84,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     )
 
 
-class Seen(NamedTuple):
+class FrozenOutputs(NamedTuple):
     """What the frozen networks make of crops: labels (B, H/8, W/8), y_hat (B, latent_channels, H/16, W/16), bits (B,)."""
 
     labels: Tensor
@@ -89,7 +92,7 @@ class Seen(NamedTuple):
     bits: Tensor
 
 
-class SeenCache:
+class FrozenOutputCache:
     """What the frozen networks made of crops that come again, in the host's memory, until that is full.
 
     A batch is found or computed whole: results of a batch of another size could differ in their last bits.
@@ -97,23 +100,23 @@ class SeenCache:
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0
-        self.rows: dict[int, Seen] = {}
+        self.rows: dict[int, FrozenOutputs] = {}
 
-    def get(self, images: list[int], device: torch.device) -> Seen | None:
+    def get(self, images: list[int], device: torch.device) -> FrozenOutputs | None:
         """What was kept of these crops, or None if it is not all there."""
         if not self.max_bytes or not all(image in self.rows for image in images):
             return None
         columns = zip(*(self.rows[image] for image in images), strict=True)
         labels, y_hat, bits = (torch.stack(column).to(device, non_blocking=True) for column in columns)
-        return Seen(labels.long(), y_hat.contiguous(memory_format=torch.channels_last), bits)
+        return FrozenOutputs(labels.long(), y_hat.contiguous(memory_format=torch.channels_last), bits)
 
-    def put(self, images: list[int], seen: Seen) -> None:
+    def put(self, images: list[int], seen: FrozenOutputs) -> None:
         if self.bytes >= self.max_bytes:
             return
         kept = seen.labels.to(torch.int32).cpu(), seen.y_hat.cpu(), seen.bits.cpu()
         for image, *row in zip(images, *kept, strict=True):
             if image not in self.rows:
-                self.rows[image] = Seen(*(value.clone() for value in row))
+                self.rows[image] = FrozenOutputs(*(value.clone() for value in row))
                 self.bytes += sum(value.nbytes for value in row)
 
 
@@ -128,12 +131,12 @@ class GanTask:
         if labeler is not None:
             runtime.place(labeler)
         self.codec.synthesis.requires_grad_(True)
-        self.codec.synthesis.recompute = cfg.engine.recompute
+        self.codec.synthesis.recompute = cfg.engine.activation_checkpointing
         self.generator = runtime.trainable("generator", self.codec.synthesis, cfg.generator_optimizer, cfg.fit.steps)
         self.distortion = runtime.place(Distortion(cfg.distortion))
-        self.cache = SeenCache(cfg.frozen_cache_mb * 10**6)
+        self.cache = FrozenOutputCache(cfg.frozen_cache_mb * 10**6)
         self.adversary = None
-        if cfg.weight:
+        if cfg.adversarial_weight:
             num_labels = self.labeler.cfg.num_codes if self.labeler else 0
             self.adversary = Adversary(cfg, runtime, num_labels, self.codec.cfg.latent_channels)
 
@@ -142,25 +145,22 @@ class GanTask:
 
         Every second crop of the stream is reconstructed for the generator; the others are the discriminator's real ones.
         """
-        learns, share = step >= self.cfg.discriminator_alone, 1 / len(parts)
-        seen = [self._see(part) for part in parts]
+        learns, share = step >= self.cfg.discriminator_warmup_steps, 1 / len(parts)
+        seen = [self._encode_and_label(part) for part in parts]
         metrics = mean_over_parts(
             [self._reconstruct(*pair, learns, share, pair[0] is parts[-1]) for pair in zip(parts, seen, strict=True)]
         )
-        metrics["generator_norm"] = self.generator.update(step) if learns else torch.zeros_like(metrics["loss"])
+        metrics["generator_grad_norm"] = self.generator.update(step) if learns else torch.zeros_like(metrics["loss"])
         if self.adversary is not None:
             real = mean_over_parts(
-                [
-                    self.adversary.judge_reals(*pair, share, pair[0] is parts[-1])
-                    for pair in zip(parts, seen, strict=True)
-                ]
+                [self.adversary.real_step(*pair, share, pair[0] is parts[-1]) for pair in zip(parts, seen, strict=True)]
             )
-            metrics["told_apart"] = (metrics.pop("fakes_told") + real["reals_told"]) / 2
+            metrics["discriminator_accuracy"] = (metrics.pop("fakes_found") + real["reals_found"]) / 2
             metrics["discriminator"] = metrics.pop("discriminator_of_fakes") + real["discriminator_of_reals"]
-            metrics["discriminator_norm"] = self.adversary.trainable.update(step)
+            metrics["discriminator_grad_norm"] = self.adversary.trainable.update(step)
         return {f"train/{name}": value for name, value in metrics.items()}
 
-    def _see(self, part: Batch) -> Seen:
+    def _encode_and_label(self, part: Batch) -> FrozenOutputs:
         """What the frozen networks make of a part of the batch: of all crops, or of those that are reconstructed.
 
         The real half needs its latent too, as the discriminator's context, but nobody needs it decoded.
@@ -170,24 +170,26 @@ class GanTask:
         seen = self.cache.get(images, self.runtime.device)
         if seen is None:
             y_hat, bits = self.codec.encode(x)
-            seen = Seen(self.labels(x), y_hat, bits)
+            seen = FrozenOutputs(self.labels(x), y_hat, bits)
             self.cache.put(images, seen)
         return seen
 
-    def _reconstruct(self, part: Batch, seen: Seen, learns: bool, share: float, last: bool) -> dict[str, Tensor]:
+    def _reconstruct(
+        self, part: Batch, seen: FrozenOutputs, learns: bool, share: float, last: bool
+    ) -> dict[str, Tensor]:
         """Reconstructions and what both networks pay for them, over one part of the batch, which counts with its share."""
         stride = 2 if self.adversary else 1
         x, y_hat, bits = part.x[0::2], seen.y_hat[0::stride], seen.bits[0::stride]
-        with self.generator.passing(last), torch.set_grad_enabled(learns):
+        with self.generator.accumulate(last), torch.set_grad_enabled(learns):
             x_hat = self.generator.model(y_hat)
             loss, metrics = self.distortion(x_hat, x)
             paid = loss
             if self.adversary is not None:
-                judged, seen_through = self.adversary.judge_fakes(x_hat, y_hat, seen.labels[0::2], share)
+                judged, seen_through = self.adversary.fake_step(x_hat, y_hat, seen.labels[0::2], share)
                 metrics |= judged
                 # The adversarial loss enters by its gradient at the reconstructions.
-                paid = loss + self.cfg.weight * (x_hat * seen_through).sum()
-                loss = loss + self.cfg.weight * metrics["generator"]
+                paid = loss + self.cfg.adversarial_weight * (x_hat * seen_through).sum()
+                loss = loss + self.cfg.adversarial_weight * metrics["generator"]
             if learns:
                 self.generator.backward(paid * share)
         metrics |= {"loss": loss, "bpp": bits.mean() / (x.shape[-2] * x.shape[-1])}
@@ -207,14 +209,14 @@ class GanTask:
             x_hat = self.codec.synthesis(y_hat)
             measured = rate_and_quality(bits, x_hat, x)
             if self.adversary is not None:
-                measured["val/believed"] = self.adversary.believed(x_hat, y_hat, self.labels(x))
+                measured["val/fooling_rate"] = self.adversary.fooling_rate(x_hat, y_hat, self.labels(x))
             return measured
 
-        with self.generator.averaged():
+        with self.generator.ema_weights():
             return validation_means(self.runtime, self.crops, measure)
 
     def export(self, folder: Path) -> None:
-        with self.generator.averaged():
+        with self.generator.ema_weights():
             serialization.save(folder, self.codec, self.codec.cfg)
 
 
@@ -226,16 +228,14 @@ class Adversary:
         self.network: Discriminator = discriminators.build(cfg.discriminator, num_labels, latent_channels)
         self.trainable = runtime.trainable("discriminator", self.network, optimizer, cfg.fit.steps, published=False)
 
-    def judge_fakes(
-        self, x_hat: Tensor, y_hat: Tensor, labels: Tensor, share: float
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def fake_step(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
         """What the generator pays for these reconstructions, and the gradient of that at the reconstructions.
 
         One forward pass serves both sides. The generator takes the gradient at its reconstructions, which touches no
         weight; the discriminator takes that of its own loss at its weights. Nothing can leak from one to the other.
         """
         fake = x_hat.detach().requires_grad_()
-        with torch.enable_grad(), self.trainable.passing(last=False):
+        with torch.enable_grad(), self.trainable.accumulate(last=False):
             logits = self.trainable.model(fake, y_hat)
             generator = self.network.generator_loss(logits, labels)
             (seen_through,) = torch.autograd.grad(generator, fake, retain_graph=True)
@@ -244,23 +244,23 @@ class Adversary:
         metrics = {
             "generator": generator,
             "discriminator_of_fakes": mistaken,
-            "fakes_told": self.network.called_fake(logits),
+            "fakes_found": self.network.fake_rate(logits),
         }
         return {name: value.detach() for name, value in metrics.items()}, seen_through
 
-    def judge_reals(self, part: Batch, seen: Seen, share: float, last: bool) -> dict[str, Tensor]:
+    def real_step(self, part: Batch, seen: FrozenOutputs, share: float, last: bool) -> dict[str, Tensor]:
         """The discriminator's other half: original crops."""
-        with self.trainable.passing(last):
+        with self.trainable.accumulate(last):
             logits = self.trainable.model(part.x[1::2], seen.y_hat[1::2])
             mistaken = self.network.real_loss(logits, seen.labels[1::2])
             self.trainable.backward(mistaken * share)
-        metrics = {"discriminator_of_reals": mistaken, "reals_told": 1 - self.network.called_fake(logits)}
+        metrics = {"discriminator_of_reals": mistaken, "reals_found": 1 - self.network.fake_rate(logits)}
         return {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def believed(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor) -> Tensor:
+    def fooling_rate(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor) -> Tensor:
         """Share of each reconstruction's patches that pass. Returns (B,)."""
         self.network.eval()  # spectral norm estimates nothing anew while it is measured
-        believed = self.network.believed(self.network(x_hat, y_hat), labels)
+        fooling_rate = self.network.fooling_rate(self.network(x_hat, y_hat), labels)
         self.network.train()
-        return believed
+        return fooling_rate

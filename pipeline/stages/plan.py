@@ -7,31 +7,16 @@ from typing import Any
 
 from pipeline import config, stages
 from pipeline.artifacts import run_folder
-from pipeline.artifacts.manifest import Kind, a_kind
-from pipeline.data.loader import Share
+from pipeline.artifacts.manifest import a_kind
+from pipeline.data.loader import BatchShard
 from pipeline.errors import ConfigError, UserError
 from pipeline.registry import resolve
-from pipeline.stages import TRAINING
+from pipeline.stages import TRAINING, makers_of
 from pipeline.storage import fetch
-
-KINDS: dict[str, Kind] = {
-    "shards": "shards",
-    "images": "shards",
-    "codec": "codec",
-    "codecs": "codec",
-    "labeler": "labeler",
-    "evaluation": "evaluation",
-}
-MADE_BY: dict[Kind, tuple[str, ...]] = {
-    "shards": ("shard",),
-    "labeler": ("vqvae",),
-    "codec": ("pretrain", "gan"),
-    "evaluation": ("evaluate",),
-}
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """One stage of a chain, ready to be run as `illm STAGE CONFIG run=FOLDER key=value ...`."""
 
     stage: str
@@ -47,7 +32,7 @@ class Step:
 
 def plan(
     names: Sequence[str], configs: Path, folder: Path, overrides: Sequence[str] = (), processes: int = 1
-) -> list[Step]:
+) -> list[PlannedStage]:
     """The stages `names`, configured by CONFIGS/STAGE.yaml, each in FOLDER/STAGE. overrides: `stage.key=value`.
 
     An input that a config takes from a folder named like an earlier stage of the chain (runs/pretrain) is taken from that
@@ -64,7 +49,7 @@ def plan(
     ]
     if problems or not names:
         raise ConfigError("\n".join(problems) or "no stages were named")
-    steps: list[Step] = []
+    steps: list[PlannedStage] = []
     for number, name in enumerate(names):
         own = [word.removeprefix(f"{name}.") for word in overrides if word.startswith(f"{name}.")]
         path = configs / f"{name}.yaml"
@@ -74,8 +59,8 @@ def plan(
             cfg = config.load(stages.get(name).StageConfig, path, own)
             done = run_folder.finished(folder / name, cfg) is not None
             if not done:
-                problems += [f"{name}: {problem}" for problem in _unmet(cfg, names[:number], folder, processes)]
-            steps.append(Step(name, path, folder / name, tuple(own), done))
+                problems += [f"{name}: {problem}" for problem in _preflight(cfg, names[:number], folder, processes)]
+            steps.append(PlannedStage(name, path, folder / name, tuple(own), done))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -83,49 +68,43 @@ def plan(
     return steps
 
 
-def _inputs(cfg: Any) -> Iterator[tuple[str, str, Kind]]:
-    """Key, value and kind of every artifact that a config names."""
-    stage = run_folder.stage_of(cfg)
-    for key, value in config.flatten(cfg).items():
-        kind = KINDS.get(key.split(".")[0] if key.startswith("codecs.") else key.split(".")[-1])
-        names_a_codec_of_an_evaluation = stage == "promote" and key == "codec"
-        unneeded = key == "labeler" and not getattr(cfg, "needs_labels", True)
-        if kind and isinstance(value, str) and not names_a_codec_of_an_evaluation and not unneeded:
-            yield key, value, kind
-
-
 def _connections(cfg: Any, before: Sequence[str], folder: Path) -> list[str]:
     """Overrides that make a stage read what earlier stages of the chain write."""
     words = []
-    for key, value, kind in _inputs(cfg):
-        if (maker := Path(value).name) in before and maker in MADE_BY[kind]:
+    for key, value, marker in config.inputs(cfg):
+        if marker.kind and (maker := Path(value).name) in before and maker in makers_of(marker.kind):
             name = key.removeprefix("codecs.")
             words.append(f"{key}={folder / maker}" if name == key else f"codecs={{{name}: {folder / maker}}}")
     return words
 
 
-def _unmet(cfg: Any, before: Sequence[str], folder: Path, processes: int) -> Iterator[str]:
+def _preflight(cfg: Any, before: Sequence[str], folder: Path, processes: int) -> Iterator[str]:
     """What would stop the stage hours later."""
     coming = {str(folder / name) for name in before}
-    for key, value, kind in _inputs(cfg):
-        if value in coming or (
-            key == "images" and Path(value).is_dir() and not (Path(value) / run_folder.RUN_FILE).exists()
-        ):
-            continue  # an earlier stage makes it; or it is a plain folder of images
+    for key, value, marker in config.inputs(cfg):
+        is_made_before = value in coming
+        if not marker.kind or is_made_before or (marker.or_folder and _is_plain_folder(Path(value))):
+            continue
         try:
             found = resolve.kind_of(value)
-            if found != kind:
-                yield f"{key}: {value} is {a_kind(found)} artifact, expected {kind!r}"
+            if found != marker.kind:
+                yield f"{key}: {value} is {a_kind(found)} artifact, expected {marker.kind!r}"
         except UserError as error:
-            yield f"{key}: {error}, or name {' or '.join(MADE_BY[kind])} among the stages before"
+            yield f"{key}: {error}, or name {' or '.join(makers_of(marker.kind))} among the stages before"
     stage = run_folder.stage_of(cfg)
     if stage == "shard":
         yield from _missing_sources(cfg)
     if stage in TRAINING:
         try:
-            Share.of(cfg.data.batch_size, 0, processes, (2 if stage == "gan" else 1) * cfg.engine.passes)
+            BatchShard.of(
+                cfg.data.batch_size, 0, processes, (2 if stage == "gan" else 1) * cfg.engine.gradient_accumulation_steps
+            )
         except UserError as error:
             yield str(error)
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not (path / run_folder.RUN_FILE).exists()
 
 
 def check_sources(path: Path, overrides: Sequence[str]) -> None:

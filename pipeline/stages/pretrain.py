@@ -27,7 +27,8 @@ class FixedRate(Config):
     """A constant price of a bit."""
 
     kind: Literal["fixed"]
-    weight: PositiveFloat  # of bits per pixel
+    weight: PositiveFloat
+    """Of bits per pixel."""
 
     def term(self, step: int) -> RateTerm:  # noqa: ARG002
         return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
@@ -40,9 +41,12 @@ class TargetRate(Config):
     """
 
     kind: Literal["target"]
-    bpp: PositiveFloat  # bits per image pixel, of training crops
-    weight: PositiveFloat | None = None  # of bits per pixel above the target; None: the published one for this target
-    warmup_steps: NonNegativeInt = 25_000  # steps with a 1.429 times higher target at half the weight
+    bpp: PositiveFloat
+    """Bits per image pixel, of training crops."""
+    weight: PositiveFloat | None = None
+    """Of bits per pixel above the target; None: the published one for this target."""
+    warmup_steps: NonNegativeInt = 25_000
+    """Steps with a 1.429 times higher target at half the weight."""
 
     def term(self, step: int) -> RateTerm:
         weight = self.weight or losses.published_rate_weight(self.bpp)
@@ -53,8 +57,10 @@ class CalibratedRate(Config):
     """A price of a bit that every validation changes, so that the mean rate of validation crops becomes `bpp`."""
 
     kind: Literal["calibrated"]
-    bpp: PositiveFloat  # bits per image pixel, of validation crops
-    weight: PositiveFloat | None = None  # of bits per pixel, at the start; None: between the two published ones
+    bpp: PositiveFloat
+    """Bits per image pixel, of validation crops."""
+    weight: PositiveFloat | None = None
+    """Of bits per pixel, at the start; None: between the two published ones."""
 
 
 class Calibration:
@@ -94,11 +100,13 @@ class StageConfig(TrainingConfig):
 
     stage: Literal["pretrain"] = "pretrain"
     codec: CodecConfig = CodecConfig()
-    init: Init = "he"  # of analysis and synthesis; "pytorch" as in the release: hundreds of steps to get going
+    init: Init = "he"
+    """Of analysis and synthesis; "pytorch" as in the release: hundreds of steps to get going."""
     rate: Annotated[FixedRate | TargetRate | CalibratedRate, Field(discriminator="kind")]
     distortion: DistortionConfig = DistortionConfig()
-    optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, decay="cosine")
-    quantile_lr: PositiveFloat = 1e-3  # of the quantiles that bound the hyper-latent's tables
+    optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, schedule="cosine")
+    quantile_lr: PositiveFloat = 1e-3
+    """Of the quantiles that bound the hyper-latent's tables."""
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
@@ -106,7 +114,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := run_folder.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
-    given = resolve.read_inputs(facts, shards=(cfg.data.shards, "shards"))
+    given = resolve.inputs_of(cfg, facts)
     return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops))
 
 
@@ -147,7 +155,7 @@ class PretrainTask:
         self.codec = Codec(cfg.codec)
         if cfg.init == "he":
             initial.he_codec(self.codec)
-        self.codec.synthesis.recompute = cfg.engine.recompute
+        self.codec.synthesis.recompute = cfg.engine.activation_checkpointing
         self.codec.hyper_entropy.quantiles.requires_grad_(False)
         self.trainable = runtime.trainable("codec", self.codec, cfg.optimizer, cfg.fit.steps)
         self.quantiles = QuantileStep(self.codec, cfg.quantile_lr)
@@ -163,14 +171,14 @@ class PretrainTask:
     def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]:
         """One update. Shapes: each part's x (B, 3, H, W)."""
         metrics = mean_over_parts([self._pass(part, step, 1 / len(parts), part is parts[-1]) for part in parts])
-        metrics["train/codec_norm"] = self.trainable.update(step)
+        metrics["train/codec_grad_norm"] = self.trainable.update(step)
         return metrics | {"train/quantile_loss": self.quantiles.step()}
 
     def _pass(self, part: Batch, step: int, share: float, last: bool) -> dict[str, Tensor]:
         """Forward and backward over one part of the batch, which counts with its share."""
         x, num_pixels = part.x, part.x.shape[-2] * part.x.shape[-1]
         noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, part.positions))
-        with self.trainable.passing(last):
+        with self.trainable.accumulate(last):
             out = self.trainable.model(x, noise)
             distortion, metrics = self.distortion(out.x_hat, x)
             bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
@@ -187,7 +195,7 @@ class PretrainTask:
             y_hat, bits = self.codec.encode(x)
             return rate_and_quality(bits, self.codec.synthesis(y_hat), x)
 
-        with self.trainable.averaged():
+        with self.trainable.ema_weights():
             means = validation_means(self.runtime, self.crops, measure)
         if isinstance(self.rate, Calibration):
             means["val/rate_weight"] = self.rate.weight
@@ -208,7 +216,7 @@ class PretrainTask:
     def export(self, folder: Path) -> None:
         # On a copy: the tables are no part of what a checkpoint of this run holds.
         codec = Codec(self.cfg.codec)
-        with self.trainable.averaged():
+        with self.trainable.ema_weights():
             codec.load_state_dict(self.codec.state_dict())
         codec.update_tables()
         serialization.save(folder, codec, self.cfg.codec)

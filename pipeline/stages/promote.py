@@ -14,18 +14,19 @@ from pipeline.artifacts.artifact import Artifact, publish
 from pipeline.errors import GatesNotMet
 from pipeline.evaluation.evaluator import METRICS
 from pipeline.promotion import gates, package
-from pipeline.promotion.decision import Decision, Terms, evaluated_codec, judge
+from pipeline.promotion.decision import Decision, PromotionConfig, evaluate_gates, evaluated_codec
 from pipeline.registry import aliases, resolve, versions
 from pipeline.tracking import provenance, store
 from pipeline.tracking.run import tracked_run
 
 
-class StageConfig(Terms):
+class StageConfig(PromotionConfig):
     """What is promoted on which terms, and what its model card says besides the numbers."""
 
     stage: Literal["promote"] = "promote"
     licence: str = "not stated"
-    limits: tuple[str, ...] = ()  # sentences for the model card
+    limits: tuple[str, ...] = ()
+    """Sentences for the model card."""
 
 
 def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", why: str = "") -> Path:
@@ -38,7 +39,7 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
         return done
     evaluation = resolve.read(cfg.evaluation, "evaluation")
     source, codec = evaluated_codec(cfg, evaluation)
-    decision = judge(cfg, codec, evaluation)
+    decision = evaluate_gates(cfg, codec, evaluation)
     gates.print_table(f"{cfg.codec} for {cfg.name}@{cfg.alias}", decision.verdicts)
     if dry_run:
         if decision.failed and not force:

@@ -13,21 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from pipeline import config
 from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import publish
 from pipeline.data.shards import SPLITS
 from pipeline.errors import DataError
-from pipeline.registry import resolve
 from pipeline.sharding import card, listing, writer
 from pipeline.sharding.config import ShardConfig
-from pipeline.sharding.filters import Lists, described
+from pipeline.sharding.filters import NameLists, described
 from pipeline.sharding.items import Item
 from pipeline.sharding.passes import check_fetched, examine_chunks, examined, examined_file, write_shards
 from pipeline.sharding.plan import plan_shards
 from pipeline.storage import disk
 from pipeline.tracking.run import Tracker, tracked_run
 
-FEW = 10  # validation images
+MIN_VALIDATION_IMAGES = 10  # validation images
 
 
 class StageConfig(ShardConfig):
@@ -45,8 +45,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     with ownership.held(folder) as still_ours:
         if done := _finished(cfg, folder):  # by a job that had the lock before
             return done
-        run_folder.claim(folder, cfg, resolve.read_inputs())
-        with tracked_run("shard", folder, cfg, resolve.read_inputs()) as tracker:
+        run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
+        with tracked_run("shard", folder, cfg, run_folder.NO_INPUTS) as tracker:
             listing.write(work, found)
             _shard(cfg, folder, work, tracker, still_ours)
         # another start, which found the artifact, may be removing it, too
@@ -65,17 +65,17 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
     if what == "list":
         found = _found(cfg, work)
         with ownership.held(folder):
-            run_folder.claim(folder, cfg, resolve.read_inputs())
+            run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
             listing.write(work, found)
         return f"listed {len(listing.read(work))} files"
-    if not disk.wait_for(work / listing.FILE):
+    if not disk.wait_for_file(work / listing.FILE):
         raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
     items = listing.read(work)
-    pieces = math.ceil(len(items) / cfg.piece)
+    pieces = math.ceil(len(items) / cfg.chunk_size)
     if what == "examine":
         examine_chunks(cfg, items, work, range(number, pieces, count))
         return f"examined pieces {number}, {number + count}, ... of {pieces}"
-    if not all(disk.wait_for(examined_file(work, piece)) for piece in range(pieces)):
+    if not all(disk.wait_for_file(examined_file(work, piece)) for piece in range(pieces)):
         raise DataError(f"{folder}: not all of its {pieces} pieces have been examined; run those parts first")
     plans, *_ = plan_shards(cfg, items, examined(cfg, items, work), work)
     write_shards(cfg, plans, work, range(number, len(plans), count))
@@ -84,7 +84,7 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
 
 def _found(cfg: StageConfig, work: Path) -> list[Item]:
     """What the sources hold, unless that has been written down; reads the lists of excluded images, too."""
-    Lists.of(cfg)
+    NameLists.of(cfg)
     return [] if (work / listing.FILE).exists() else listing.found(cfg.sources())
 
 
@@ -107,7 +107,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: Tracker, still_o
         "refused_files": len(refused),
         "bytes": sum(shard.bytes for shard in written),
     }
-    manifest = run_folder.manifest("shards", cfg, resolve.read_inputs(), metrics, tracker.run_id)
+    manifest = run_folder.manifest("shards", cfg, run_folder.NO_INPUTS, metrics, tracker.run_id)
     tracker.log(0, metrics)
     index = {
         "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
@@ -117,7 +117,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: Tracker, still_o
 
     def assemble(scratch: Path) -> None:
         writer.assemble(work / "shards", written, index, scratch)
-        deciding = {key: value for key, value in manifest.config.items() if key not in run_folder.CHANGEABLE}
+        deciding = {key: value for key, value in manifest.config.items() if key not in config.changeable(cfg)}
         card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
 
     made = publish(folder / "artifact", manifest, assemble, still_ours)
@@ -135,10 +135,10 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: Tracker, still_o
 
 def _warn_of_few(cfg: StageConfig, count: int) -> None:
     """Says so if there are too few validation images, unless none were asked for."""
-    wanted = cfg.validation_share > 0 or any(source.split == "valid" for source in cfg.sources())
-    if wanted and count < FEW:
+    wanted = cfg.validation_fraction > 0 or any(source.split == "valid" for source in cfg.sources())
+    if wanted and count < MIN_VALIDATION_IMAGES:
         print(
             f"warning: {count} validation image(s), too few to judge a codec by; shard more images, "
-            f"or raise validation_share ({cfg.validation_share:g}) in another run=",
+            f"or raise validation_fraction ({cfg.validation_fraction:g}) in another run=",
             file=sys.stderr,
         )

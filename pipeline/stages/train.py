@@ -17,7 +17,7 @@ from pipeline.artifacts.manifest import Kind
 from pipeline.artifacts.run_folder import Inputs
 from pipeline.config import Config
 from pipeline.data import loader
-from pipeline.data.loader import Batch, LoaderConfig, Share
+from pipeline.data.loader import Batch, BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.tracking.run import tracked_run
 from pipeline.training.loop import FitConfig, Task, fit
@@ -45,7 +45,12 @@ def train(
 ) -> Path:
     """Trains what `make_task(runtime, validation crops of this process)` builds, and publishes it as a `kind`."""
     runtime = Runtime(cfg.engine)
-    share = Share.of(cfg.data.batch_size, runtime.rank, runtime.num_processes, batch_multiple * cfg.engine.passes)
+    share = BatchShard.of(
+        cfg.data.batch_size,
+        runtime.rank,
+        runtime.num_processes,
+        batch_multiple * cfg.engine.gradient_accumulation_steps,
+    )
     loader.check_memory(cfg.data, share)
     with ExitStack() as held:  # on the main process, for as long as the stage runs
         still_ours = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
@@ -64,7 +69,7 @@ def _train(
     kind: Kind,
     given: Inputs,
     make_task: Callable[[Runtime, Tensor], Task],
-    share: Share,
+    share: BatchShard,
     still_ours: Callable[[], None],
 ) -> Path:
     shards = given.artifacts["shards"][1]
@@ -80,7 +85,7 @@ def _train(
     stage = run_folder.stage_of(cfg)
     if runtime.is_main:
         print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
-    with tracked_run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.talk.leaving_on_error():
+    with tracked_run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.control.leaving_on_error():
         tracker.dataset(cfg.data.shards, shards, "training")
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)
         manifest = run_folder.manifest(kind, cfg, given, metrics, tracker.run_id)
@@ -96,14 +101,15 @@ def announcement(
     cfg: TrainingConfig, stage: str, folder: Path, given: Inputs, runtime: Runtime, num_images: int, num_crops: int
 ) -> str:
     """What a run that starts is about to do, in a few lines."""
-    each = cfg.data.batch_size // runtime.num_processes // cfg.engine.passes
-    options = [name for name in ("compile", "recompute") if getattr(cfg.engine, name)]
+    each = cfg.data.batch_size // runtime.num_processes // cfg.engine.gradient_accumulation_steps
+    options = [name for name in ("compile", "activation_checkpointing") if getattr(cfg.engine, name)]
     options += [f"averaged weights ({cfg.engine.ema_decay})"] if cfg.engine.ema_decay else []
     lines = {
         "trains": ", ".join(f"{name} ({count / 1e6:,.2f} M weights)" for name, count in runtime.sizes().items()),
         "reads": ", ".join(f"{role} {name}" for role, (name, _) in given.artifacts.items()),
-        "data": f"{num_images} images, crops of {cfg.data.crop}x{cfg.data.crop}, {num_crops} to validate on",
-        "batch": f"{cfg.data.batch_size} = {runtime.num_processes} process(es) x {cfg.engine.passes} pass(es) x {each}",
+        "data": f"{num_images} images, crops of {cfg.data.crop_size}x{cfg.data.crop_size}, {num_crops} to validate on",
+        "batch": f"{cfg.data.batch_size} = {runtime.num_processes} process(es) x "
+        f"{cfg.engine.gradient_accumulation_steps} accumulation step(s) x {each}",
         "on": f"{runtime.num_processes} x {runtime.device_name}, {runtime.engine}, {', '.join([cfg.engine.precision, *options])}",
         "steps": f"{cfg.fit.steps}; logs every {cfg.fit.log_every}, validates every {cfg.fit.validate_every}, "
         f"saves every {cfg.fit.checkpoint_every}",

@@ -21,7 +21,7 @@ from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.registry import resolve
 from pipeline.stages.train import TrainingConfig, mean_over_parts, train, validation_means
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime, mix
+from pipeline.training.runtime import Runtime, mix_seed
 
 
 class StageConfig(TrainingConfig):
@@ -30,14 +30,22 @@ class StageConfig(TrainingConfig):
     stage: Literal["vqvae"] = "vqvae"
     labeler: LabelerConfig = LabelerConfig()
     pixel_loss: Literal["l1", "mse"] = "l1"
-    commitment: NonNegativeFloat = 0.25  # weight that pulls the encoder to its codes
-    embedding: NonNegativeFloat = 1.0  # weight that pulls the codes to the encoder
-    init: Init = "he"  # of convolutions; "pytorch" as in the release: hundreds of steps to get going
-    codes_from: Literal["data", "gaussian"] = "data"  # the first codes: encoded patches, or random directions
-    quantise_after: NonNegativeInt = 0  # steps of plain autoencoding before codes come into play
-    reseed_every: PositiveInt = 200  # steps between two replacements of little-used codes
-    reseed_below: NonNegativeFloat = 0.125  # share of the average use below which a code is replaced
-    reseed_until: Annotated[float, Field(ge=0, le=1)] = 0.95  # share of the steps after which no code is moved any more
+    commitment_weight: NonNegativeFloat = 0.25
+    """Weight that pulls the encoder to its codes."""
+    codebook_weight: NonNegativeFloat = 1.0
+    """Weight that pulls the codes to the encoder."""
+    init: Init = "he"
+    """Of convolutions; "pytorch" as in the release: hundreds of steps to get going."""
+    codebook_init: Literal["data", "gaussian"] = "data"
+    """The first codes: encoded patches, or random directions."""
+    quantize_after: NonNegativeInt = 0
+    """Steps of plain autoencoding before codes come into play."""
+    dead_code_every: PositiveInt = 200
+    """Steps between two replacements of little-used codes."""
+    dead_code_below: NonNegativeFloat = 0.125
+    """Share of the average use below which a code is replaced."""
+    dead_code_until: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Share of the steps after which no code is moved any more."""
     optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.9, 0.99))
 
 
@@ -45,7 +53,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Trains a labeler and publishes it."""
     if done := run_folder.finished(folder, cfg):
         return done
-    given = resolve.read_inputs(shards=(cfg.data.shards, "shards"))
+    given = resolve.inputs_of(cfg)
     return train(cfg, folder, "labeler", given, lambda runtime, crops: VqvaeTask(cfg, runtime, crops))
 
 
@@ -76,30 +84,34 @@ class VqvaeTask:
 
     def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]:
         """One update. Shapes: each part's x (B, 3, H, W)."""
-        since = step - self.cfg.quantise_after
-        if since >= 0 and since % self.cfg.reseed_every == 0 and step < self.cfg.fit.steps * self.cfg.reseed_until:
-            self.reseed(parts, step, everything=since == 0 and self.cfg.codes_from == "data")
+        since = step - self.cfg.quantize_after
+        if (
+            since >= 0
+            and since % self.cfg.dead_code_every == 0
+            and step < self.cfg.fit.steps * self.cfg.dead_code_until
+        ):
+            self.reseed(parts, step, everything=since == 0 and self.cfg.codebook_init == "data")
         chosen = torch.zeros_like(self.usage.counts)
         metrics = mean_over_parts(
             [self._pass(part.x, since >= 0, 1 / len(parts), part is parts[-1], chosen) for part in parts]
         )
         self.usage.counts += self.runtime.sum(chosen)
-        metrics["train/labeler_norm"] = self.trainable.update(step)
+        metrics["train/labeler_grad_norm"] = self.trainable.update(step)
         return metrics | {"train/codes_used": (self.usage.counts > 0).sum().float()}
 
     def _pass(self, x: Tensor, quantise: bool, share: float, last: bool, chosen: Tensor) -> dict[str, Tensor]:
         """Forward and backward over one part of the batch, which counts with its share; adds its codes to `chosen`."""
-        with self.trainable.passing(last):
+        with self.trainable.accumulate(last):
             out = self.trainable.model(x, quantise=quantise)
             pixel = (F.l1_loss if self.cfg.pixel_loss == "l1" else F.mse_loss)(out.x_hat, x)
             vq = losses.vq_loss(out.z, out.codes)
-            commitment = self.cfg.commitment if quantise else 0.0
-            loss = pixel + commitment * vq.commitment + self.cfg.embedding * vq.embedding
+            commitment = self.cfg.commitment_weight if quantise else 0.0
+            loss = pixel + commitment * vq.commitment + self.cfg.codebook_weight * vq.embedding
             self.trainable.backward(loss * share)
         chosen += self._count(out.labels)
         return {
             "train/loss": loss.detach(),
-            "train/pixel": pixel.detach(),
+            "train/reconstruction_loss": pixel.detach(),
             "train/commitment": vq.commitment.detach(),
             "train/psnr_db": losses.mean_psnr_db(out.x_hat.detach(), x),
         }
@@ -113,13 +125,13 @@ class VqvaeTask:
         z = torch.cat([self.labeler.embed(part.x) for part in parts])
         patches = self.runtime.gather(z.permute(0, 2, 3, 1).reshape(-1, self.cfg.labeler.code_dim))
         average = self.usage.counts.double().mean()
-        idle = ((self.usage.counts <= average * self.cfg.reseed_below) | everything).nonzero().flatten()
-        generator = torch.Generator().manual_seed(mix(self.cfg.seed, step))
+        idle = ((self.usage.counts <= average * self.cfg.dead_code_below) | everything).nonzero().flatten()
+        generator = torch.Generator().manual_seed(mix_seed(self.cfg.seed, step))
         shuffled = torch.randperm(len(patches), generator=generator)
         chosen = shuffled[torch.arange(len(idle)) % len(patches)].to(patches.device)
         self.labeler.codebook[idle] = patches[chosen]
         self.usage.counts.zero_()
-        self.trainable.weights_changed()
+        self.trainable.sync_master_weights()
 
     def validate(self) -> dict[str, float]:
         """Reconstruction quality, how the validation patches use the codes, and how many labels survive a disturbance."""
@@ -134,7 +146,7 @@ class VqvaeTask:
                 "val/stable_under_jpeg": self._unchanged(out.labels, through_jpeg(x)),
             }
 
-        with self.trainable.averaged():
+        with self.trainable.ema_weights():
             means = validation_means(self.runtime, self.crops, measure)
         total = self.runtime.sum(counts)
         perplexity = float(losses.perplexity(total))
@@ -148,7 +160,7 @@ class VqvaeTask:
         return (self.labeler.label(disturbed) == labels).float().mean((1, 2))
 
     def export(self, folder: Path) -> None:
-        with self.trainable.averaged():
+        with self.trainable.ema_weights():
             serialization.save(folder, self.labeler, self.cfg.labeler)
 
     def _count(self, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-MOST_BYTES = 2**30  # of a file that is read into memory
+MAX_BYTES = 2**30  # of a file that is read into memory
 
 
 def sha256(path: Path) -> str:
@@ -46,7 +46,7 @@ def _refuse_special(mode: int, path: str | Path) -> None:
         raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device", str(path))
 
 
-def content_of(path: Path, most: int = MOST_BYTES) -> bytes:
+def content_of(path: Path, most: int = MAX_BYTES) -> bytes:
     """A whole file. Raises: OSError if it has more than `most` bytes or is no plain file."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -55,7 +55,7 @@ def content_of(path: Path, most: int = MOST_BYTES) -> bytes:
         return stream.read(most)
 
 
-def write_durably(path: Path, content: bytes, private: bool = False) -> None:
+def write_atomic(path: Path, content: bytes, private: bool = False) -> None:
     """Replaces `path` by `content`, so that a reader or a crash sees the old or the new content and nothing between.
 
     private: only its owner may read it, from the first moment on. Several threads or processes may write the same file at
@@ -76,7 +76,7 @@ def write_durably(path: Path, content: bytes, private: bool = False) -> None:
             with suppress(OSError):
                 scratch.unlink(missing_ok=True)
             raise
-        flush_folder(path.parent)
+        fsync_folder(path.parent)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def naming(path: Path, instead: Path | None = None) -> Iterator[None]:
         raise
 
 
-def flush_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Makes renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -142,12 +142,12 @@ def _remove_leftovers(target: Path) -> None:
                 shutil.rmtree(leftover)
 
 
-SECONDS = "ILLM_FILE_PATIENCE"  # environment: how long to wait for a file that has to be there; the job scripts set it
+WAIT_ENV = "ILLM_FILE_WAIT_S"  # environment: how long to wait for a file that has to be there; the job scripts set it
 
 
-def wait_for(*paths: Path) -> bool:
+def wait_for_file(*paths: Path) -> bool:
     """Whether one of the files is there, now or within the patience."""
-    deadline = time.monotonic() + float(os.environ.get(SECONDS) or 0)
+    deadline = time.monotonic() + float(os.environ.get(WAIT_ENV) or 0)
     while not any(path.is_file() for path in paths):
         if time.monotonic() >= deadline:
             return False

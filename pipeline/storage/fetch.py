@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import requests
 
 ATTEMPTS = 5  # in a row without a single new byte
-PATIENT_ATTEMPTS = 10  # for what training cannot go on without: some three minutes
-MOST_BREAKS = 100  # of one file
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
+TRAINING_ATTEMPTS = 10  # for what training cannot go on without: some three minutes
+MAX_BREAKS = 100  # of one file
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
 _PROTOCOLS = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
-FINAL = (400, 401, 403, 404, 405, 410, 451)  # answers that another attempt would not change
+PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 451)  # answers that another attempt would not change
 
 
 class _Gone(Exception):
@@ -78,7 +78,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
     part = target.with_name(f"{target.name}.part")
     for last in (False, True):
         with part.open("ab") as stream:
-            pull(url, stream, size, attempts=PATIENT_ATTEMPTS)
+            pull(url, stream, size, attempts=TRAINING_ATTEMPTS)
         if part.stat().st_size == size and disk.sha256(part) == sha256:
             part.rename(target)
             return
@@ -94,7 +94,7 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
     Raises: UnreachableError if the file cannot be had, or the attempts are used up.
     """
     failures, most, version = 0, stream.seek(0, io.SEEK_END), ""
-    for _ in range(MOST_BREAKS):
+    for _ in range(MAX_BREAKS):
         have = stream.seek(0, io.SEEK_END)
         if have == size:
             return
@@ -121,9 +121,9 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
             if failures == attempts:
                 why = reason(error)[:200]
                 raise UnreachableError(f"{url}: cannot be fetched after {failures} attempts ({why})") from None
-            pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
+            pause = min(FIRST_RETRY_S * 2 ** (failures - 1), MAX_RETRY_S)
             time.sleep(pause * (1 + random.random() / 2))
-    raise UnreachableError(f"{url}: cannot be fetched: the connection broke {MOST_BREAKS} times")
+    raise UnreachableError(f"{url}: cannot be fetched: the connection broke {MAX_BREAKS} times")
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def _http(url: str, start: int, end: int | None, version: str) -> Iterator[_Open
     except (InvalidURL, TooManyRedirects) as error:
         raise _Gone(reason(error)) from None
     with response as answer:
-        if answer.status_code in FINAL:
+        if answer.status_code in PERMANENT_STATUS:
             raise _Gone(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code == 416:  # nothing there: the file is no longer than what we have
             yield _Opened(start, start, version, iter(()))

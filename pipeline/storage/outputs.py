@@ -93,7 +93,7 @@ def write(path: Path | None, content: bytes, force: bool = False) -> None:
             refuse_to_replace(path, force)
             target = Path(os.path.realpath(path))
             target.parent.mkdir(parents=True, exist_ok=True)
-            disk.write_durably(target, content)
+            disk.write_atomic(target, content)
     except BrokenPipeError:
         raise SystemExit(CLOSED_PIPE) from None
     except OSError as error:

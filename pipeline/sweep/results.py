@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config, stages
-from pipeline.evaluation.report import COLUMNS, shown
+from pipeline.evaluation.report import COLUMNS, format_value
 from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
 from pipeline.sweep.trial import Point
 
@@ -27,7 +27,7 @@ def fidelity_of(points: Sequence[Point]) -> str:
     return next(name for name in (*FIDELITY, "psnr_db") if all(name in p for p in points))
 
 
-def mark_fronts(points: Sequence[Point], distortion: str, fidelity: str) -> None:
+def mark_pareto_fronts(points: Sequence[Point], distortion: str, fidelity: str) -> None:
     """Sets on each point `rate_group`, and `front`: no other of its group is at least as good in both and better in one."""
     ordered = sorted(points, key=lambda p: p["bpp"])
     group, start = -1, 0.0
@@ -179,13 +179,13 @@ def print_table(space: Space, points: Sequence[Point]) -> None:
 
 def _cell(name: str, value: Any) -> str:
     if name in COLUMNS and isinstance(value, float):
-        return shown(name, value)
+        return format_value(name, value)
     if isinstance(value, dict):
         return str(value.get("kind", value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def saving(sweep: Path, points: Sequence[Point]) -> str:
+def reuse_summary(sweep: Path, points: Sequence[Point]) -> str:
     """How much the sharing of pretrained codecs saved, in measured time."""
     times = [float(path.read_text()) for path in (sweep / "pretrained").glob("*/seconds")]
     trials = sum("failed" not in p for p in points)

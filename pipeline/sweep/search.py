@@ -18,8 +18,8 @@ from pipeline.errors import UserError
 from pipeline.storage import disk
 from pipeline.sweep import space as spaces
 from pipeline.sweep import trial as trials
-from pipeline.sweep.space import Asha, Bayesian, Dimension, Population, Space, Uniform, Values, Whole
-from pipeline.sweep.trainable import MEMBER, STEP, Watch, member
+from pipeline.sweep.space import Asha, Bayesian, Dimension, Integer, Pbt, Space, Uniform, Values
+from pipeline.sweep.trainable import MEMBER, STEP, TrialTrainable, member
 
 
 def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str]) -> None:
@@ -29,7 +29,7 @@ def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str])
     _check_resources(space)
     context = {"space": space, "sweep": sweep.resolve(), "here": Path.cwd(), "environment": environment}
     resources = {"cpu": space.cpus_per_trial, "gpu": space.gpus_per_trial}
-    trainable = tune.with_resources(tune.with_parameters(Watch, context=context), resources)
+    trainable = tune.with_resources(tune.with_parameters(TrialTrainable, context=context), resources)
     searching, parameters, samples = _searched(space, sweep)
     if samples:
         tune.Tuner(
@@ -55,18 +55,18 @@ def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str])
 
 def _searched(space: Space, sweep: Path) -> tuple[Any, dict[str, Any], int]:
     """Search algorithm, parameters, and how many trials are left."""
-    if space.stopping.kind == "population":
+    if space.scheduler.kind == "pbt":
         return _members(space, sweep)
     if isinstance(space.algorithm, Bayesian):
         return _bayesian(space, sweep, space.algorithm)
-    waiting = [p for p in spaces.points(space) if not _ended(trials.place_of(sweep, p))]
+    waiting = [p for p in spaces.enumerate_trials(space) if not _ended(trials.place_of(sweep, p))]
     return None, {"values": tune.grid_search(waiting)}, int(bool(waiting))
 
 
 def _members(space: Space, sweep: Path) -> tuple[Any, dict[str, Any], int]:
     """The population's members that have not finished, each with the values it has now."""
     present: dict[int, Values] = {}
-    for number, values in enumerate(spaces.points(space)):
+    for number, values in enumerate(spaces.enumerate_trials(space)):
         place = sweep / "trials" / member(number)
         if not (place / trials.SETTINGS).is_file():
             trials.prepare(place, values)
@@ -114,12 +114,12 @@ def _bayesian(space: Space, sweep: Path, algorithm: Bayesian) -> tuple[Any, dict
     distributions = {key: _distribution(dimension) for key, dimension in space.search.items()}
     for values, value in known:
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=value))
-    sampler = optuna.samplers.TPESampler(seed=space.seed + len(known), n_startup_trials=algorithm.random_first)
+    sampler = optuna.samplers.TPESampler(seed=space.seed + len(known), n_startup_trials=algorithm.num_startup_trials)
     searching = AtTheEnd(
         distributions, metric=algorithm.metric, mode=algorithm.mode, points_to_evaluate=unfinished or None,
         sampler=sampler, study_name="sweep", storage=storage,
     )  # fmt: skip
-    return searching, {}, max(0, space.samples - len(known))
+    return searching, {}, max(0, space.num_samples - len(known))
 
 
 def _distribution(dimension: Dimension) -> Any:
@@ -128,30 +128,30 @@ def _distribution(dimension: Dimension) -> Any:
     match dimension:
         case Uniform():
             return distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.kind == "log_uniform")
-        case Whole():
+        case Integer():
             return distributions.IntDistribution(dimension.low, dimension.high)
         case _:
             return distributions.CategoricalDistribution(list(dimension.values))
 
 
 def _scheduler(space: Space) -> TrialScheduler | None:
-    match space.stopping:
+    match space.scheduler:
         case Asha() as asha:
             return AsyncHyperBandScheduler(
                 STEP,
                 metric=asha.metric,
                 mode=asha.mode,
-                grace_period=asha.first,
-                reduction_factor=asha.factor,
+                grace_period=asha.grace_period,
+                reduction_factor=asha.reduction_factor,
                 max_t=10**9,
             )
-        case Population() as population:
+        case Pbt() as population:
             return PopulationBasedTraining(
                 STEP,
                 metric=population.metric,
                 mode=population.mode,
-                perturbation_interval=population.every,
-                quantile_fraction=population.replaced,
+                perturbation_interval=population.perturbation_interval,
+                quantile_fraction=population.quantile,
                 hyperparam_mutations={key: _mutations(dimension) for key, dimension in space.search.items()},
                 custom_explore_fn=partial(_within_bounds, space),
             )
@@ -162,7 +162,7 @@ def _mutations(dimension: Dimension) -> Any:
     match dimension:
         case Uniform():
             return (tune.loguniform if dimension.kind == "log_uniform" else tune.uniform)(dimension.low, dimension.high)
-        case Whole():
+        case Integer():
             return tune.randint(dimension.low, dimension.high + 1)
         case _:
             return list(dimension.values)
@@ -171,7 +171,7 @@ def _mutations(dimension: Dimension) -> Any:
 def _within_bounds(space: Space, config: dict[str, Any]) -> dict[str, Any]:
     """Values that were changed by a fifth, back within their bounds."""
     for key, dimension in space.search.items():
-        if isinstance(dimension, Uniform | Whole):
+        if isinstance(dimension, Uniform | Integer):
             config[key] = type(dimension.low)(min(max(config[key], dimension.low), dimension.high))
     return config
 
@@ -204,4 +204,4 @@ class _Stopped(tune.Callback):
         if "place" in last and "ended" not in last:
             told = {name: value for name, value in last.items() if name.startswith("val/")}
             record = {"stopped": f"at step {last[STEP]}", **told}
-            disk.write_durably(Path(last["place"]) / "stopped.json", json.dumps(record).encode())
+            disk.write_atomic(Path(last["place"]) / "stopped.json", json.dumps(record).encode())

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pipeline import config, stages
-from pipeline.config import Config
+from pipeline.config import Config, Input
 from pipeline.errors import ConfigError
 
 Values = dict[str, Any]  # of one trial: "stage.key" -> value
@@ -49,15 +49,15 @@ class Uniform(Config):
         return self
 
 
-class Whole(Config):
+class Integer(Config):
     """Random whole numbers from low to high, both included."""
 
-    kind: Literal["whole"]
+    kind: Literal["int"]
     low: int
     high: int
 
 
-Dimension = Annotated[Grid | Choice | Uniform | Whole, Field(discriminator="kind")]
+Dimension = Annotated[Grid | Choice | Uniform | Integer, Field(discriminator="kind")]
 
 
 class GridAndRandom(Config):
@@ -70,12 +70,14 @@ class Bayesian(Config):
     """Optuna's tree-structured Parzen estimator proposes `samples` trials, each from the outcomes of those before."""
 
     kind: Literal["optuna"]
-    metric: str = "psnr_db"  # of the fine-tuned codec's evaluation
+    metric: str = "psnr_db"
+    """Of the fine-tuned codec's evaluation."""
     mode: Mode = "max"
-    random_first: PositiveInt = 8  # trials before it begins to learn
+    num_startup_trials: PositiveInt = 8
+    """Trials before it begins to learn."""
 
 
-class Never(Config):
+class NoScheduler(Config):
     """Every trial runs to its end."""
 
     kind: Literal["none"] = "none"
@@ -88,51 +90,64 @@ class Asha(Config):
     """
 
     kind: Literal["asha"]
-    metric: str  # what the gan stage validates, for instance val/psnr_db
+    metric: str
+    """What the gan stage validates, for instance val/psnr_db."""
     mode: Mode = "max"
-    first: PositiveInt  # steps of the gan stage
-    factor: Annotated[float, Field(gt=1)] = 3
+    grace_period: PositiveInt
+    """Steps of the gan stage."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
 
 
-class Population(Config):
+class Pbt(Config):
     """Population based training: every so many steps, the worst trials go on from the best ones' checkpoints, with their
     values changed a little. `samples` is the size of the population; only the gan stage's values can be searched.
 
     Source: Jaderberg et al., Population Based Training of Neural Networks, 2017.
     """
 
-    kind: Literal["population"]
-    metric: str  # what the gan stage validates
+    kind: Literal["pbt"]
+    metric: str
+    """What the gan stage validates."""
     mode: Mode = "max"
-    every: PositiveInt  # steps of the gan stage
-    replaced: Annotated[float, Field(gt=0, le=0.5)] = 0.25  # share of the population
+    perturbation_interval: PositiveInt
+    """Steps of the gan stage."""
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the population."""
 
 
 class Space(Config):
     """What is searched over which configurations, and how."""
 
-    shards: str  # artifact of kind "shards"
-    labeler: str  # artifact of kind "labeler"
-    pretrain: Path  # base configuration of each stage of a trial
+    shards: Annotated[str, Input("shards")]
+    """Artifact of kind "shards"."""
+    labeler: Annotated[str, Input("labeler")]
+    """Artifact of kind "labeler"."""
+    pretrain: Path
+    """Base configuration of each stage of a trial."""
     gan: Path
     evaluate: Path
-    promote: Path | None = None  # of the best trials' ready-made promotion
-    search: Annotated[dict[str, Dimension], Field(min_length=1)]  # "stage.key", for instance gan.gan_weight
-    samples: PositiveInt = 1  # repetitions of the grid; with optuna: trials; with population: its size
+    promote: Path | None = None
+    """Of the best trials' ready-made promotion."""
+    search: Annotated[dict[str, Dimension], Field(min_length=1)]
+    """"stage.key", for instance gan.gan_weight."""
+    num_samples: PositiveInt = 1
+    """Repetitions of the grid; with optuna: trials; with population: its size."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     algorithm: Annotated[GridAndRandom | Bayesian, Field(discriminator="kind")] = GridAndRandom()
-    stopping: Annotated[Never | Asha | Population, Field(discriminator="kind")] = Never()
-    processes: PositiveInt = 1  # that train one trial, on one node
+    scheduler: Annotated[NoScheduler | Asha | Pbt, Field(discriminator="kind")] = NoScheduler()
+    processes: PositiveInt = 1
+    """That train one trial, on one node."""
     cpus_per_trial: PositiveFloat = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0  # 0.5: two trials share one
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    """0.5: two trials share one."""
 
     @model_validator(mode="after")
     def fits(self) -> "Space":
         grids = [key for key, dimension in self.search.items() if isinstance(dimension, Grid)]
-        learned = self.algorithm.kind == "optuna" or self.stopping.kind == "population"
+        learned = self.algorithm.kind == "optuna" or self.scheduler.kind == "pbt"
         if learned and grids:
             raise ValueError(f"{grids[0]}: a grid is tried as a whole; give `choice` or bounds to search it otherwise")
-        if self.stopping.kind == "population":
+        if self.scheduler.kind == "pbt":
             if self.algorithm.kind == "optuna":
                 raise ValueError("population based training changes values itself; leave `algorithm` out")
             others = [key for key in self.search if not key.startswith("gan.")]
@@ -145,7 +160,7 @@ class Space(Config):
         return self
 
 
-def points(space: Space) -> list[Values]:
+def enumerate_trials(space: Space) -> list[Values]:
     """The trials of a search that does not learn, the same at every call: grids' combinations, then random values.
 
     Ordered so that trials of different pretrained codecs come first: they can be trained at the same time.
@@ -153,7 +168,7 @@ def points(space: Space) -> list[Values]:
     rng = np.random.default_rng(space.seed)
     grids = {key: d.values for key, d in space.search.items() if isinstance(d, Grid)}
     drawn: list[Values] = []
-    for _ in range(space.samples):
+    for _ in range(space.num_samples):
         for combination in itertools.product(*grids.values()):
             values = dict(zip(grids, combination, strict=True))
             drawn.append({key: values[key] if key in values else _draw(d, rng) for key, d in space.search.items()})
@@ -167,10 +182,10 @@ def points(space: Space) -> list[Values]:
     return [values for _, values in sorted(order, key=lambda pair: pair[0])]
 
 
-def refuse_learning(space: Space) -> None:
+def require_static_trials(space: Space) -> None:
     """Raises: ConfigError if trials depend on each other's outcomes, so that they cannot be listed beforehand."""
-    if space.algorithm.kind != "grid_and_random" or space.stopping.kind != "none":
-        kinds = f"algorithm {space.algorithm.kind}, stopping {space.stopping.kind}"
+    if space.algorithm.kind != "grid_and_random" or space.scheduler.kind != "none":
+        kinds = f"algorithm {space.algorithm.kind}, stopping {space.scheduler.kind}"
         raise ConfigError(
             f"{kinds}: these trials depend on each other; run `illm sweep` on Ray, or search grids and random values"
         )
@@ -182,7 +197,7 @@ def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
             return float(math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high))))
         case Uniform():
             return float(rng.uniform(dimension.low, dimension.high))
-        case Whole():
+        case Integer():
             return int(rng.integers(dimension.low, dimension.high, endpoint=True))
         case _:
             return dimension.values[int(rng.integers(len(dimension.values)))]
@@ -223,7 +238,7 @@ def check(space: Space) -> None:
 def _extremes(space: Space) -> Iterator[Values]:
     """Every value and every bound once; of grids every combination."""
     if space.algorithm.kind == "grid_and_random":
-        yield from points(space)
+        yield from enumerate_trials(space)
     ends = {key: list(d.values) if isinstance(d, Grid | Choice) else [d.low, d.high] for key, d in space.search.items()}
     for number in range(max(map(len, ends.values()))):
         yield {key: values[number % len(values)] for key, values in ends.items()}

@@ -27,7 +27,7 @@ class StageConfig(Space):
     """What is searched, and how many trials run at once."""
 
     stage: Literal["sweep"] = "sweep"
-    concurrent: PositiveInt = 1
+    max_concurrent: PositiveInt = 1
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
@@ -52,12 +52,14 @@ def _search(cfg: StageConfig, folder: Path, given: run_folder.Inputs, still_ours
         with ray_session.running():
             from pipeline.sweep import search
 
-            search.run(cfg, folder, cfg.concurrent, environment)
+            search.run(cfg, folder, cfg.max_concurrent, environment)
         return _publish(cfg, folder, given, tracker, still_ours)
 
 
-def gather(folder: Path, anyway: bool) -> Path:
-    """Publishes a sweep whose trials were run one by one, for instance as an array of jobs. anyway: although some failed.
+def gather(folder: Path, allow_failed: bool) -> Path:
+    """Publishes a sweep whose trials were run one by one, for instance as an array of jobs.
+
+    allow_failed: leave out those that failed.
 
     Raises: UserError naming the trials that failed or have not been run.
     """
@@ -65,11 +67,13 @@ def gather(folder: Path, anyway: bool) -> Path:
     if done := run_folder.finished(folder, cfg):
         return done
     missing = [f"{p['name']}: {p['failed']}" for p in collect(folder) if "failed" in p]
-    missing += [f"{p.name}: not begun" for v in space.points(cfg) if not (p := trial.place_of(folder, v)).is_dir()]
-    if missing and not anyway:
+    missing += [
+        f"{p.name}: not begun" for v in space.enumerate_trials(cfg) if not (p := trial.place_of(folder, v)).is_dir()
+    ]
+    if missing and not allow_failed:
         listed = "\n".join(f"  {line}" for line in missing)
         raise UserError(
-            f"{folder}: {len(missing)} trial(s) are missing; submit again, or --anyway leaves them out:\n{listed}"
+            f"{folder}: {len(missing)} trial(s) are missing; submit again, or --allow-failed leaves them out:\n{listed}"
         )
     given = inputs(cfg)
     with ownership.held(folder) as still_ours:
@@ -86,7 +90,7 @@ def _publish(
     if not finished:
         told = "\n".join(f"  {p['name']}: {p.get('failed') or p.get('stopped')}" for p in points)
         raise UserError(f"{folder}: none of {len(points)} trials finished; the same command tries again:\n{told}")
-    results.mark_fronts(finished, "psnr_db", results.fidelity_of(finished))
+    results.mark_pareto_fronts(finished, "psnr_db", results.fidelity_of(finished))
     metrics = {"trials": len(points), "finished": len(finished)}
     manifest = run_folder.manifest("sweep", cfg, given, metrics, tracker.run_id)
     artifact = publish(
@@ -100,13 +104,13 @@ def _publish(
 def inputs(cfg: StageConfig) -> run_folder.Inputs:
     """Checks everything that can be checked before a trial."""
     space.check(cfg)
-    return resolve.read_inputs(shards=(cfg.shards, "shards"), labeler=(cfg.labeler, "labeler"))
+    return resolve.inputs_of(cfg)
 
 
 def begin(cfg: StageConfig, folder: Path, given: run_folder.Inputs) -> None:
     """Claims the folder, which is held, and writes down for the trials what is searched."""
     run_folder.claim(folder, cfg, given)
-    disk.write_durably(folder / CONFIG, config.dump(cfg).encode())
+    disk.write_atomic(folder / CONFIG, config.dump(cfg).encode())
 
 
 def begin_array(cfg: StageConfig, folder: Path) -> None:
@@ -128,7 +132,7 @@ def run_trial(folder: Path, name: str) -> trial.Point:
         os.environ.setdefault(PARENT, (folder / run_folder.RUN_ID_FILE).read_text().strip())
     place = folder / "trials" / name
     if not (place / trial.SETTINGS).is_file() and name.isdigit():
-        listed = space.points(cfg)
+        listed = space.enumerate_trials(cfg)
         if int(name) >= len(listed):
             raise ConfigError(f"trial {name}: the sweep has {len(listed)} trials, from 0 on")
         place = trial.place_of(folder, listed[int(name)])
@@ -150,7 +154,7 @@ def collect(folder: Path) -> list[trial.Point]:
 
 def _tell(cfg: StageConfig, folder: Path, points: list[trial.Point], artifact: Path) -> None:
     results.print_table(cfg, points)
-    if saved := results.saving(folder, points):
+    if saved := results.reuse_summary(folder, points):
         print(saved)
     print(f"table: {artifact / 'trials.csv'}\nfigures: {', '.join(str(p) for p in sorted(artifact.glob('*.png')))}")
     best = sorted((artifact / "best").iterdir())

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,13 @@ from ray import tune
 from pipeline.artifacts.run_folder import RECORDS
 from pipeline.errors import Preempted
 from pipeline.processes import signals
+from pipeline.processes.command import illm_command
 from pipeline.storage import disk
 from pipeline.sweep import trial as trials
 from pipeline.sweep.space import Values
 
-LOOK_EVERY = 0.5  # seconds between two looks at a trial's process
-PATIENCE = 120.0  # seconds for a trial to save when it is stopped
+POLL_INTERVAL_S = 0.5  # seconds between two looks at a trial's process
+STOP_TIMEOUT_S = 120.0  # seconds for a trial to save when it is stopped
 STEP = "step"  # of the gan stage: what schedulers count
 MEMBER = "member"  # number in a population
 
@@ -30,7 +30,7 @@ def member(number: int) -> str:
     return f"member-{number:02d}"
 
 
-class Watch(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """Watches a trial's process, which does the work and can be killed and started again at any time."""
 
     def setup(self, config: dict[str, Any], context: dict[str, Any]) -> None:  # type: ignore[override]  # Ray's own way
@@ -52,7 +52,7 @@ class Watch(tune.Trainable):
         known = self.sweep / "tune" / f"member-of-{self.trial_id}"
         if not known.is_file():
             known.parent.mkdir(parents=True, exist_ok=True)
-            disk.write_durably(known, str(config[MEMBER]).encode())
+            disk.write_atomic(known, str(config[MEMBER]).encode())
         return int(known.read_text())
 
     def step(self) -> dict[str, Any]:
@@ -67,12 +67,12 @@ class Watch(tune.Trainable):
                 return found | {"place": str(self.place)}
             if code is not None:
                 return self._ended(code)
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_INTERVAL_S)
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "pipeline", "trial", str(self.sweep), self.place.name]
+        command = illm_command(["trial", str(self.sweep), self.place.name])
         with (self.place / "log.txt").open("ab") as log:
-            environment = os.environ | self.environment | signals.tied()
+            environment = os.environ | self.environment | signals.die_with_parent_env()
             self.process = subprocess.Popen(command, cwd=self.here, env=environment, stdout=log, stderr=log)
 
     def _ended(self, code: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Watch(tune.Trainable):
             raise RuntimeError("the trial was interrupted and goes on")  # Tune starts it again
         if code and "failed" not in point:
             told = trials.reason(code, self.place / "log.txt")
-            disk.write_durably(self.place / trials.FAILED, json.dumps({"failed": told}).encode())
+            disk.write_atomic(self.place / trials.FAILED, json.dumps({"failed": told}).encode())
         measured = {name: value for name, value in point.items() if isinstance(value, float)}
         return self.last | measured | {"place": str(self.place), "ended": True, "done": True}
 
@@ -105,7 +105,7 @@ class Watch(tune.Trainable):
                         yield json.loads(line)
 
     def _gan_folder(self) -> Path:
-        if self.space.stopping.kind != "population":
+        if self.space.scheduler.kind != "pbt":
             return self.place / "gan"
         return self.place / f"gan-{trials.generation(self.place)[0]:02d}"
 
@@ -117,13 +117,13 @@ class Watch(tune.Trainable):
         """A population's member goes on from another one's checkpoint; any other trial from its own folder anyway."""
         donor = Path((Path(checkpoint_dir) / "place").read_text())
         if donor != self.place:
-            trials.fork(self.place, donor, self.values)
+            trials.exploit_from(self.place, donor, self.values)
 
     def cleanup(self) -> None:
         """Tune stops this trial: its stage saves and ends."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Any
 from pipeline.artifacts import ownership
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
+from pipeline.processes.command import illm_command
 from pipeline.registry import resolve
 from pipeline.stages import TRAINING
 from pipeline.storage import disk
@@ -48,7 +48,7 @@ def place_of(sweep: Path, values: Values) -> Path:
 def prepare(place: Path, values: Values) -> None:
     """Writes down what the trial tries."""
     place.mkdir(parents=True, exist_ok=True)
-    disk.write_durably(place / SETTINGS, json.dumps(values, indent=1, default=list).encode())
+    disk.write_atomic(place / SETTINGS, json.dumps(values, indent=1, default=list).encode())
 
 
 def outcome(place: Path) -> Point | None:
@@ -75,10 +75,10 @@ def run(space: Space, sweep: Path, place: Path) -> Point:
         try:
             point = _stages(space, sweep, place, values, group.environment)
         except TrialFailed as error:
-            disk.write_durably(place / FAILED, json.dumps({"failed": str(error)}).encode())
+            disk.write_atomic(place / FAILED, json.dumps({"failed": str(error)}).encode())
             raise
         group.log({name: value for name, value in point.items() if isinstance(value, float)})
-    disk.write_durably(place / RESULT, json.dumps(point, indent=1).encode())
+    disk.write_atomic(place / RESULT, json.dumps(point, indent=1).encode())
     return point
 
 
@@ -86,7 +86,7 @@ def _stages(space: Space, sweep: Path, place: Path, values: Values, environment:
     log = place / "log.txt"
     codec = _pretrained(space, sweep, values, environment, log)
     tuned = place / "gan"
-    if space.stopping.kind == "population":
+    if space.scheduler.kind == "pbt":
         number, values = generation(place)
         tuned = place / f"gan-{number:02d}"
     words = [f"data.shards={space.shards}", f"codec={codec}", f"labeler={space.labeler}"]
@@ -115,22 +115,14 @@ def _pretrained(space: Space, sweep: Path, values: Values, environment: dict[str
 def _stage(
     space: Space, stage: str, folder: Path, words: Sequence[str], environment: dict[str, str], log: Path
 ) -> None:
-    command = [sys.executable, "-m"]
-    if stage in TRAINING and space.processes > 1:
-        command += [
-            "pipeline.training.launch",
-            "--multi_gpu",
-            "--num_machines=1",
-            "--mixed_precision=no",
-            "--main_process_port=0",
-        ]
-        command += [f"--num_processes={space.processes}", "-m"]
-        environment = environment | ({} if space.gpus_per_trial else {"ACCELERATE_USE_CPU": "true"})
-    command += ["pipeline", stage, str(getattr(space, stage)), f"run={folder}", *words]
+    processes = space.processes if stage in TRAINING else 1
+    if processes > 1 and not space.gpus_per_trial:
+        environment = environment | {"ACCELERATE_USE_CPU": "true"}
+    command = illm_command([stage, str(getattr(space, stage)), f"run={folder}", *words], processes)
     with log.open("a", encoding="utf-8") as stream:
         # a stage of a trial whose worker died may still be saving when the trial starts again
-        patience = {ownership.SECONDS: os.environ.get(ownership.SECONDS) or "120"}
-        code, received = signals.run(command, environment | patience | signals.tied(), stream)
+        patience = {ownership.WAIT_ENV: os.environ.get(ownership.WAIT_ENV) or "120"}
+        code, received = signals.run(command, environment | patience | signals.die_with_parent_env(), stream)
     if code and received:
         raise Interrupted
     if code:
@@ -141,7 +133,7 @@ def reason(code: int, log: Path) -> str:
     """Why a stage ended, from its exit code and the last lines of its log."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-60:] if line.strip()]
     if any("out of memory" in line.lower() or "OutOfMemoryError" in line for line in lines[-25:]):
-        return "out of memory; lower data.batch_size, or raise engine.passes or gpus_per_trial"
+        return "out of memory; lower data.batch_size, or raise engine.gradient_accumulation_steps or gpus_per_trial"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return "killed (signal 9), as the system does when memory runs out; lower `concurrent` or data.batch_size"
     told = [line.removeprefix("illm: ") for line in lines if line.startswith("illm: ")]
@@ -156,7 +148,7 @@ def generation(place: Path) -> tuple[int, Values]:
     return found["number"], found["values"]
 
 
-def fork(place: Path, donor: Path, values: Values) -> None:
+def exploit_from(place: Path, donor: Path, values: Values) -> None:
     """Makes a population's member go on from another member's newest checkpoint, with other values."""
     number, _ = generation(place)
     theirs, _ = generation(donor)
@@ -167,7 +159,7 @@ def fork(place: Path, donor: Path, values: Values) -> None:
             shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
             break
     about = {"number": number + 1, "values": values, "from": str(donor / f"gan-{theirs:02d}")}
-    disk.write_durably(place / GENERATION, json.dumps(about, indent=1, default=list).encode())
+    disk.write_atomic(place / GENERATION, json.dumps(about, indent=1, default=list).encode())
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts.manifest import INDEXED
 from pipeline.artifacts.run_folder import RECORDS
 from pipeline.tracking import store
-from pipeline.tracking.journal import Away, Record
+from pipeline.tracking.journal import Record, StoreUnavailable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow keeps
-MOST_METRICS, MOST_PARAMS = 1000, 100  # in one call, by MLflow's rules
+MAX_METRICS, MAX_PARAMS = 1000, 100  # in one call, by MLflow's rules
 
 
 def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
@@ -29,10 +29,10 @@ def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
             try:
                 _DELIVER[kind](client, run_id, part)
             except Exception as error:  # artifact stores raise errors of their own kinds
-                if store.is_away(error):
-                    raise Away(store.first_line(error)) from error
+                if store.is_unavailable(error):
+                    raise StoreUnavailable(store.first_line(error)) from error
                 print(
-                    f"{store.shown()} refused a record of run {run_id} ({store.first_line(error)}); it stays in {RECORDS}",
+                    f"{store.masked_uri()} refused a record of run {run_id} ({store.first_line(error)}); it stays in {RECORDS}",
                     file=sys.stderr,
                 )
 
@@ -41,16 +41,16 @@ def _send_metrics(client: "MlflowClient", run_id: str, records: list[Record]) ->
     from mlflow.entities import Metric
 
     points = [Metric(n, v, r["time_ms"], r["step"]) for r in records for n, v in r["metrics"].items()]
-    for start in range(0, len(points), MOST_METRICS):
-        client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+    for start in range(0, len(points), MAX_METRICS):
+        client.log_batch(run_id, metrics=points[start : start + MAX_METRICS])
 
 
 def send_params(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
     from mlflow.entities import Param
 
     listed = [Param(name, value) for name, value in records[0]["params"].items()]
-    for start in range(0, len(listed), MOST_PARAMS):
-        client.log_batch(run_id, params=listed[start : start + MOST_PARAMS])
+    for start in range(0, len(listed), MAX_PARAMS):
+        client.log_batch(run_id, params=listed[start : start + MAX_PARAMS])
 
 
 def _send_tag(client: "MlflowClient", run_id: str, records: list[Record]) -> None:

@@ -18,14 +18,14 @@ from pipeline.artifacts.run_folder import DELIVERED, RECORDS
 from pipeline.errors import NO_SPACE
 from pipeline.storage import disk
 
-AT_ONCE = 200  # records handed over together
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries to reach a store that is away
+BATCH_SIZE = 200  # records handed over together
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0  # seconds between two tries to reach a store that is away
 
 Record = dict[str, Any]
 Send = Callable[[list[Record]], None]  # raises Away if it is to be tried again later
 
 
-class Away(Exception):
+class StoreUnavailable(Exception):
     """The store cannot be reached now."""
 
 
@@ -76,7 +76,7 @@ class Journal:
         return _lines_after(self._path, self._sent)
 
     def _deliver(self) -> None:
-        pause, told = FIRST_PAUSE, False
+        pause, told = FIRST_RETRY_S, False
         while True:
             closing = self._closing  # before looking: what is recorded before closing is found by this or the next look
             records, end = self._next()
@@ -89,20 +89,20 @@ class Journal:
                 continue
             try:
                 self._send(records)
-            except Away as error:
+            except StoreUnavailable as error:
                 if not told:
                     print(f"{self.store} is away ({error}); what it misses is kept in {self._path}", file=sys.stderr)
                 told = True
                 if self._hurry.wait(pause):
                     self._hurry.clear()  # closing: one more try at once, then in the usual rhythm
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_RETRY_S)
                 continue
             if told:
                 print(f"{self.store} is back and gets what it missed", file=sys.stderr)
-            pause, told = FIRST_PAUSE, False
+            pause, told = FIRST_RETRY_S, False
             self._sent = end
             with suppress(OSError):  # a full disk: then some are delivered again, and the store knows them
-                disk.write_durably(self.folder / DELIVERED, json.dumps({"run": self.run_id, "bytes": end}).encode())
+                disk.write_atomic(self.folder / DELIVERED, json.dumps({"run": self.run_id, "bytes": end}).encode())
 
     def _next(self) -> tuple[list[Record], int]:
         """The next records to deliver and where they end."""
@@ -110,7 +110,7 @@ class Journal:
             return [], self._sent
         with self._path.open("rb") as stream:
             stream.seek(self._sent)
-            lines = [line for line in islice(stream, AT_ONCE) if line.endswith(b"\n")]
+            lines = [line for line in islice(stream, BATCH_SIZE) if line.endswith(b"\n")]
         return [json.loads(line) for line in lines], self._sent + sum(map(len, lines))
 
     def _known_steps(self) -> dict[str, int]:

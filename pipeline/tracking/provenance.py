@@ -25,7 +25,7 @@ SHOWN_PACKAGES = (
     "torch-fidelity",
 )
 HOME = Path(__file__).resolve().parent.parent.parent  # of the source tree, if there is one
-MOST_DIFF = 2**20  # bytes
+MAX_DIFF = 2**20  # bytes
 
 
 def who() -> str:
@@ -72,7 +72,7 @@ def packages() -> dict[str, str]:
 def diff() -> str:
     """What differs from the commit in tracked files; "" if nothing does or the code is not in a git repository."""
     found = _git("diff", "HEAD", "--no-ext-diff", "--no-color")
-    return found if len(found) <= MOST_DIFF else f"{found[:MOST_DIFF]}\n(cut: {len(found)} characters)\n"
+    return found if len(found) <= MAX_DIFF else f"{found[:MAX_DIFF]}\n(cut: {len(found)} characters)\n"
 
 
 def write(folder: Path, cfg: config.Config) -> None:

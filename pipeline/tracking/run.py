@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 PARENT = "ILLM_PARENT_RUN"  # environment: the run below which this process's run hangs
 # Seconds to wait at the end of a run for a store that is away or slow; a stopped one has to leave
-PATIENCE = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
-MOST_PARAM, MOST_TAG = 6000, 5000  # characters
+DELIVERY_TIMEOUT_S = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
+MAX_PARAM, MAX_TAG = 6000, 5000  # characters
 
 
 class Tracker:
@@ -47,7 +47,7 @@ class Tracker:
 
     def tag(self, name: str, value: str) -> None:
         if self._journal is not None:
-            self._journal.add({"kind": "tag", "name": name, "value": value[:MOST_TAG]})
+            self._journal.add({"kind": "tag", "name": name, "value": value[:MAX_TAG]})
 
     def artifact(self, artifact: Artifact) -> None:
         """Records an artifact: its files (of shards, the index only) and its digest as a tag."""
@@ -74,7 +74,7 @@ def tracked_run(stage: str, folder: Path, cfg: config.Config, given: Inputs, ena
         yield Tracker(None)
         return
     client, run_id = _begun(stage, folder, given)
-    journal = Journal(folder, run_id, store.shown(), partial(send, client, run_id))
+    journal = Journal(folder, run_id, store.masked_uri(), partial(send, client, run_id))
     tracker = Tracker(journal)
     number = _count_attempts(folder) + 1
     began = f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} on {socket.gethostname()}"
@@ -125,7 +125,7 @@ class Group:
         from mlflow.entities import Metric
 
         points = [Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()]
-        with store.told("record"):
+        with store.mlflow_errors("record"):
             self._client.log_batch(self.environment[PARENT], metrics=points)
 
 
@@ -137,7 +137,7 @@ def run_group(
     folder.mkdir(parents=True, exist_ok=True)
     client = store.client()
     tags = provenance.tags() | {"mlflow.note.content": about, "stage": kind, "mlflow.source.name": kind}
-    with store.told("record"):
+    with store.mlflow_errors("record"):
         run_id = _open(client, kind, folder, tags, name)
         client.update_run(run_id, status="RUNNING")
         send_params(client, run_id, [{"params": {name: str(value) for name, value in (parameters or {}).items()}}])
@@ -162,7 +162,7 @@ def deliver_rest(folder: Path) -> None:
     except store.NoAnswer as error:
         print(f"{error.reason}: {_kept(left, folder)}", file=sys.stderr)
         return
-    _close(Journal(folder, run_id, store.shown(), partial(send, client, run_id)), folder, "FINISHED")
+    _close(Journal(folder, run_id, store.masked_uri(), partial(send, client, run_id)), folder, "FINISHED")
 
 
 def _count_attempts(folder: Path) -> int:
@@ -172,13 +172,13 @@ def _count_attempts(folder: Path) -> int:
 
 
 def _close(journal: Journal, folder: Path, status: str) -> None:
-    if left := journal.close(PATIENCE[status]):
+    if left := journal.close(DELIVERY_TIMEOUT_S[status]):
         print(_kept(left, folder), file=sys.stderr)
 
 
 def _kept(left: int, folder: Path) -> str:
     return (
-        f"{left} records for {store.shown()} are not delivered yet; they are kept in {folder}, and the same command "
+        f"{left} records for {store.masked_uri()} are not delivered yet; they are kept in {folder}, and the same command "
         "delivers them"
     )
 
@@ -195,7 +195,7 @@ def _tags(stage: str, folder: Path, given: Inputs) -> dict[str, str]:
 
 def _params(cfg: config.Config) -> dict[str, str]:
     flat = config.flatten(cfg).items()
-    return {re.sub(r"[^\w\-./ ]", "_", name): redaction.masked(str(value))[:MOST_PARAM] for name, value in flat}
+    return {re.sub(r"[^\w\-./ ]", "_", name): redaction.masked(str(value))[:MAX_PARAM] for name, value in flat}
 
 
 def _name(stage: str, folder: Path) -> str:
@@ -214,7 +214,7 @@ def _begun(stage: str, folder: Path, given: Inputs) -> tuple["MlflowClient", str
         if not record.is_file() or not store.is_server():
             raise
         return store.unasked(), record.read_text().strip()  # it hears of this later
-    with store.told("record"):
+    with store.mlflow_errors("record"):
         return client, _open(client, stage, folder, _tags(stage, folder, given))
 
 
@@ -229,12 +229,12 @@ def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]
             client.get_run(run_id)
             return run_id
         except MlflowException as error:
-            if store.is_away(error):
+            if store.is_unavailable(error):
                 return run_id  # it hears of this later
         # the store was removed or changed: begin a new run
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
-    short = {name: value[:MOST_TAG] for name, value in tags.items()}
+    short = {name: value[:MAX_TAG] for name, value in tags.items()}
     run_id = client.create_run(store.experiment(client), run_name=name or _name(stage, folder), tags=short).info.run_id
-    disk.write_durably(record, run_id.encode())
+    disk.write_atomic(record, run_id.encode())
     return run_id

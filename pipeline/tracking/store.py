@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HOME = Path("runs")  # of the default store: runs/mlflow.db and runs/mlflow-artifacts
-ANSWER = 45.0  # seconds that a server has for its first answer, with all retries
-TELL_AFTER = 5.0  # seconds of waiting for it after which the user is told
+ANSWER_TIMEOUT_S = 45.0  # seconds that a server has for its first answer, with all retries
+WARN_AFTER_S = 5.0  # seconds of waiting for it after which the user is told
 T = TypeVar("T")
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -53,7 +53,7 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(HOME / 'mlflow.db').resolve()}"
 
 
-def shown() -> str:
+def masked_uri() -> str:
     """`uri()` without the password that it may hold."""
     return redaction.masked(uri())
 
@@ -62,7 +62,7 @@ def page_command() -> str:
     """What a user types to look at the runs."""
     if uri().startswith("sqlite:///"):
         return f"mlflow ui --backend-store-uri {uri()}"
-    return f"the tracking server's page at {shown()}"
+    return f"the tracking server's page at {masked_uri()}"
 
 
 class NoAnswer(TrackingError):
@@ -80,7 +80,7 @@ class NoStore(TrackingError):
 def identity() -> str:
     """What tells this store from others, without secrets: its address; of a file, its whole path."""
     database = _database()
-    return f"sqlite:///{database.resolve()}" if database else shown().rstrip("/")
+    return f"sqlite:///{database.resolve()}" if database else masked_uri().rstrip("/")
 
 
 def is_server() -> bool:
@@ -140,7 +140,7 @@ def experiment(store: "MlflowClient", suffix: str = "", about: str = ABOUT_RUNS)
 
 
 @contextmanager
-def told(doing: str) -> Iterator[None]:
+def mlflow_errors(doing: str) -> Iterator[None]:
     """Turns the store's errors into one line for the user. doing: for instance "record".
 
     Raises: TrackingError; RegistryChanged if another process wrote the same at the same moment.
@@ -154,13 +154,15 @@ def told(doing: str) -> Iterator[None]:
         reason = first_line(error)
         if collided(error):
             raise RegistryChanged(
-                f"cannot {doing} in {shown()}: another process wrote the same at the same moment ({reason}); "
+                f"cannot {doing} in {masked_uri()}: another process wrote the same at the same moment ({reason}); "
                 "run the same command again"
             ) from error
-        raise TrackingError(f"cannot {doing} in {shown()}: {reason}; mend that and run the same command") from error
+        raise TrackingError(
+            f"cannot {doing} in {masked_uri()}: {reason}; mend that and run the same command"
+        ) from error
 
 
-def repeated(write: Callable[[], object], tries: int = 5) -> None:
+def retried(write: Callable[[], object], tries: int = 5) -> None:
     """Writes what may be written twice, again if another process wrote the same row at the same moment."""
     for left in reversed(range(tries)):
         try:
@@ -176,7 +178,7 @@ def first_line(error: Exception) -> str:
     return printable(redaction.masked((str(error).strip() or type(error).__name__).splitlines()[0]))[:200]
 
 
-def is_away(error: Exception) -> bool:
+def is_unavailable(error: Exception) -> bool:
     """Whether an error means that the store cannot be reached or is busy, and not that it refuses."""
     from mlflow.exceptions import MlflowException
 
@@ -224,11 +226,13 @@ def _open(database: Path | None, making: bool) -> "MlflowClient":
     try:
         return _within_answer(_answering) if database is None else _file(database, making)
     except (MlflowException, SQLAlchemyError) as error:
-        if is_away(error):
-            raise NoAnswer(f"{shown()} cannot be reached ({first_line(error)})") from error
-        raise TrackingError(f"{shown()} cannot be used: {first_line(error)}; correct MLFLOW_TRACKING_URI") from error
+        if is_unavailable(error):
+            raise NoAnswer(f"{masked_uri()} cannot be reached ({first_line(error)})") from error
+        raise TrackingError(
+            f"{masked_uri()} cannot be used: {first_line(error)}; correct MLFLOW_TRACKING_URI"
+        ) from error
     except ImportError as error:  # a database needs its own driver
-        raise TrackingError(f"{shown()} cannot be used: {error}; install what it needs") from error
+        raise TrackingError(f"{masked_uri()} cannot be used: {error}; install what it needs") from error
 
 
 def _answering() -> "MlflowClient":
@@ -261,11 +265,11 @@ def _within_answer(question: Callable[[], T]) -> T:
 
     threading.Thread(target=ask, name="first answer", daemon=True).start()
     with suppress(queue.Empty):
-        return _answer(*answers.get(timeout=TELL_AFTER))
-    print(f"waiting for {shown()}, {ANSWER:.0f} s at most", file=sys.stderr, flush=True)
+        return _answer(*answers.get(timeout=WARN_AFTER_S))
+    print(f"waiting for {masked_uri()}, {ANSWER_TIMEOUT_S:.0f} s at most", file=sys.stderr, flush=True)
     with suppress(queue.Empty):
-        return _answer(*answers.get(timeout=ANSWER - TELL_AFTER))
-    raise NoAnswer(f"{shown()} has not answered within {ANSWER:.0f} s")
+        return _answer(*answers.get(timeout=ANSWER_TIMEOUT_S - WARN_AFTER_S))
+    raise NoAnswer(f"{masked_uri()} has not answered within {ANSWER_TIMEOUT_S:.0f} s")
 
 
 def _answer(value: T | None, error: BaseException | None) -> T:

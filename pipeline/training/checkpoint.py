@@ -22,18 +22,20 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NO_SPACE
-from pipeline.storage.disk import flush_folder, sha256, write_durably
+from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainProgress:
     """Where training stands: updates of the main network, and crops taken from the stream by all processes."""
 
     step: int
     samples: int
 
 
-def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, keep_every: int | None = None) -> None:
+def save(
+    folder: Path, progress: TrainProgress, state: dict[str, Any], keep: int, keep_every: int | None = None
+) -> None:
     """Writes a checkpoint and removes all but the newest `keep` and those at multiples of `keep_every` steps.
 
     Raises: OSError if there is no room for it; the earlier ones are as they were then.
@@ -50,14 +52,14 @@ def save(folder: Path, progress: Progress, state: dict[str, Any], keep: int, kee
             stream.flush()
             os.fsync(stream.fileno())
         about = {"progress": asdict(progress), "sha256": digesting.digest.hexdigest()}
-        write_durably(scratch / "manifest.json", json.dumps(about).encode())
+        write_atomic(scratch / "manifest.json", json.dumps(about).encode())
         if target.exists():  # a damaged one that resume passed over
             shutil.rmtree(target)
         scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    flush_folder(root)
+    fsync_folder(root)
     for old in _newest_first(root)[keep:]:
         if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
             shutil.rmtree(old)
@@ -84,7 +86,7 @@ class Saver:
         if isinstance(error, Exception) and self._thread is not None:  # Ctrl-C does not wait
             self._thread.join()
 
-    def save(self, progress: Progress, state: dict[str, Any], needed: bool) -> float:
+    def save(self, progress: TrainProgress, state: dict[str, Any], needed: bool) -> float:
         """Begins to save a copy of `state`, after the save before has ended; returns how long training stood still, in s.
 
         Want of space is only told, unless the checkpoint is `needed`.
@@ -108,7 +110,7 @@ class Saver:
         if error is not None:
             raise error
 
-    def _write(self, progress: Progress, state: dict[str, Any], needed: bool) -> None:
+    def _write(self, progress: TrainProgress, state: dict[str, Any], needed: bool) -> None:
         try:
             save(self.folder, progress, state, self.keep, self.keep_every)
         except (OSError, RuntimeError) as raised:
@@ -152,12 +154,12 @@ def on_host(state: Any) -> Any:
     return state
 
 
-def restore(folder: Path, step: int | None = None) -> tuple[Progress, dict[str, Any]] | None:
+def restore(folder: Path, step: int | None = None) -> tuple[TrainProgress, dict[str, Any]] | None:
     """The newest undamaged checkpoint, or that of `step`, on the CPU; says which damaged ones it passed over."""
     for path in _newest_first(folder / "checkpoints") if step is None else [path_of(folder, step)]:
         try:
             about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            progress = Progress(**about["progress"])
+            progress = TrainProgress(**about["progress"])
             if sha256(path / "state.pt") != about["sha256"]:
                 raise ValueError("its SHA-256 differs from the manifest")
             return progress, torch.load(path / "state.pt", map_location="cpu", weights_only=True)

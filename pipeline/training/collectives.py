@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import TrainingError
 
-PATIENCE = timedelta(minutes=30)  # over the CPU, where processes wait while the main one saves or publishes
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # over the CPU, where processes wait while the main one saves or publishes
 # Of the devices' own collectives. They wait for a process whose shards are out of reach, which the loader sits out for
 # up to 14 minutes; that a process has died is noticed over the CPU.
 DEVICE_PATIENCE = timedelta(minutes=15)
@@ -24,7 +24,7 @@ PULSE = 1.0  # seconds between two signs of life
 GRACE = 10.0  # seconds that a process has to leave by itself after another one died
 
 
-class Talk:
+class ControlGroup:
     """What processes tell each other beside the training, over the CPU, so that no device is waited for.
 
     A thread exchanges signs of life with the other processes. So a process leaves, too, if its main thread hangs, for
@@ -40,7 +40,7 @@ class Talk:
             self._listener = threading.Thread(target=self._listen, name="signs of life", daemon=True)
             self._listener.start()
 
-    def any_said(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether any process said yes one call ago, the same on all; alone, what was just said.
 
         Every call hands in a flag and takes the sum of the one before, which had a whole step to arrive. A process that
@@ -116,7 +116,7 @@ class Talk:
 
 def gloo_group() -> Any:
     """All processes once more, over the CPU."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def _told(error: RuntimeError) -> str:
@@ -126,18 +126,18 @@ def _told(error: RuntimeError) -> str:
     )
 
 
-def meet(backend: str) -> None:
+def init_process_group(backend: str) -> None:
     """Joins the other processes that the launcher started.
 
     A launcher that restarts its processes may keep the store where they meet; what an earlier attempt left there, for
     instance the addresses of dead processes, must not count.
     """
     if not dist.is_initialized():
-        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store, rank, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience_of(backend))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout_of(backend))
 
 
-def patience_of(backend: str) -> timedelta:
+def timeout_of(backend: str) -> timedelta:
     """How long collectives over `backend` wait for a process."""
-    return DEVICE_PATIENCE if backend == "nccl" else PATIENCE
+    return DEVICE_PATIENCE if backend == "nccl" else COLLECTIVE_TIMEOUT

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import TrainingError
-from pipeline.training.optim import AdamConfig, Ema, Guard, adam, learning_rate
+from pipeline.training.optim import AdamConfig, Ema, GradientGuard, adam, learning_rate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Autocast = Callable[[], torch.autocast]
@@ -35,7 +35,7 @@ class Trainable:
         self.module, self.cfg, self.total_steps, self._autocast = module, cfg, total_steps, autocast
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = adam(module, cfg)
-        self.guard = Guard(cfg.skip_spikes, accelerator.device)
+        self.guard = GradientGuard(cfg.skip_grad_spikes, accelerator.device)
         self.ema: Ema | None = None
         self._callable: Callable[..., Any] = module
         self._wrap(accelerator)
@@ -64,7 +64,7 @@ class Trainable:
             return convert_to_fp32(self._callable(*args, **kwargs))
 
     @contextmanager
-    def passing(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> Iterator[None]:
         """Around a forward pass and its backward pass; `last` says that no other follows before the update.
 
         Gradients add up, and only the last pass exchanges them between processes.
@@ -83,7 +83,7 @@ class Trainable:
         A gradient that the guard refuses changes nothing, neither weights nor moments; the norm is then returned as not
         finite. Processes agree, because they share the gradient, and nobody waits for the device to find out.
         """
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.cfg.clip_norm, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.cfg.max_grad_norm, foreach=True)
         refused = self.guard.refuses(norm)
         self._set_learning_rate(step)
         self.optimizer.found_inf = refused  # type: ignore[attr-defined]  # fused AdamW heeds it
@@ -91,11 +91,11 @@ class Trainable:
         self.optimizer.zero_grad(set_to_none=True)
         return self._after(norm, refused)
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """Within it, the network has the weights that are validated and published."""
         return nullcontext() if self.ema is None else self.ema.applied()
 
-    def weights_changed(self) -> None:
+    def sync_master_weights(self) -> None:
         """To be called after somebody else changed weights in place."""
 
     def floats(self) -> list[Tensor]:
@@ -113,7 +113,7 @@ class Trainable:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["model"])
-        self.weights_changed()
+        self.sync_master_weights()
         if state["optimizer"]:
             self._load_moments(state["optimizer"])
         self.guard.load_state_dict(state["guard"])
@@ -146,7 +146,7 @@ class ZeroTrainable(Trainable):
 
     def _wrap(self, accelerator: Accelerator) -> None:
         plugin = accelerator.state.deepspeed_plugin
-        plugin.deepspeed_config["gradient_clipping"] = self.cfg.clip_norm
+        plugin.deepspeed_config["gradient_clipping"] = self.cfg.max_grad_norm
         self._plain_step = self.optimizer.step
         self.optimizer.step = self._guarded_step  # type: ignore[method-assign]
         self._refused = torch.zeros((), device=accelerator.device)
@@ -158,7 +158,7 @@ class ZeroTrainable(Trainable):
         self._callable = self.module
 
     @contextmanager
-    def passing(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> Iterator[None]:
         self._engine.set_gradient_accumulation_boundary(last)
         yield
 
@@ -181,7 +181,7 @@ class ZeroTrainable(Trainable):
         self.optimizer.found_inf = self._refused  # type: ignore[attr-defined]
         return self._plain_step(*args, **kwargs)
 
-    def weights_changed(self) -> None:
+    def sync_master_weights(self) -> None:
         self._zero.refresh_fp32_params()
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""`accelerate launch` for our stages: `python -m pipeline.training.launch [options of accelerate launch] -m pipeline STAGE ...`.
+"""`accelerate launch` for our stages: `illm launch [options of accelerate launch] -m pipeline STAGE ...`.
 
 Two things that Accelerate's own command does not do: stop signals reach the ranks, which save and leave, and its exit code
 is theirs. So a job script can tell a preempted stage (75) from a failed one.
@@ -9,25 +9,25 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pipeline.errors import Preempted
-from pipeline.processes.signals import STOP, follow_parent, passing_on
+from pipeline.processes.signals import STOP_SIGNALS, forward_signals
 
 
-def main() -> None:
-    """Launches, waits, and exits with the ranks' exit code."""
-    follow_parent()
-    args = launch_command_parser().parse_args()
+def launch(words: Sequence[str]) -> int:
+    """Starts the ranks and waits for them; returns their exit code. words: what `accelerate launch` takes."""
+    args = launch_command_parser().parse_args(list(words))
     # what it says of ranks that end is told here, and by the ranks
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     # torch's launcher would answer the others by giving the ranks 30 seconds; this one is for who cannot wait
     args.signals_to_handle = "SIGQUIT"
-    with passing_on(lambda: [child.pid for child in psutil.Process().children()]) as received:
-        sys.exit(_launch(args, received))
+    with forward_signals(lambda: [child.pid for child in psutil.Process().children()]) as received:
+        return _launch(args, received)
 
 
 def _launch(args: object, received: list[int]) -> int:
@@ -39,7 +39,7 @@ def _launch(args: object, received: list[int]) -> int:
         codes = {0: failed.returncode}
     else:
         return 0
-    if received and all(code == Preempted.exit_code or -code in STOP for code in codes.values()):
+    if received and all(code == Preempted.exit_code or -code in STOP_SIGNALS for code in codes.values()):
         return Preempted.exit_code  # a rank that the signal ended had not begun to train
     own = [code for code in codes.values() if code > 0]  # the others were ended by the launcher because of one of these
     if not own:
@@ -47,7 +47,3 @@ def _launch(args: object, received: list[int]) -> int:
         hint = "; 9 is often a lack of memory" if -signal.SIGKILL in codes.values() else ""
         print(f"launch: ended on {os.uname().nodename}: {told}{hint}", file=sys.stderr)
     return max(own, default=1)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,20 +5,20 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Changeable, Config
 from pipeline.data.loader import Batch
 from pipeline.errors import Preempted, TrainingError
 from pipeline.processes.signals import stop_signals
 from pipeline.storage import disk
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Progress
+from pipeline.training.checkpoint import TrainProgress
 from pipeline.training.metrics import REMEDY, MetricAverager
-from pipeline.training.progress import Clock, ProgressDisplay, Tracer
+from pipeline.training.progress import Profiler, ProgressDisplay, ThroughputMeter
 from pipeline.training.runtime import Runtime
 
 Log = Callable[[int, dict[str, float]], None]
@@ -28,14 +28,19 @@ class FitConfig(Config):
     """How long, and how often. A step is one optimizer update of the main network."""
 
     steps: PositiveInt
-    log_every: PositiveInt = 100
+    log_every: Annotated[PositiveInt, Changeable()] = 100
     validate_every: PositiveInt = 10_000
-    checkpoint_every: PositiveInt = 5_000
-    keep_checkpoints: PositiveInt = 2  # the newest ones
-    keep_every: PositiveInt | None = None  # and those at multiples of so many steps
-    max_bad_steps: NonNegativeInt = 10  # steps in a row that had to be skipped; more stop the stage
-    accept_new_batch_size: bool = False  # go on with another data.batch_size than the run began with
-    profile: NonNegativeInt = 0  # write a trace of so many steps, a few after the start
+    checkpoint_every: Annotated[PositiveInt, Changeable()] = 5_000
+    keep_checkpoints: Annotated[PositiveInt, Changeable()] = 2
+    """The newest ones."""
+    keep_every: Annotated[PositiveInt | None, Changeable()] = None
+    """And those at multiples of so many steps."""
+    max_skipped_steps: Annotated[NonNegativeInt, Changeable()] = 10
+    """Steps in a row that had to be skipped; more stop the stage."""
+    accept_new_batch_size: Annotated[bool, Changeable()] = False
+    """Go on with another data.batch_size than the run began with."""
+    profile_steps: Annotated[NonNegativeInt, Changeable()] = 0
+    """Write a trace of so many steps, a few after the start."""
 
 
 class Task(Protocol):
@@ -64,25 +69,25 @@ def fit(
     """
     progress = _resumed(runtime, folder)
     stream = batches(progress.samples)
-    window, clock = MetricAverager(runtime, cfg.max_bad_steps), Clock(runtime.device)
-    tracer = Tracer(folder, cfg.profile if runtime.is_main else 0, progress.step)
+    window, clock = MetricAverager(runtime, cfg.max_skipped_steps), ThroughputMeter(runtime.device)
+    tracer = Profiler(folder, cfg.profile_steps if runtime.is_main else 0, progress.step)
     validated: dict[str, float] = {}
     with (
         stop_signals() as stop_requested,
         ProgressDisplay(folder.name, progress.step, cfg.steps, runtime.is_main) as display,
         checkpoint.Saver(folder, cfg.keep_checkpoints, cfg.keep_every) as saver,
-        runtime.talk.leaving_on_error(),
+        runtime.control.leaving_on_error(),
     ):
         while progress.step < cfg.steps:
             with clock.waiting_for_data():
                 batch = next(stream)
             window.add(task.train_step(runtime.place_batch(batch), progress.step))
             num_samples = len(batch.positions) * runtime.num_processes
-            progress = Progress(step := progress.step + 1, progress.samples + num_samples)
+            progress = TrainProgress(step := progress.step + 1, progress.samples + num_samples)
             clock.count(num_samples)
             tracer.after(step)
             ending = step == cfg.steps
-            stopping = runtime.talk.any_said(stop_requested())
+            stopping = runtime.control.any_rank(stop_requested())
             saving = stopping or ending or step % cfg.checkpoint_every == 0
             if saving or step % cfg.log_every == 0:
                 metrics = window.take(step) | clock.take()
@@ -112,7 +117,7 @@ def _validate(task: Task, step: int) -> dict[str, float]:
     return validated
 
 
-def _save(runtime: Runtime, saver: checkpoint.Saver, progress: Progress, last: bool) -> float:
+def _save(runtime: Runtime, saver: checkpoint.Saver, progress: TrainProgress, last: bool) -> float:
     """Begins to save, and waits for the last one to be whole; returns how long training stood still, in s."""
     runtime.check_weights(progress.step)
     # the others wait for the main process over the CPU, where that may take long
@@ -122,22 +127,22 @@ def _save(runtime: Runtime, saver: checkpoint.Saver, progress: Progress, last: b
     return stall
 
 
-def _resumed(runtime: Runtime, folder: Path) -> Progress:
+def _resumed(runtime: Runtime, folder: Path) -> TrainProgress:
     """Where training goes on, with the state of that moment."""
     if (found := _newest_checkpoint(runtime, folder)) is None:
-        return Progress(step=0, samples=0)
+        return TrainProgress(step=0, samples=0)
     progress, state = found
     runtime.load_state_dict(state)
     return progress
 
 
-def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[Progress, dict[str, Any]] | None:
+def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[TrainProgress, dict[str, Any]] | None:
     """The one that the main process sees, on every process: a shared folder may show it to some of them later."""
     found = checkpoint.restore(folder) if runtime.is_main else None
     step = runtime.on_main(lambda: found[0].step if found else None)
     if runtime.is_main or step is None:
         return found
-    disk.wait_for(checkpoint.path_of(folder, step) / "manifest.json")
+    disk.wait_for_file(checkpoint.path_of(folder, step) / "manifest.json")
     if (found := checkpoint.restore(folder, step)) is None:
         raise TrainingError(
             f"{folder}: process {runtime.rank} on {os.uname().nodename} cannot read the checkpoint of step {step} that the main "

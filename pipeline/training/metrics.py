@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.errors import TrainingError
 from pipeline.training.runtime import Runtime
 
-OR_SPIKES = ", or a spike where skip_spikes is set"
+OR_SPIKES = ", or a spike where skip_grad_spikes is set"
 REMEDY = "A lower optimizer.lr in a new run= usually mends this"
 
 
@@ -19,8 +19,8 @@ class MetricAverager:
     step before metrics were taken was a good one: within a row of bad ones the weights may be spoilt already, though finite.
     """
 
-    def __init__(self, runtime: Runtime, max_bad_steps: int):
-        self.runtime, self.max_bad_steps = runtime, max_bad_steps
+    def __init__(self, runtime: Runtime, max_skipped_steps: int):
+        self.runtime, self.max_skipped_steps = runtime, max_skipped_steps
         self.bad_row = torch.zeros((), device=runtime.device)  # bad steps in a row until now
         self.count, self.sound = 0, True
 
@@ -53,7 +53,7 @@ class MetricAverager:
         self.sound = not row
         expected = self.count * len(everyones)
         blamed = ", ".join(name for name, count in zip(self.names, finite, strict=True) if count < expected)
-        if longest > self.max_bad_steps:
+        if longest > self.max_skipped_steps:
             raise TrainingError(
                 f"{longest} steps in a row before step {step} had to be skipped: {blamed} not finite{OR_SPIKES}. Their updates "
                 f"were refused, and the last checkpoint from before them is kept. {REMEDY}"

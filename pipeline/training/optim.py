@@ -22,10 +22,14 @@ class AdamConfig(Config):
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    warmup_steps: NonNegativeInt = 0  # linear ramp from zero
-    decay: Literal["constant", "cosine"] = "constant"  # cosine: a quarter period over the stage's steps, as published
-    clip_norm: PositiveFloat = 1.0  # bound on the gradient's 2-norm over the whole network
-    skip_spikes: Annotated[float, Field(gt=1)] | None = None  # skip updates whose norm is so many times the usual one
+    warmup_steps: NonNegativeInt = 0
+    """Linear ramp from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Cosine: a quarter period over the stage's steps, as published."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Bound on the gradient's 2-norm over the whole network."""
+    skip_grad_spikes: Annotated[float, Field(gt=1)] | None = None
+    """Skip updates whose norm is so many times the usual one."""
 
 
 def adam(module: nn.Module, cfg: AdamConfig) -> torch.optim.AdamW:
@@ -42,21 +46,21 @@ def learning_rate(cfg: AdamConfig, step: int, total_steps: int) -> float:
     """
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
-    if cfg.decay == "cosine":
+    if cfg.schedule == "cosine":
         return cfg.lr * math.cos(math.pi / 2 * (step - cfg.warmup_steps) / total_steps)
     return cfg.lr
 
 
-class Guard:
+class GradientGuard:
     """Decides on the device, without anybody waiting for it, whether an update is to be skipped.
 
-    Skipped are gradients that are not finite and, with `skip_spikes`, those whose norm is so many times the running
+    Skipped are gradients that are not finite and, with `skip_grad_spikes`, those whose norm is so many times the running
     geometric mean of earlier norms. A spike counts as the bound itself in that mean, so a lasting change is accepted
     after a while. The norm is the same on every process, and so is the verdict.
     """
 
-    def __init__(self, skip_spikes: float | None, device: torch.device):
-        self.log_factor = math.log(skip_spikes) if skip_spikes else None
+    def __init__(self, skip_grad_spikes: float | None, device: torch.device):
+        self.log_factor = math.log(skip_grad_spikes) if skip_grad_spikes else None
         self.mean_log = torch.zeros((), device=device)
         self.seen = torch.zeros((), device=device)
 

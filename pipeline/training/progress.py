@@ -26,7 +26,7 @@ SHOWN = {
 TRACE_AFTER = 3  # steps of a process before a trace begins: the first ones allocate and tune
 
 
-def shown(metrics: dict[str, float]) -> str:
+def format_metrics(metrics: dict[str, float]) -> str:
     """The metrics that matter, in one short line."""
     return " ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
 
@@ -63,10 +63,10 @@ class ProgressDisplay:
         """Shows training metrics."""
         per_step = (time.perf_counter() - self.started) / (step - self.first)
         speed = f"{1 / per_step:.2f} steps/s"
-        self.bar.update(self.task, completed=step, metrics=shown(metrics), speed=speed)
+        self.bar.update(self.task, completed=step, metrics=format_metrics(metrics), speed=speed)
         if self.bar.disable:
             left = int(per_step * (self.steps - step))
-            self._line(f"step {step}/{self.steps} {shown(metrics)} {speed} left {left // 60}:{left % 60:02d}")
+            self._line(f"step {step}/{self.steps} {format_metrics(metrics)} {speed} left {left // 60}:{left % 60:02d}")
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """Shows validation metrics, on a line that stays."""
@@ -79,7 +79,7 @@ class ProgressDisplay:
             sys.stderr.flush()
 
 
-class Clock:
+class ThroughputMeter:
     """How fast training goes, how long it waits for data, and how much memory it took at most."""
 
     def __init__(self, device: torch.device):
@@ -113,14 +113,14 @@ class Clock:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         metrics = {
             "time/images_per_s": self.num_samples / seconds,
-            "time/waiting_for_data_share": self.waited / seconds,
+            "time/data_wait_fraction": self.waited / seconds,
             "memory/peak_gb": peak / 1e9,
         }
         self._begin()
         return metrics
 
 
-class Tracer:
+class Profiler:
     """Writes a trace of `num_steps` steps into the run folder, for chrome://tracing, Perfetto or TensorBoard."""
 
     def __init__(self, folder: Path, num_steps: int, step: int):

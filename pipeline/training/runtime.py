@@ -11,10 +11,10 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwar
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline.config import Changeable, Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
-from pipeline.training.collectives import Talk, meet, patience_of
+from pipeline.training.collectives import ControlGroup, init_process_group, timeout_of
 from pipeline.training.device import Precision, settle_arithmetic, usable_gpu
 from pipeline.training.engines import Trainable, ZeroTrainable, launched_zero_stage, zero_config
 from pipeline.training.optim import AdamConfig
@@ -34,13 +34,16 @@ class EngineConfig(Config):
     """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
 
     precision: Precision = "fp32"
-    deterministic: bool = True  # on a GPU, only kernels that give the same bits each time; the CPU has no others
-    passes: PositiveInt = 1  # forward and backward passes per step, each over an equal part of the batch
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = (
-        None  # average the weights; validate and publish the average
-    )
-    recompute: bool = False  # residual blocks forget their activations and compute them again: less memory, more time
-    compile: bool = False  # torch.compile the trained networks; needs a C++ compiler
+    deterministic: Annotated[bool, Changeable()] = True
+    """On a GPU, only kernels that give the same bits each time; the CPU has no others."""
+    gradient_accumulation_steps: Annotated[PositiveInt, Changeable()] = 1
+    """Forward and backward passes per step, each over an equal part of the batch."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Average the weights; validate and publish the average."""
+    activation_checkpointing: Annotated[bool, Changeable()] = False
+    """Residual blocks forget their activations and compute them again: less memory, more time."""
+    compile: Annotated[bool, Changeable()] = False
+    """Torch.compile the trained networks; needs a C++ compiler."""
 
 
 class Runtime:
@@ -60,8 +63,8 @@ class Runtime:
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 or self.zero_stage:
             backend = "nccl" if has_gpu else "gloo"
-            meet(backend)
-            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=patience_of(backend)))
+            init_process_group(backend)
+            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout_of(backend)))
         # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision does not count.
         if self.zero_stage:
             if not has_gpu and torch.cuda.is_available():
@@ -83,7 +86,7 @@ class Runtime:
                 f"the launcher started {launched} processes, but this one sees {self.accelerator.num_processes}; "
                 "see configs/launch and the README's section on several processes"
             )
-        self.talk = Talk(self.num_processes)
+        self.control = ControlGroup(self.num_processes)
         self._stateful: dict[str, Stateful] = {"generators": Generators(self.device)}
         self._networks = 0
 
@@ -182,11 +185,11 @@ class Runtime:
 
     def place_batch(self, batch: Batch) -> list[Batch]:
         """The parts of a batch, one per pass, on this device."""
-        return [part.to(self.device, torch.channels_last) for part in batch.split(self.cfg.passes)]
+        return [part.to(self.device, torch.channels_last) for part in batch.split(self.cfg.gradient_accumulation_steps)]
 
     def generators(self, seed: int, positions: list[int]) -> list[torch.Generator]:
         """One random generator per sample, whose numbers depend on the seed and the sample's position alone."""
-        return [torch.Generator(self.device).manual_seed(mix(seed, position)) for position in positions]
+        return [torch.Generator(self.device).manual_seed(mix_seed(seed, position)) for position in positions]
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on each of them."""
@@ -214,7 +217,7 @@ class Runtime:
                 box[0] = action()
             except (UserError, OSError) as error:
                 box[1] = error
-        self.talk.broadcast(box)
+        self.control.broadcast(box)
         if box[1] is not None:
             raise box[1]
         return box[0]
@@ -222,8 +225,8 @@ class Runtime:
     def close(self) -> None:
         """Ends the process group in step with the others; call it last."""
         if dist.is_initialized():
-            self.talk.broadcast([None])
-            self.talk.close()
+            self.control.broadcast([None])
+            self.control.close()
             dist.destroy_process_group()
 
 
@@ -243,7 +246,7 @@ class Generators:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def mix(seed: int, number: int) -> int:
+def mix_seed(seed: int, number: int) -> int:
     """A 63-bit seed from two numbers; neighbouring inputs give unrelated seeds (splitmix64's finaliser)."""
     value = (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) % 2**64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64

@@ -26,7 +26,7 @@ from torchvision import transforms
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader
-from pipeline.data.loader import LoaderConfig, Share
+from pipeline.data.loader import BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.registry import resolve
 from pipeline.stages import shard
@@ -82,7 +82,7 @@ def photos(folder: Path, long: int, count: int) -> list[Path]:
 
 def loading(folder: Path, files: list[Path], long: int, batches: int) -> Iterator[Row]:
     """Crops a second, and CPU time per crop, of our loader and three others, in turn."""
-    cfg = StageConfig(source=str(files[0].parent), min_side=64, validation_share=0, near_duplicates=None)
+    cfg = StageConfig(source=str(files[0].parent), min_side=64, validation_fraction=0, duplicate_distance=None)
     made = resolve.read(str(shard.run(cfg, folder / f"shards{long}")), "shards")
     contents = [file.read_bytes() for file in files]
     contenders: dict[str, Callable[[], Iterator[object]]] = {
@@ -127,8 +127,8 @@ def cpu_seconds() -> float:
 
 
 def ours(made: Artifact) -> Iterator[object]:
-    cfg = LoaderConfig(shards="", batch_size=BATCH, workers=CORES)
-    return loader.batches(cfg, ShardReader(made, "train"), random.randrange(2**31), Share(0, BATCH, 1), 0)
+    cfg = LoaderConfig(shards="", batch_size=BATCH, num_workers=CORES)
+    return loader.batches(cfg, ShardReader(made, "train"), random.randrange(2**31), BatchShard(0, BATCH, 1), 0)
 
 
 def decoding(contents: list[bytes]) -> Iterator[object]:
@@ -183,7 +183,7 @@ def sharding(folder: Path, files: list[Path], long: int) -> Iterator[Row]:
             (many / f"{copy}-{file.name}").write_bytes(file.read_bytes() + bytes([copy]))
     rate = {}
     for on, workers in (("threads", 1), ("threads", CORES), ("ray", CORES)):
-        cfg = StageConfig(source=str(many), min_side=64, workers=workers, spread=on, shard_mb=20, piece=64)
+        cfg = StageConfig(source=str(many), min_side=64, num_workers=workers, backend=on, shard_mb=20, chunk_size=64)
         if on == "ray":  # started beforehand: its ten seconds would be most of what is measured
             ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
             ray.get([ray.remote(_decode).remote(files[0].read_bytes()) for _ in range(4 * CORES)])

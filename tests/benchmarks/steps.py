@@ -57,7 +57,7 @@ class Stepping:
 
     def __init__(self, task: gan.GanTask | pretrain.PretrainTask | vqvae.VqvaeTask, stage: str):
         self.task, self.step = task, 0
-        self.parts = batch(stage).split(task.cfg.engine.passes)
+        self.parts = batch(stage).split(task.cfg.engine.gradient_accumulation_steps)
 
     def __call__(self) -> object:
         self.step += 1

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Progress, Saver
+from pipeline.training.checkpoint import Saver, TrainProgress
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 from tests.benchmarks.measure import DEVICE, Row, seconds
@@ -32,9 +32,11 @@ def saving(folder: Path) -> Iterator[Row]:
     saver = Saver(folder / "beside", keep=1, keep_every=None)
     stalls, whole = [], []
     for n in range(1, 4):
-        stalls.append(saver.save(Progress(n, n), runtime.state_dict(), needed=True))
+        stalls.append(saver.save(TrainProgress(n, n), runtime.state_dict(), needed=True))
         saver.wait()
-        whole.append(seconds(lambda n=n: checkpoint.save(folder / "before", Progress(n, n), runtime.state_dict(), 1)))
+        whole.append(
+            seconds(lambda n=n: checkpoint.save(folder / "before", TrainProgress(n, n), runtime.state_dict(), 1))
+        )
     size = sum(f.stat().st_size for f in (folder / "before").rglob("*") if f.is_file()) / 1e9
     yield Row(
         f"training stands still for a checkpoint of {size:.1f} GB (less is better)",

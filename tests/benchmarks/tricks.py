@@ -26,7 +26,7 @@ class TwoPasses(Adversary):
         self.network.requires_grad_(False)
         (seen_through,) = torch.autograd.grad(self.network.generator_loss(self.network(fake, y_hat), labels), fake)
         self.network.requires_grad_(True)
-        metrics, _ = super().judge_fakes(x_hat, y_hat, labels, share)
+        metrics, _ = super().fake_step(x_hat, y_hat, labels, share)
         return metrics, seen_through
 
 
@@ -95,16 +95,22 @@ def rows() -> Iterator[Row]:
         yield faster("gan step", plain, make(), BATCH["gan"], UNIT, name, COUNT)
     options = {
         "labels and latents of fixed crops kept (frozen_cache_mb)": lambda: our_gan(frozen_cache_mb=1000),
-        "residual blocks computed again (engine.recompute)": lambda: our_gan(EngineConfig(recompute=True)),
+        "residual blocks computed again (engine.activation_checkpointing)": lambda: our_gan(
+            EngineConfig(activation_checkpointing=True)
+        ),
         "bf16 autocast (engine.precision=bf16)": lambda: our_gan(EngineConfig(precision="bf16")),
         "compiled (engine.compile)": lambda: our_gan(EngineConfig(compile=True)),
     }
     for name, make in options.items():
         yield faster(f"gan step, {name}", make(), plain, BATCH["gan"], UNIT, "without", COUNT)
     del plain
-    less = peak_memory_gb(partial(our_gan, EngineConfig(recompute=True)))
+    less = peak_memory_gb(partial(our_gan, EngineConfig(activation_checkpointing=True)))
     yield Row(
-        "gan step's peak memory, engine.recompute (less is better)", less, "GB", peak_memory_gb(our_gan), "without"
+        "gan step's peak memory, engine.activation_checkpointing (less is better)",
+        less,
+        "GB",
+        peak_memory_gb(our_gan),
+        "without",
     )
 
 

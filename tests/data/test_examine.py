@@ -12,14 +12,14 @@ from PIL import Image, ImageCms, ImageFilter
 from pipeline.data import images
 from pipeline.errors import DataError
 from pipeline.sharding import duplicates
-from pipeline.sharding.filters import Lists, Photo, Rules, examine, without_duplicates
+from pipeline.sharding.filters import AcceptedImage, FilterConfig, NameLists, examine, without_duplicates
 from tests.conftest import picture
 from tests.data.test_transforms import encoded
 
 
 def result(content: bytes, path: str = "x.png", **rules: object):
-    made = Rules(min_side=16, **rules)
-    return examine(path, "set", content, made, Lists.of(made))
+    made = FilterConfig(min_side=16, **rules)
+    return examine(path, "set", content, made, NameLists.of(made))
 
 
 @pytest.mark.parametrize(
@@ -29,35 +29,35 @@ def result(content: bytes, path: str = "x.png", **rules: object):
         (96, 128, {"max_aspect": 1.34}, None),
         (96, 128, {"max_aspect": 1.33}, "too long: 128x96"),
         (96, 128, {"max_pixels": 96 * 128 - 1}, "128x96 pixels are more than 12287"),
-        (96, 128, {"min_colours": 1000}, None),
-        (96, 128, {"min_colours": 12289}, "no photo: "),
+        (96, 128, {"min_colors": 1000}, None),
+        (96, 128, {"min_colors": 12289}, "no photo: "),
         (15, 128, {}, "too small: 128x15"),
     ],
 )
 def test_rules(height, width, rules, reason):
     found = result(encoded(Image.fromarray(picture(0, height, width))), **rules)
-    assert isinstance(found, Photo) if reason is None else reason in found.reason
+    assert isinstance(found, AcceptedImage) if reason is None else reason in found.reason
 
 
 def test_a_drawing_has_few_colours():
     drawing = np.zeros((200, 200, 3), np.uint8)
     drawing[50:100] = (255, 0, 0)
-    assert "no photo: 2 colours" in result(encoded(Image.fromarray(drawing)), min_colours=64).reason
+    assert "no photo: 2 colours" in result(encoded(Image.fromarray(drawing)), min_colors=64).reason
 
 
 def test_lists_allow_and_deny_by_path_name_and_digest(tmp_path):
     content = encoded(Image.fromarray(picture(0)))
     digest = result(content).sha256
     (tmp_path / "list").write_text(f"folder/a.png\n{digest}\n")
-    denied = {"deny": str(tmp_path / "list")}
+    denied = {"deny_list": str(tmp_path / "list")}
     assert "deny list" in result(content, "other.png", **denied).reason
     other = encoded(Image.fromarray(picture(1)))
-    assert isinstance(result(other, "b.png", **denied), Photo)
+    assert isinstance(result(other, "b.png", **denied), AcceptedImage)
     assert "deny list" in result(other, "folder/a.png", **denied).reason
-    assert isinstance(result(content, "b.png", allow=str(tmp_path / "list")), Photo)
-    assert "not on the allow list" in result(other, "b.png", allow=str(tmp_path / "list")).reason
+    assert isinstance(result(content, "b.png", allow_list=str(tmp_path / "list")), AcceptedImage)
+    assert "not on the allow list" in result(other, "b.png", allow_list=str(tmp_path / "list")).reason
     with pytest.raises(DataError, match="cannot read this list"):
-        result(content, deny=str(tmp_path / "nothing"))
+        result(content, deny_list=str(tmp_path / "nothing"))
 
 
 def test_what_is_no_image_is_told_without_the_address_of_an_object(tmp_path):
@@ -94,15 +94,15 @@ def test_look_alikes_share_a_group_and_the_largest_stays_if_asked():
     large = Image.fromarray(picture(3, 240, 320))
     contents = {"large.png": large, "small.png": large.resize((160, 120)), "other.png": Image.fromarray(picture(9))}
     results = [result(encoded(image), name) for name, image in contents.items()]
-    photos, refused = without_duplicates(results, Rules())
+    photos, refused = without_duplicates(results, FilterConfig())
     assert {p.path for p in photos} == set(contents)
     assert refused == []
     groups = {p.path: p.group for p in photos}
     assert groups["large.png"] == groups["small.png"] != groups["other.png"]
-    photos, refused = without_duplicates(results, Rules(drop_near_duplicates=True))
+    photos, refused = without_duplicates(results, FilterConfig(drop_near_duplicates=True))
     assert {p.path for p in photos} == {"large.png", "other.png"}
     assert refused[0].reason == "looks like large.png"
-    photos, _ = without_duplicates(results, Rules(near_duplicates=None))
+    photos, _ = without_duplicates(results, FilterConfig(duplicate_distance=None))
     assert len({p.group for p in photos}) == 3
 
 

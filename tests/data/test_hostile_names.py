@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.artifacts.artifact import publish
 from pipeline.artifacts.manifest import Manifest
-from pipeline.data.loader import LoaderConfig, Share, batches
+from pipeline.data.loader import BatchShard, LoaderConfig, batches
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, UnreachableError
 from pipeline.evaluation.held_out import HeldOut
@@ -37,12 +37,12 @@ def test_a_folder_is_a_folder_whatever_its_name_looks_like(tmp_path, monkeypatch
     for source, count in (("photos", 8), ("photos/*.png", 4), ("more.tar", 1), ("list.txt", 2)):
         found = [read_item(item, 10**6) for item in sources.items(Source(name="x", path=f"{name}/{source}"))]
         assert len(found) == count
-    cfg = StageConfig(source=f"{name}/photos", min_side=64, validation_share=0.3, workers=1)
+    cfg = StageConfig(source=f"{name}/photos", min_side=64, validation_fraction=0.3, num_workers=1)
     shard.run(cfg, Path(name) / "run")
     measured = HeldOut(f"{name}/run", 100)
     assert len(list(measured)) == len(measured) > 0
-    loading = LoaderConfig(shards=f"{name}/run", batch_size=4, crop=64, workers=1)
-    next(batches(loading, ShardReader(resolve.read(loading.shards, "shards"), "train"), 0, Share(0, 4, 1), 0))
+    loading = LoaderConfig(shards=f"{name}/run", batch_size=4, crop_size=64, num_workers=1)
+    next(batches(loading, ShardReader(resolve.read(loading.shards, "shards"), "train"), 0, BatchShard(0, 4, 1), 0))
     assert not list(tmp_path.rglob("PWNED"))
 
 

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader, transforms
-from pipeline.data.loader import LoaderConfig, Share
+from pipeline.data.loader import BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
 from pipeline.registry import resolve
@@ -21,20 +21,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def config(**changes: object) -> LoaderConfig:
-    return LoaderConfig(**{"shards": "x", "batch_size": 4, "crop": 64, "workers": 0} | changes)
+    return LoaderConfig(**{"shards": "x", "batch_size": 4, "crop_size": 64, "num_workers": 0} | changes)
 
 
 def stream(
     shards: Artifact, cfg: LoaderConfig, steps: int, rank: int = 0, ranks: int = 1, start: int = 0
 ) -> list[loader.Batch]:
-    share = Share.of(cfg.batch_size, rank, ranks)
+    share = BatchShard.of(cfg.batch_size, rank, ranks)
     batches = loader.batches(cfg, ShardReader(shards, "train"), 7, share, start)
     return list(itertools.islice(batches, steps))
 
 
 def test_two_ranks_and_workers_see_the_crops_of_one(shards):
     alone = stream(shards, config(), 6)
-    pairs = zip(stream(shards, config(workers=2), 6, 0, 2), stream(shards, config(workers=1), 6, 1, 2), strict=True)
+    pairs = zip(
+        stream(shards, config(num_workers=2), 6, 0, 2), stream(shards, config(num_workers=1), 6, 1, 2), strict=True
+    )
     for one, (first, second) in zip(alone, pairs, strict=True):
         assert torch.equal(one.x, torch.cat([first.x, second.x]))
         assert one.positions == first.positions + second.positions
@@ -42,19 +44,19 @@ def test_two_ranks_and_workers_see_the_crops_of_one(shards):
 
 def test_the_stream_resumes_at_any_position(shards):
     whole = stream(shards, config(), 8)
-    later = stream(shards, config(cache_mb=1), 5, start=3 * 4)
+    later = stream(shards, config(decoded_cache_mb=1), 5, start=3 * 4)
     for a, b in zip(whole[3:], later, strict=True):
         assert torch.equal(a.x, b.x)
 
 
 def test_fixed_crops_are_the_same_in_every_epoch_and_belong_to_their_image(shards):
     crops: dict[int, torch.Tensor] = {}
-    batches = stream(shards, config(fixed_crops=True, resized_share=1.0), 12)
+    batches = stream(shards, config(fixed_crops=True, random_resize_prob=1.0), 12)
     for batch in batches:
         for x, image in zip(batch.x, batch.images, strict=True):
             assert torch.equal(x, crops.setdefault(image, x))
     assert len(batches) * 4 > 2 * len(crops) > 4
-    moving = stream(shards, config(resized_share=1.0), 12)
+    moving = stream(shards, config(random_resize_prob=1.0), 12)
     assert any(not torch.equal(x, crops[i]) for batch in moving for x, i in zip(batch.x, batch.images, strict=True))
 
 
@@ -68,7 +70,7 @@ def test_a_batch_splits_into_equal_parts_in_order(shards):
 
 def test_another_seed_gives_other_crops(shards):
     reader = ShardReader(shards, "train")
-    ours, theirs = (next(loader.batches(config(), reader, seed, Share(0, 4, 1), 0)) for seed in (1, 2))
+    ours, theirs = (next(loader.batches(config(), reader, seed, BatchShard(0, 4, 1), 0)) for seed in (1, 2))
     assert not torch.equal(ours.x, theirs.x)
 
 
@@ -81,7 +83,7 @@ def test_crops_are_floats_between_zero_and_one(shards):
 
 def test_a_batch_that_does_not_split_evenly_is_refused():
     with pytest.raises(DataError, match="multiple of 4"):
-        Share.of(6, 0, 2, multiple=2)
+        BatchShard.of(6, 0, 2, multiple=2)
 
 
 def damaged(shards: Artifact, tmp_path, every: int) -> ShardReader:
@@ -102,7 +104,7 @@ def damaged(shards: Artifact, tmp_path, every: int) -> ShardReader:
 
 def test_an_unreadable_sample_is_replaced_and_named(shards, tmp_path, capsys):
     reader = damaged(shards, tmp_path, every=4)
-    batches = loader.batches(config(), reader, 0, Share(0, 4, 1), 0)
+    batches = loader.batches(config(), reader, 0, BatchShard(0, 4, 1), 0)
     assert all(len(batch.x) == 4 for batch in itertools.islice(batches, 6))
     told = capsys.readouterr().err
     assert told.count("skipping unreadable sample") == len(range(0, len(reader), 4))
@@ -112,7 +114,7 @@ def test_an_unreadable_sample_is_replaced_and_named(shards, tmp_path, capsys):
 @pytest.mark.parametrize(("every", "bound"), [(2, 1), (1, 100)])
 def test_too_many_unreadable_samples_stop_the_stage(shards, tmp_path, every, bound):
     reader = damaged(shards, tmp_path, every)
-    batches = loader.batches(config(max_bad_samples=bound), reader, 0, Share(0, 4, 1), 0)
+    batches = loader.batches(config(max_bad_samples=bound), reader, 0, BatchShard(0, 4, 1), 0)
     with pytest.raises(DataError, match=r"unreadable samples \(data.max_bad_samples"):
         list(itertools.islice(batches, 20))
 
@@ -128,7 +130,7 @@ def test_the_cache_keeps_to_its_bytes():
 
 def test_validation_crops_are_spread_over_the_images(shards):
     reader = ShardReader(shards, "valid")
-    crops = loader.validation_crops(config(validation_crops=4 * len(reader)), reader)
+    crops = loader.validation_crops(config(num_validation_crops=4 * len(reader)), reader)
     assert crops.shape == (4 * len(reader), 3, 64, 64)
     empty = ShardReader(shards, "test")
     with pytest.raises(DataError, match="no validation images"):
@@ -154,5 +156,5 @@ def test_pixels_travel_as_bytes_and_become_the_same_floats_as_on_the_host(shards
 def test_a_batch_that_does_not_fit_into_memory_is_refused():
     cfg = config(batch_size=10**8)
     with pytest.raises(DataError, match=r"data.batch_size is 100000000: .* need 12,288.0 GB, but .* GB are free"):
-        loader.check_memory(cfg, Share.of(cfg.batch_size, 0, 1))
-    loader.check_memory(config(), Share.of(4, 0, 1))
+        loader.check_memory(cfg, BatchShard.of(cfg.batch_size, 0, 1))
+    loader.check_memory(config(), BatchShard.of(4, 0, 1))

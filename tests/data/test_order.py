@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import loader, transforms
-from pipeline.data.loader import LoaderConfig, Share, positions
-from pipeline.data.order import Order
+from pipeline.data.loader import BatchShard, LoaderConfig, positions
+from pipeline.data.order import SampleOrder
 from pipeline.data.reader import ShardReader
 from tests.conftest import ROOT, write_images
 from tests.data.test_shards import make
@@ -23,24 +23,24 @@ from tests.data.test_shards import make
     epoch=st.integers(0, 5),
 )
 def test_every_sample_comes_once_per_epoch(counts, seed, mixed, epoch):
-    order = Order(counts, seed, mixed)
+    order = SampleOrder(counts, seed, mixed)
     first = epoch * len(order)
     assert sorted(order.at(first + i) for i in range(len(order))) == list(range(sum(counts)))
-    again = Order(counts, seed, mixed)  # a position alone is enough: nothing before it was asked for
+    again = SampleOrder(counts, seed, mixed)  # a position alone is enough: nothing before it was asked for
     assert again.at(first + len(order) - 1) == order.at(first + len(order) - 1)
 
 
 @settings(max_examples=40, deadline=None)
 @given(ranks=st.sampled_from([1, 2, 3, 4, 6, 12]), start=st.integers(0, 40), steps=st.integers(1, 5))
 def test_ranks_divide_every_global_batch(ranks, start, steps):
-    streams = [positions(Share.of(12, rank, ranks), 12 * start) for rank in range(ranks)]
+    streams = [positions(BatchShard.of(12, rank, ranks), 12 * start) for rank in range(ranks)]
     taken = [position for _ in range(steps) for stream in streams for position in next(stream)]
     assert taken == list(range(12 * start, 12 * (start + steps)))
 
 
 @pytest.mark.parametrize("mixed", [1, 8, 1000])
 def test_the_order_has_nothing_to_do_with_that_of_the_shards(mixed):
-    order = Order([40] * 100, 5, mixed)
+    order = SampleOrder([40] * 100, 5, mixed)
     for epoch in (0, 1):
         numbers = [order.at(epoch * 4000 + i) for i in range(4000)]
         shard_of = np.asarray(numbers) // 40
@@ -50,7 +50,7 @@ def test_the_order_has_nothing_to_do_with_that_of_the_shards(mixed):
 
 
 def test_only_the_mixed_shards_are_needed_at_a_time():
-    order = Order([10] * 20, 3, 4)
+    order = SampleOrder([10] * 20, 3, 4)
     for group in range(5):
         numbers = {order.at(group * 40 + i) // 10 for i in range(40)}
         assert numbers == set(order.shards_of(0, group))
@@ -58,12 +58,14 @@ def test_only_the_mixed_shards_are_needed_at_a_time():
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [[Order([50], seed, 64).at(epoch * 50 + i) for i in range(50)] for seed in (1, 2) for epoch in (0, 1)]
+    orders = [
+        [SampleOrder([50], seed, 64).at(epoch * 50 + i) for i in range(50)] for seed in (1, 2) for epoch in (0, 1)
+    ]
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_a_position_far_away_costs_nothing_to_find():
-    order = Order([2500] * 40_000, 0, 64)  # a hundred million samples
+    order = SampleOrder([2500] * 40_000, 0, 64)  # a hundred million samples
     assert 0 <= order.at(7 * len(order) + 123_456_789 % len(order)) < 100_000_000
     assert order._numbers.cache_info().currsize == 1
 
@@ -80,24 +82,24 @@ def shards(tmp_path_factory):
     workers=st.integers(0, 5),
     mixed=st.integers(1, 6),
     start=st.integers(0, 5),
-    cache_mb=st.sampled_from([0, 1]),
+    decoded_cache_mb=st.sampled_from([0, 1]),
 )
-def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, start, cache_mb):
-    def stream(ranks: int, rank: int, workers: int, cache_mb: int) -> list[np.ndarray]:
+def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, start, decoded_cache_mb):
+    def stream(ranks: int, rank: int, workers: int, decoded_cache_mb: int) -> list[np.ndarray]:
         cfg = LoaderConfig(
             shards="",
             batch_size=12,
-            crop=64,
-            workers=workers,
-            mixed_shards=mixed,
-            cache_mb=cache_mb,
-            downscaled_share=0.5,
+            crop_size=64,
+            num_workers=workers,
+            shuffle_shards=mixed,
+            decoded_cache_mb=decoded_cache_mb,
+            downscale_prob=0.5,
         )
-        batches = loader.batches(cfg, ShardReader(shards, "train"), 11, Share.of(12, rank, ranks), 12 * start)
+        batches = loader.batches(cfg, ShardReader(shards, "train"), 11, BatchShard.of(12, rank, ranks), 12 * start)
         return [batch.x.numpy() for batch in itertools.islice(batches, 3)]
 
     alone = stream(1, 0, 0, 0)
-    together = [stream(ranks, rank, workers, cache_mb) for rank in range(ranks)]
+    together = [stream(ranks, rank, workers, decoded_cache_mb) for rank in range(ranks)]
     for step, whole in enumerate(alone):
         assert np.array_equal(whole, np.concatenate([parts[step] for parts in together]))
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.sharding import known_datasets, sources
-from pipeline.sharding.known_datasets import RECIPES, Recipe
+from pipeline.sharding.known_datasets import DATASETS, DatasetSpec
 from pipeline.sharding.sources import Source
 from tests.conftest import picture
 
@@ -17,7 +17,7 @@ def folder(tmp_path, monkeypatch):
     for i in range(3):
         Image.fromarray(picture(i)).save(tmp_path / f"three{i}.png")
     pixels = {f"three{i}": hashlib.sha256(picture(i).tobytes()).hexdigest()[:16] for i in range(3)}
-    monkeypatch.setitem(RECIPES, "three", Recipe("there", "free", 3, list(pixels), pixels))
+    monkeypatch.setitem(DATASETS, "three", DatasetSpec("there", "free", 3, list(pixels), pixels))
     return tmp_path
 
 
@@ -57,6 +57,6 @@ def test_counts_and_class_folders(tmp_path):
 
 
 def test_the_published_test_sets_have_their_published_sizes():
-    assert RECIPES["clic2020/professional-test"].count + RECIPES["clic2020/mobile-test"].count == 428
-    assert RECIPES["openimages-v6/valid"].count == 41_620
-    assert len(set(RECIPES["kodak"].pixels.values())) == len(RECIPES["kodak"].names) == 24
+    assert DATASETS["clic2020/professional-test"].count + DATASETS["clic2020/mobile-test"].count == 428
+    assert DATASETS["openimages-v6/valid"].count == 41_620
+    assert len(set(DATASETS["kodak"].pixels.values())) == len(DATASETS["kodak"].names) == 24

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader
-from pipeline.data.loader import LoaderConfig, Share
+from pipeline.data.loader import BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError, UnreachableError
 from pipeline.registry import resolve
@@ -47,14 +47,14 @@ def server(run_folder):
 
 
 def crops(name: str, workers: int = 2, steps: int = 10, **options: object) -> torch.Tensor:
-    cfg = LoaderConfig(**{"shards": name, "batch_size": 4, "crop": 64, "workers": workers} | options)
+    cfg = LoaderConfig(**{"shards": name, "batch_size": 4, "crop_size": 64, "num_workers": workers} | options)
     reader = ShardReader(resolve.read(name, "shards"), "train", cfg.shard_cache_gb)
-    stream = loader.batches(cfg, reader, 3, Share(0, 4, 1), 0)
+    stream = loader.batches(cfg, reader, 3, BatchShard(0, 4, 1), 0)
     return torch.cat([batch.x for batch in itertools.islice(stream, steps)])
 
 
 def test_what_is_served_over_http_trains_like_what_is_here(server, run_folder):
-    assert torch.equal(crops(f"{server.url}/run", mixed_shards=2), crops(str(run_folder), mixed_shards=2))
+    assert torch.equal(crops(f"{server.url}/run", shuffle_shards=2), crops(str(run_folder), shuffle_shards=2))
     sent = server.bytes
     assert torch.equal(crops(f"{server.url}/run/artifact"), crops(str(run_folder)))
     manifest = (run_folder / "artifact/manifest.json").stat().st_size
@@ -81,7 +81,8 @@ def test_the_cache_keeps_to_its_bytes_and_training_goes_on(server, run_folder, t
     sizes = [p.stat().st_size for p in (run_folder / "artifact").glob("train-*.tar")]
     bound = 3 * max(sizes)
     assert torch.equal(
-        crops(f"{server.url}/run", shard_cache_gb=bound / 1e9, mixed_shards=1), crops(str(run_folder), mixed_shards=1)
+        crops(f"{server.url}/run", shard_cache_gb=bound / 1e9, shuffle_shards=1),
+        crops(str(run_folder), shuffle_shards=1),
     )
     # helpers may still be fetching what nobody will read: what has come just now is made room for at once
     wait_until(lambda: kept(tmp_path / "cache/shards") <= bound, "the cache outgrows its bytes", 20)
@@ -111,8 +112,8 @@ def test_what_another_process_removes_from_the_cache_meanwhile_is_fetched_again(
 def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_place(run_folder, capsys):
     with serving(run_folder.parent) as server:
         name = f"{server.url}/run"
-        cfg = LoaderConfig(shards=name, batch_size=4, crop=64, workers=2, mixed_shards=1)
-        stream = loader.batches(cfg, ShardReader(resolve.read(name, "shards"), "train"), 3, Share(0, 4, 1), 0)
+        cfg = LoaderConfig(shards=name, batch_size=4, crop_size=64, num_workers=2, shuffle_shards=1)
+        stream = loader.batches(cfg, ShardReader(resolve.read(name, "shards"), "train"), 3, BatchShard(0, 4, 1), 0)
         server.errors = {f"/run/artifact/{tar.name}": 1000 for tar in (run_folder / "artifact").glob("train-*.tar")}
         with pytest.raises(UnreachableError, match=r"train-\d+\.tar: cannot be fetched after 10 attempts"):
             next(stream)
@@ -124,9 +125,9 @@ def test_a_local_shard_that_is_gone_stops_training(run_folder, tmp_path):
     reader = ShardReader(resolve.read(str(tmp_path / "run"), "shards"), "train")
     for tar in (tmp_path / "run/artifact").glob("*.tar"):
         tar.unlink()
-    cfg = LoaderConfig(shards="", batch_size=4, crop=64, workers=2)
+    cfg = LoaderConfig(shards="", batch_size=4, crop_size=64, num_workers=2)
     with pytest.raises(UnreachableError, match="cannot be read"):
-        next(loader.batches(cfg, reader, 3, Share(0, 4, 1), 0))
+        next(loader.batches(cfg, reader, 3, BatchShard(0, 4, 1), 0))
 
 
 def test_ranks_of_a_node_fetch_each_shard_once(server):
@@ -143,7 +144,7 @@ def test_ranks_of_a_node_fetch_each_shard_once(server):
 
 def test_shards_of_the_next_group_come_before_they_are_needed(server):
     name = f"{server.url}/run"
-    cfg = LoaderConfig(shards=name, batch_size=4, crop=64, workers=1, mixed_shards=2)
+    cfg = LoaderConfig(shards=name, batch_size=4, crop_size=64, num_workers=1, shuffle_shards=2)
     reader = ShardReader(resolve.read(name, "shards"), "train")
     samples = loader.Crops(cfg, reader, 3)
     samples.look_ahead(0)

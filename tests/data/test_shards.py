@@ -17,23 +17,23 @@ from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError
 from pipeline.registry import resolve
 from pipeline.sharding import plan
-from pipeline.sharding.filters import Lists, Photo, Refusal, Rules, examine, without_duplicates
+from pipeline.sharding.filters import AcceptedImage, FilterConfig, NameLists, RejectedFile, examine, without_duplicates
 from pipeline.stages import shard
 from pipeline.stages.shard import StageConfig
 from pipeline.storage import disk
 from tests.conftest import picture, write_images
 
 
-def photo(number: int, group: str = "") -> Photo:
+def photo(number: int, group: str = "") -> AcceptedImage:
     digest = hashlib.sha256(str(number).encode()).hexdigest()
-    return Photo(f"{number}.png", "x", "png", 100, digest, 300, 200, False, group=group or digest)
+    return AcceptedImage(f"{number}.png", "x", "png", 100, digest, 300, 200, False, group=group or digest)
 
 
-RULES = Rules(min_side=64)
-LISTS = Lists.of(RULES)
+RULES = FilterConfig(min_side=64)
+LISTS = NameLists.of(RULES)
 
 
-def examined(folder: Path, rules: Rules = RULES) -> list[Photo | Refusal]:
+def examined(folder: Path, rules: FilterConfig = RULES) -> list[AcceptedImage | RejectedFile]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     return [examine(str(p), "x", p.read_bytes(), rules, LISTS) for p in files]
 
@@ -41,7 +41,7 @@ def examined(folder: Path, rules: Rules = RULES) -> list[Photo | Refusal]:
 def make(folder: Path | str, target: Path, workers: int = 1, shard_mb: float = 1000) -> Artifact:
     """Shards of a folder, made by the stage."""
     cfg = StageConfig(
-        source=str(folder), min_side=64, validation_share=0.3, shard_mb=shard_mb, workers=workers, piece=3
+        source=str(folder), min_side=64, validation_fraction=0.3, shard_mb=shard_mb, num_workers=workers, chunk_size=3
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(target.parent):  # runs/mlflow.db is written there
@@ -103,7 +103,7 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path, name, content, reason):
         Image.fromarray(picture(0, 20, 20) if "tiny" in name else picture(0)).save(stream, "PNG")
         content = stream.getvalue() if "tiny" in name else stream.getvalue()[:-400]
     refusal = examine(name, "x", content, RULES, LISTS)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, RejectedFile)
     assert reason in refusal.reason
 
 
@@ -111,7 +111,7 @@ def test_every_promised_format_is_accepted_under_its_real_type(tmp_path):
     for kind, suffix in (("PNG", "png"), ("JPEG", "jpeg"), ("WEBP", "webp"), ("TIFF", "tiff"), ("BMP", "bmp")):
         Image.fromarray(picture(1)).save(tmp_path / f"x.{suffix}", kind)
     Image.fromarray(picture(2)).save(tmp_path / "really_a_jpeg.png", "JPEG")
-    found = {Path(p.path).name: p.extension for p in examined(tmp_path) if isinstance(p, Photo)}
+    found = {Path(p.path).name: p.extension for p in examined(tmp_path) if isinstance(p, AcceptedImage)}
     assert found == {
         "x.png": "png", "x.jpeg": "jpg", "x.webp": "webp", "x.tiff": "tif", "x.bmp": "bmp", "really_a_jpeg.png": "jpg",
     }  # fmt: skip

@@ -9,7 +9,7 @@ from pipeline.models.codec import Codec, CodecConfig
 from tests.conftest import picture
 from tests.models.test_networks import zero_noise
 
-NARROW = CodecConfig(channels=(8, 12, 16, 24, 32), latent_channels=8, hyper_channels=6, residual_blocks=1)
+NARROW = CodecConfig(channels=(8, 12, 16, 24, 32), latent_channels=8, hyper_channels=6, num_residual_blocks=1)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from pipeline.models.discriminator import (
 )
 from pipeline.models.labeler import Labeler, LabelerConfig
 
-SMALL = CodecConfig(channels=(4, 4, 6, 8, 12), latent_channels=8, hyper_channels=6, residual_blocks=1)
-SMALL_LABELER = LabelerConfig(channels=4, multipliers=(1, 1, 2, 2), blocks=1, embedding=8, code_dim=4, num_codes=16)
+SMALL = CodecConfig(channels=(4, 4, 6, 8, 12), latent_channels=8, hyper_channels=6, num_residual_blocks=1)
+SMALL_LABELER = LabelerConfig(
+    channels=4, channel_multipliers=(1, 1, 2, 2), num_blocks=1, embedding_channels=8, code_dim=4, num_codes=16
+)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -69,7 +71,7 @@ def test_shapes_of_the_published_networks():
 
 
 def test_entropy_tables_of_a_fresh_published_codec():
-    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), residual_blocks=1))
+    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), num_residual_blocks=1))
     codec.update_tables()
     assert codec.entropy.quantized_cdf.shape == (64, 3133)
     assert codec.hyper_entropy.quantized_cdf.shape == (320, 23)
@@ -228,9 +230,9 @@ def test_what_discriminators_believe():
     label = build(LabelDiscriminatorConfig(channels=(4, 4, 4, 4, 4, 4), head_channels=4, context_channels=2), 2, 8)
     logits = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [0, 0, 5]]).T.reshape(1, 3, 2, 2)  # fake, label 0, 1, 1
     labels = torch.tensor([[[0, 0], [1, 0]]])
-    assert label.believed(logits, labels).tolist() == [0.5]
-    assert label.called_fake(logits).item() == 0.25
+    assert label.fooling_rate(logits, labels).tolist() == [0.5]
+    assert label.fake_rate(logits).item() == 0.25
     patch = build(PatchDiscriminatorConfig(channels=(4, 4, 4, 4), context_channels=2), 0, 8)
     logits = torch.tensor([1.0, 2.0, 3.0, -1.0]).view(1, 1, 2, 2)
-    assert patch.believed(logits, labels).tolist() == [0.75]
-    assert patch.called_fake(logits).item() == 0.25
+    assert patch.fooling_rate(logits, labels).tolist() == [0.75]
+    assert patch.fake_rate(logits).item() == 0.25

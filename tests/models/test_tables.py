@@ -94,7 +94,7 @@ def test_what_we_write_is_accepted(artifact):
 
 
 def test_the_published_tables_are_accepted():
-    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), residual_blocks=1))
+    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), num_residual_blocks=1))
     codec.update_tables()
     z, y = checked_tables(codec)
     assert len(z.rows) == 320

@@ -29,7 +29,7 @@ from tests.servers import serving
 
 def config(source: Path | list, **changes: object) -> StageConfig:
     source = source if isinstance(source, list) else str(source)
-    return StageConfig(**{"source": source, "min_side": 64, "validation_share": 0.3, "workers": 1} | changes)
+    return StageConfig(**{"source": source, "min_side": 64, "validation_fraction": 0.3, "num_workers": 1} | changes)
 
 
 def run(cfg: StageConfig, folder: Path) -> Artifact:
@@ -52,15 +52,22 @@ def photos(tmp_path) -> Path:
 
 
 def test_threads_and_ray_give_the_same_bytes(photos, tmp_path):
-    options = {"shard_mb": 0.2, "piece": 4}
-    run(config(photos, workers=1, **options), tmp_path / "threads")
-    run(config(photos, workers=2, spread="ray", **options), tmp_path / "ray")
+    options = {"shard_mb": 0.2, "chunk_size": 4}
+    run(config(photos, num_workers=1, **options), tmp_path / "threads")
+    run(config(photos, num_workers=2, backend="ray", **options), tmp_path / "ray")
     assert tars(tmp_path / "threads") == tars(tmp_path / "ray")
     assert len(tars(tmp_path / "ray")) > 8
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(photos, tmp_path):
-    options = {"source": str(photos), "stage": "shard", "min_side": 64, "shard_mb": 0.1, "piece": 2, "workers": 1}
+    options = {
+        "source": str(photos),
+        "stage": "shard",
+        "min_side": 64,
+        "shard_mb": 0.1,
+        "chunk_size": 2,
+        "num_workers": 1,
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     run(StageConfig(**options), tmp_path / "whole")
     killed, folder = 0, tmp_path / "killed"
@@ -104,7 +111,7 @@ shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
 
 def test_two_jobs_on_the_same_folder_refuse_each_other(photos, tmp_path, monkeypatch):
     cfg = config(photos)
-    monkeypatch.setenv(ownership.SECONDS, "0")
+    monkeypatch.setenv(ownership.WAIT_ENV, "0")
     with ownership.held(tmp_path / "run"), pytest.raises(ArtifactError, match=r"process \d+ on .* works here"):
         shard.run(cfg, tmp_path / "run")
     shard.run(cfg, tmp_path / "run")
@@ -117,7 +124,7 @@ def test_several_sources_with_weights(tmp_path):
         for i in range(20):
             Image.fromarray(picture(100 * number + i)).save(folder / f"{i}.png")
     names = [{"name": p.name, "path": str(p), "weight": w} for p, w in ((first, 2.0), (second, 1.0), (third, 0.5))]
-    made = run(config(names, validation_share=0, near_duplicates=None), tmp_path / "run")
+    made = run(config(names, validation_fraction=0, duplicate_distance=None), tmp_path / "run")
     reader = ShardReader(made, "train")
     drawn = [reader.sample(number)[1].dataset for number in range(len(reader))]
     assert drawn.count("first") == 40
@@ -135,7 +142,7 @@ def test_splits_stay_when_data_is_added_and_look_alikes_stay_together(tmp_path):
         photo = Image.fromarray(picture(i, 180, 240))
         photo.save(folder / f"{i}.png")
         photo.resize((200, 150)).save(folder / f"{i}-small.png")
-    options = {"validation_share": 0.2, "test_share": 0.2}
+    options = {"validation_fraction": 0.2, "test_fraction": 0.2}
     before = sides(run(config(folder, **options), tmp_path / "before"))
     for i in range(30, 60):
         Image.fromarray(picture(i, 180, 240)).save(folder / f"{i}.png")
@@ -155,7 +162,7 @@ def test_images_can_be_stored_in_another_form(tmp_path, store, extension):
 
     source = write_images(tmp_path / "photos", 4)
     original = {s.source: i for i, s in pixels(run(config(source), tmp_path / "original"))}
-    for stored, sample in pixels(run(config(source, store=store), tmp_path / store)):
+    for stored, sample in pixels(run(config(source, format=store), tmp_path / store)):
         assert sample.extension == extension
         error = np.abs(stored.astype(int) - original[sample.source]).max()
         assert error <= (12 if store == "jpeg" else 0)
@@ -240,7 +247,7 @@ def test_refusals_leave_the_digest_reproducible(photos, tmp_path):
 
 
 def test_files_that_change_meanwhile_are_examined_again_by_the_same_command(photos, tmp_path, monkeypatch):
-    cfg = config(photos, piece=5, shard_mb=0.1)
+    cfg = config(photos, chunk_size=5, shard_mb=0.1)
     examined = passes.examined
 
     def then_changed(*words: object):
@@ -284,18 +291,18 @@ def test_the_list_of_files_is_readable_by_its_owner_alone(photos, tmp_path, monk
 
 @pytest.mark.parametrize(("count", "share", "told"), [(1, 0.3, "0 validation"), (8, 0.3, "1|2|3|4"), (8, 0, None)])
 def test_few_validation_images_are_told_unless_none_are_wanted(tmp_path, capsys, count, share, told):
-    run(config(write_images(tmp_path / "photos", count), validation_share=share), tmp_path / "run")
+    run(config(write_images(tmp_path / "photos", count), validation_fraction=share), tmp_path / "run")
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == (told is not None)
     if told:
-        assert re.search(rf"({told}).* image\(s\), too few .* validation_share \(0\.3\)", warnings[0])
+        assert re.search(rf"({told}).* image\(s\), too few .* validation_fraction \(0\.3\)", warnings[0])
 
 
 def test_another_config_in_the_folder_is_refused(photos, tmp_path):
     (tmp_path / "shard.yaml").write_text("stage: shard\nmin_side: 64\n")
     words = ["shard", tmp_path / "shard.yaml", f"source={photos}", "run=r"]
     assert illm_here(*words, cwd=tmp_path).code == 0
-    assert illm_here(*words, "workers=3", cwd=tmp_path).code == 0
+    assert illm_here(*words, "num_workers=3", cwd=tmp_path).code == 0
     assert_one_clear_line(illm_here(*words, "min_side=65", cwd=tmp_path), "min_side: 64 there, 65 now")
 
 
@@ -304,11 +311,11 @@ def test_what_a_killed_job_left_is_small_and_json(photos, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard, "plan_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            shard.run(config(photos, piece=5), tmp_path / "run")
+            shard.run(config(photos, chunk_size=5), tmp_path / "run")
     files = sorted((tmp_path / "run" / "work" / "examined").glob("*"))
     assert [len(f.read_text().splitlines()) for f in files] == [5, 5, 5, 5, 4]
     assert json.loads(files[0].read_text().splitlines()[0])[0] == "Photo"
-    shard.run(config(photos, piece=5), tmp_path / "run")
+    shard.run(config(photos, chunk_size=5), tmp_path / "run")
     assert not (tmp_path / "run/work").exists()
 
 
@@ -322,15 +329,15 @@ def test_a_source_can_have_a_side_and_a_recipe(tmp_path):
         {"name": "mine", "path": str(tmp_path / "mine")},
         {"name": "reference", "path": str(tmp_path / "reference"), "split": "valid"},
     ]
-    made = run(config(both, validation_share=0.0), tmp_path / "run")
+    made = run(config(both, validation_fraction=0.0), tmp_path / "run")
     reader = ShardReader(made, "train")
     assert len(reader) == 12
     assert {reader.sample(n)[1].dataset for n in range(12)} == {"mine"}
     assert sides(made)["leak.png"] == "valid"
     with pytest.raises(DataError, match="no recipe is called 'koda'; there are kodak, div2k/train"):
-        run(config([{**both[0], "recipe": "koda"}]), tmp_path / "other")
+        run(config([{**both[0], "known_dataset": "koda"}]), tmp_path / "other")
     with pytest.raises(DataError, match="24 of 24 are missing: kodim01"):
-        run(config([{**both[0], "recipe": "kodak"}]), tmp_path / "other")
+        run(config([{**both[0], "known_dataset": "kodak"}]), tmp_path / "other")
 
 
 def test_the_card_tells_what_is_in_the_shards(tmp_path):

@@ -21,7 +21,7 @@ from pipeline.training.runtime import Runtime
 from tests.models.test_networks import SMALL, SMALL_LABELER
 from tests.test_pipeline import RUNS
 
-COMMON = {"data": LoaderConfig(shards="s", batch_size=4, crop=64), "fit": {"steps": 10}}
+COMMON = {"data": LoaderConfig(shards="s", batch_size=4, crop_size=64), "fit": {"steps": 10}}
 DISTORTION = {"mse": 150, "lpips": 1, "if_lpips_missing": "skip"}
 
 
@@ -63,10 +63,10 @@ def test_the_labeler_pays_for_pixels_commitment_and_embedding(pixel_loss):
         **COMMON,
         labeler=SMALL_LABELER,
         pixel_loss=pixel_loss,
-        commitment=0.5,
-        embedding=2.0,
-        reseed_every=7,
-        quantise_after=1,
+        commitment_weight=0.5,
+        codebook_weight=2.0,
+        dead_code_every=7,
+        quantize_after=1,
     )
     task = VqvaeTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64))
     before, b = copy.deepcopy(task.labeler), batch()

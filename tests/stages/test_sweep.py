@@ -27,7 +27,7 @@ def made(**values) -> space.Space:
 
 
 def test_grids_are_combined_and_different_pretrained_codecs_come_first():
-    listed = space.points(made(search={"pretrain.rate.bpp": RATES, "gan.gan_weight": WEIGHTS}))
+    listed = space.enumerate_trials(made(search={"pretrain.rate.bpp": RATES, "gan.gan_weight": WEIGHTS}))
     assert [(p["pretrain.rate.bpp"], p["gan.gan_weight"]) for p in listed] == [
         (0.45, 0.0), (0.9, 0.0), (0.45, 0.01), (0.9, 0.01), (0.45, 0.1), (0.9, 0.1),
     ]  # fmt: skip
@@ -40,9 +40,9 @@ def test_random_values_keep_to_their_bounds_and_to_the_seed():
         "pretrain.rate.bpp": {"kind": "uniform", "low": 0.1, "high": 0.2},
         "gan.data.batch_size": {"kind": "choice", "values": [4, 8]},
     }
-    drawn = space.points(made(search=search, samples=200))
-    assert drawn == space.points(made(search=search, samples=200))
-    assert drawn != space.points(made(search=search, samples=200, seed=1))
+    drawn = space.enumerate_trials(made(search=search, num_samples=200))
+    assert drawn == space.enumerate_trials(made(search=search, num_samples=200))
+    assert drawn != space.enumerate_trials(made(search=search, num_samples=200, seed=1))
     assert {p["gan.seed"] for p in drawn} == {3, 4, 5}
     assert {p["gan.data.batch_size"] for p in drawn} == {4, 8}
     assert all(0.001 <= p["gan.gan_weight"] <= 0.1 for p in drawn)
@@ -59,12 +59,12 @@ def test_random_values_keep_to_their_bounds_and_to_the_seed():
         (
             {
                 "search": {"pretrain.rate.bpp": {"kind": "choice", "values": [0.1]}},
-                "stopping": {"kind": "population", "metric": "val/psnr_db", "every": 5},
+                "scheduler": {"kind": "pbt", "metric": "val/psnr_db", "perturbation_interval": 5},
             },
             "so only gan.*",
         ),
         ({"search": {"gan.gan_weight": WEIGHTS}, "processes": 2, "gpus_per_trial": 0.5}, "need a GPU each"),
-        ({"search": {"gan.gan_weight": WEIGHTS}, "stopping": {"kind": "ascha"}}, "ascha"),
+        ({"search": {"gan.gan_weight": WEIGHTS}, "scheduler": {"kind": "ascha"}}, "ascha"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(values, told):
@@ -84,7 +84,7 @@ def test_a_mistake_in_the_search_space_is_found_before_any_trial(smoke):
 
 
 def test_two_sweeps_do_not_share_a_folder(smoke, tmp_path, monkeypatch):
-    monkeypatch.setenv(ownership.SECONDS, "0")
+    monkeypatch.setenv(ownership.WAIT_ENV, "0")
     base = ["sweep", ROOT / "configs/sweep/smoke.yaml", f"run={tmp_path}/sweep", *(f"{k}={v}" for k, v in BASE.items())]
     base += [f"promote={ROOT}/configs/smoke/promote.yaml"]
     with ownership.held(tmp_path / "sweep"):
@@ -101,7 +101,7 @@ def test_fronts_hold_what_nothing_of_the_same_rate_dominates():
         point(0.100, 30, 5), point(0.101, 29, 4), point(0.102, 29, 6),  # the third: both worse than the first
         point(0.200, 28, 9), point(0.229, 28, 9), point(0.231, 20, 50),  # equals stay; 0.231 is a rate of its own
     ]  # fmt: skip
-    results.mark_fronts(points, "psnr_db", "fid")
+    results.mark_pareto_fronts(points, "psnr_db", "fid")
     assert [p["rate_group"] for p in points] == [0, 0, 0, 1, 1, 2]
     assert [p["front"] for p in points] == [True, True, False, True, True, True]
 
@@ -121,7 +121,7 @@ def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
         point(0.1, 30, 9, **{"gan.gan_weight": 0.1}), point(0.1, 31, 8, **{"gan.gan_weight": 0.0}),
         point(0.1, 28, 7, **{"gan.gan_weight": 0.2, "gan.discriminator": patch}),
     ]  # fmt: skip
-    results.mark_fronts(points, "psnr_db", "fid")
+    results.mark_pareto_fronts(points, "psnr_db", "fid")
     figure = results.headline_figure(points, "psnr_db", "fid")
     patchgan, label = figure.axes[0].lines
     assert (label.get_label(), patchgan.get_label()) == ("label discriminator", "PatchGAN")
@@ -161,7 +161,7 @@ def test_a_member_goes_on_from_another_ones_newest_checkpoint(tmp_path):
         folder = theirs / "gan-00/checkpoints" / f"step-{step:09d}"
         folder.mkdir(parents=True)
         (folder / "state.pt").write_text(str(step))
-    trial.fork(ours, theirs, {"gan.gan_weight": 0.12})
+    trial.exploit_from(ours, theirs, {"gan.gan_weight": 0.12})
     assert trial.generation(ours) == (1, {"gan.gan_weight": 0.12})
     assert [p.name for p in (ours / "gan-01/checkpoints").iterdir()] == ["step-000000020"]
     about = json.loads((ours / trial.GENERATION).read_text())

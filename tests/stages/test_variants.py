@@ -47,9 +47,9 @@ def test_every_published_rate_has_its_config_and_weight():
 
 def test_each_discriminator_brings_its_published_weight_and_optimizer():
     label = gan.StageConfig(data={"shards": "s", "batch_size": 2}, fit={"steps": 1}, codec="c", labeler="l")
-    assert label.weight == 0.008
+    assert label.adversarial_weight == 0.008
     patch = config.load(gan.StageConfig, ROOT / "configs/gan-patchgan.yaml")
-    assert patch.weight == 0.15
+    assert patch.adversarial_weight == 0.15
     assert patch.discriminator_optimizer == gan.PUBLISHED_OPTIMIZERS["patch"]
     assert gan.PUBLISHED_OPTIMIZERS["label"].lr == 4e-4
     assert gan.PUBLISHED_OPTIMIZERS["label"].betas == (0.5, 0.9)
@@ -78,7 +78,7 @@ def test_without_weight_there_is_no_discriminator_and_the_synthesis_still_learns
 
 
 def test_the_discriminator_can_learn_alone_first(smoke, tmp_path, monkeypatch):
-    words = ("gan", CONFIGS / "gan.yaml", f"run={tmp_path / 'gan'}", "fit.steps=4", "discriminator_alone=4")
+    words = ("gan", CONFIGS / "gan.yaml", f"run={tmp_path / 'gan'}", "fit.steps=4", "discriminator_warmup_steps=4")
     assert illm_here(*words, cwd=smoke).code == 0
     monkeypatch.chdir(smoke)
     before, after = (resolve.read(name, "codec") for name in (f"{RUNS}/pretrain", str(tmp_path / "gan")))
@@ -119,10 +119,10 @@ def test_a_calibrated_price_comes_back_from_a_rate_that_stayed_below_its_target_
 def test_the_price_follows_the_weights_that_are_trained_and_not_their_average():
     torch.manual_seed(0)
     cfg = pretrain.StageConfig(
-        data=LoaderConfig(shards="", batch_size=2, crop=64),
+        data=LoaderConfig(shards="", batch_size=2, crop_size=64),
         fit=FitConfig(steps=10),
         engine=EngineConfig(ema_decay=0.999),
-        codec=CodecConfig(channels=(4, 4, 4, 4, 4), latent_channels=4, hyper_channels=4, residual_blocks=1),
+        codec=CodecConfig(channels=(4, 4, 4, 4, 4), latent_channels=4, hyper_channels=4, num_residual_blocks=1),
         rate=pretrain.CalibratedRate(kind="calibrated", bpp=0.5),
         distortion=DistortionConfig(lpips=0),
     )
@@ -140,7 +140,7 @@ def test_the_price_follows_the_weights_that_are_trained_and_not_their_average():
 
 
 def test_quantiles_stay_numbers_when_the_weights_they_follow_are_spoilt():
-    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), latent_channels=4, hyper_channels=4, residual_blocks=1))
+    codec = Codec(CodecConfig(channels=(4, 4, 4, 4, 4), latent_channels=4, hyper_channels=4, num_residual_blocks=1))
     step = pretrain.QuantileStep(codec, 1e-3)
     before = codec.hyper_entropy.quantiles.clone()
     step.step()

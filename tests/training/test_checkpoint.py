@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Progress
+from pipeline.training.checkpoint import TrainProgress
 
 
 def state(value: float) -> dict[str, object]:
@@ -13,13 +13,13 @@ def state(value: float) -> dict[str, object]:
 
 def saved(folder, *steps: int, keep: int = 9) -> None:
     for step in steps:
-        checkpoint.save(folder, Progress(step, 4 * step), state(step), keep)
+        checkpoint.save(folder, TrainProgress(step, 4 * step), state(step), keep)
 
 
 def test_the_newest_checkpoint_comes_back_whole(tmp_path):
     saved(tmp_path, 5, 10)
     progress, found = checkpoint.restore(tmp_path)
-    assert progress == Progress(10, 40)
+    assert progress == TrainProgress(10, 40)
     assert torch.equal(found["part"]["model"]["w"], torch.full((3,), 10.0))
     assert found["part"]["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.99)
 
@@ -35,7 +35,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_milestones_stay(tmp_path):
     for step in (5, 10, 15, 20, 25):
-        checkpoint.save(tmp_path, Progress(step, step), state(step), keep=1, keep_every=10)
+        checkpoint.save(tmp_path, TrainProgress(step, step), state(step), keep=1, keep_every=10)
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000000010", "step-000000020", "step-000000025"]
 

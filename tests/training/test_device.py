@@ -35,9 +35,9 @@ UNORDERED = {
     aten.upsample_bilinear2d_backward, aten.upsample_bicubic2d_backward, aten.put_, aten.histc, aten.grid_sampler_2d_backward,
     aten._adaptive_avg_pool2d_backward, aten.kthvalue,
 }  # fmt: skip
-COMMON = {"data": LoaderConfig(shards="s", batch_size=4, crop=64), "fit": {"steps": 100}}
+COMMON = {"data": LoaderConfig(shards="s", batch_size=4, crop_size=64), "fit": {"steps": 100}}
 DISTORTION = {"mse": 150, "lpips": 0}
-GUARDED = AdamConfig(lr=1e-4, skip_spikes=10.0)
+GUARDED = AdamConfig(lr=1e-4, skip_grad_spikes=10.0)
 NO_CROPS = torch.zeros(0, 3, 64, 64)
 
 

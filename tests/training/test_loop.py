@@ -81,7 +81,7 @@ def test_who_lost_its_run_folder_writes_no_checkpoint(tmp_path, monkeypatch):
 
     def train_step(task, parts, step):
         if step == 7:
-            ownership.take(tmp_path)
+            ownership.acquire(tmp_path)
         return take_step(task, parts, step)
 
     monkeypatch.setattr(Line, "train_step", train_step)
@@ -160,7 +160,7 @@ def test_too_many_in_a_row_stop_the_stage_and_the_last_checkpoint_is_good(tmp_pa
         TrainingError,
         match=r"4 steps in a row before step 10 had to be skipped: train/loss, train/line_norm not finite",
     ):
-        train(tmp_path, 20, bad={5, 6, 7, 8}, max_bad_steps=3)
+        train(tmp_path, 20, bad={5, 6, 7, 8}, max_skipped_steps=3)
     progress, state = checkpoint.restore(tmp_path)
     assert progress.step == 5
     assert state["line"]["model"]["weight"].isfinite().all()
@@ -192,7 +192,7 @@ def test_an_error_waits_for_the_checkpoint_that_is_being_written(tmp_path, monke
     written = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *given: (time.sleep(0.5), written(*given)))
     with pytest.raises(TrainingError):
-        train(tmp_path, 20, bad={5, 6, 7, 8}, max_bad_steps=3)
+        train(tmp_path, 20, bad={5, 6, 7, 8}, max_skipped_steps=3)
     assert saved_steps(tmp_path) == [5]
 
 
@@ -212,9 +212,9 @@ def test_weights_are_looked_at_where_nothing_is_validated(tmp_path):
 
 
 def test_as_many_as_allowed_in_a_row_do_not_stop_it_even_across_two_logs(tmp_path):
-    train(tmp_path, 20, bad={3, 4, 5, 6}, max_bad_steps=4)
+    train(tmp_path, 20, bad={3, 4, 5, 6}, max_skipped_steps=4)
     with pytest.raises(TrainingError):
-        train(tmp_path / "more", 20, bad={3, 4, 5, 6, 7}, max_bad_steps=4)
+        train(tmp_path / "more", 20, bad={3, 4, 5, 6, 7}, max_skipped_steps=4)
 
 
 def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk, capsys):
@@ -268,7 +268,9 @@ def test_a_spike_is_skipped_and_told_where_that_is_asked_for(tmp_path, capsys):
     class Spiking(Line):
         def __init__(self, runtime: Runtime, steps: int, spikes: set[int], skip: float | None):
             super().__init__(runtime, steps, set())
-            self.trainable = runtime.trainable("spiking", self.network, AdamConfig(lr=1e-4, skip_spikes=skip), steps)
+            self.trainable = runtime.trainable(
+                "spiking", self.network, AdamConfig(lr=1e-4, skip_grad_spikes=skip), steps
+            )
             self.spikes = spikes
 
         def train_step(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
@@ -285,7 +287,7 @@ def test_a_spike_is_skipped_and_told_where_that_is_asked_for(tmp_path, capsys):
 
 
 def test_a_trace_of_some_steps_can_be_asked_for(tmp_path, capsys):
-    train(tmp_path, 10, bad=set(), profile=2)
+    train(tmp_path, 10, bad=set(), profile_steps=2)
     (path,) = tmp_path.glob("trace-step-*.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert sum("AdamW.step" in event.get("name", "") for event in events) == 2
@@ -304,7 +306,7 @@ def test_speed_and_memory_are_logged_without_validation_and_saving(tmp_path):
     fit(task, batches, runtime, tmp_path, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
     assert all(logged[step]["time/images_per_s"] > 20 for step in (10, 15, 20))  # with validation it would be 10
     assert logged[10]["time/checkpoint_stall_s"] < 0.5
-    assert 0 <= logged[10]["time/waiting_for_data_share"] < 1
+    assert 0 <= logged[10]["time/data_wait_fraction"] < 1
     assert logged[10]["memory/peak_gb"] > 0.1
 
 
@@ -319,7 +321,7 @@ def test_a_save_goes_on_beside_training_and_keeps_what_was_then(tmp_path, monkey
     monkeypatch.setattr(checkpoint, "save", slow_save)
     saver = checkpoint.Saver(tmp_path, keep=2, keep_every=None)
     weight = torch.ones(3)
-    saver.save(checkpoint.Progress(1, 1), {"w": weight}, needed=True)
+    saver.save(checkpoint.TrainProgress(1, 1), {"w": weight}, needed=True)
     weight.zero_()  # training goes on while the save has not even begun to write
     going_on.set()
     saver.wait()

@@ -8,7 +8,7 @@ from pipeline.training.optim import AdamConfig
 
 
 def test_the_published_schedule_ramps_and_follows_a_quarter_cosine():
-    cfg = AdamConfig(lr=3e-4, warmup_steps=10_000, decay="cosine")
+    cfg = AdamConfig(lr=3e-4, warmup_steps=10_000, schedule="cosine")
     rate = lambda step: optim.learning_rate(cfg, step, 1_000_000)
     assert rate(0) == pytest.approx(3e-8)
     assert rate(4_999) == pytest.approx(1.5e-4)
@@ -30,25 +30,25 @@ def test_frozen_parameters_get_no_optimizer_state():
     assert (group["betas"], group["weight_decay"]) == ((0.5, 0.9), 0.1)
 
 
-def norms(guard: optim.Guard, *values: float) -> list[float]:
+def norms(guard: optim.GradientGuard, *values: float) -> list[float]:
     return [guard.refuses(torch.tensor(value)).item() for value in values]
 
 
 def test_the_guard_refuses_what_is_not_finite_and_nothing_else_by_default():
-    guard = optim.Guard(None, torch.device("cpu"))
+    guard = optim.GradientGuard(None, torch.device("cpu"))
     assert norms(guard, 1.0, float("nan"), float("inf"), 1e30) == [0, 1, 1, 0]
 
 
 def test_the_guard_refuses_spikes_once_it_knows_what_is_usual():
-    guard = optim.Guard(10.0, torch.device("cpu"))
+    guard = optim.GradientGuard(10.0, torch.device("cpu"))
     assert sum(norms(guard, 1e6, *[1.0] * 99)) == 0  # it takes a hundred norms to know
-    guard = optim.Guard(10.0, torch.device("cpu"))
+    guard = optim.GradientGuard(10.0, torch.device("cpu"))
     norms(guard, *[2.0, 0.5] * 100)
     assert norms(guard, 9.0, 11.5, float("nan"), 1.0) == [0, 1, 1, 0]  # around a geometric mean of 1
 
 
 def test_the_guard_accepts_a_lasting_change_after_a_while():
-    guard = optim.Guard(4.0, torch.device("cpu"))
+    guard = optim.GradientGuard(4.0, torch.device("cpu"))
     norms(guard, *[1.0] * 200)
     refused = norms(guard, *[100.0] * 400)
     assert refused[0] == 1
@@ -57,7 +57,7 @@ def test_the_guard_accepts_a_lasting_change_after_a_while():
 
 
 def test_the_guard_goes_on_where_it_was():
-    first, second = (optim.Guard(4.0, torch.device("cpu")) for _ in range(2))
+    first, second = (optim.GradientGuard(4.0, torch.device("cpu")) for _ in range(2))
     norms(first, *[1.0] * 150)
     second.load_state_dict(first.state_dict())
     assert norms(first, 3.0, 5.0) == norms(second, 3.0, 5.0) == [0, 1]
@@ -84,7 +84,7 @@ def test_averaged_weights_by_hand():
 
 
 def test_the_guards_running_mean_counts_the_newest_by_its_share():
-    guard = optim.Guard(1e6, torch.device("cpu"))
+    guard = optim.GradientGuard(1e6, torch.device("cpu"))
     expected = torch.zeros(())
     for number, log_norm in enumerate(torch.linspace(-1, 1, 120)):
         norms(guard, log_norm.exp().item())

@@ -3,7 +3,7 @@ import copy
 import torch
 
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime, mix
+from pipeline.training.runtime import Runtime, mix_seed
 
 
 def test_a_backward_pass_touches_the_gradients_of_its_own_network_alone():
@@ -18,7 +18,7 @@ def test_a_backward_pass_touches_the_gradients_of_its_own_network_alone():
 def test_an_update_clips_the_gradient_and_uses_the_schedule():
     module = torch.nn.Linear(1, 1, bias=False)
     before = module.weight.item()
-    cfg = AdamConfig(lr=0.5, warmup_steps=10, clip_norm=1.0)
+    cfg = AdamConfig(lr=0.5, warmup_steps=10, max_grad_norm=1.0)
     trainable = Runtime().trainable("net", module, cfg, 100)
     trainable.backward(1000 * module.weight.sum())
     norm = trainable.update(step=0)
@@ -46,8 +46,8 @@ def test_state_round_trips():
 
 
 def test_seeds_of_neighbouring_positions_are_unrelated():
-    seeds = [mix(s, n) for s in range(50) for n in range(50)]
+    seeds = [mix_seed(s, n) for s in range(50) for n in range(50)]
     assert len(set(seeds)) == 2500
     assert all(0 <= s < 2**63 for s in seeds)
-    bits = [bin(mix(0, n) ^ mix(0, n + 1)).count("1") for n in range(500)]
+    bits = [bin(mix_seed(0, n) ^ mix_seed(0, n + 1)).count("1") for n in range(500)]
     assert 28 < sum(bits) / len(bits) < 35  # about half of 63 bits differ

@@ -22,7 +22,7 @@ from pipeline.training import collectives as talk
 talk.GRACE = float(sys.argv[1])
 talk.meet("gloo")
 talks = talk.Talk(2)
-answers = [talks.any_said(False) for _ in range(5)]
+answers = [talks.any_rank(False) for _ in range(5)]
 """
 # The main thread waits for something that never comes, as it does in a copy to a device whose stream hangs
 HANGS = "print('hangs', flush=True)\nthreading.Event().wait()"
@@ -30,7 +30,7 @@ HANGS = "print('hangs', flush=True)\nthreading.Event().wait()"
 STOPS = """
 import os
 flag = os.environ["RANK"] == "1"
-print(answers, talks.any_said(flag), talks.any_said(False), talks.any_said(False), flush=True)
+print(answers, talks.any_rank(flag), talks.any_rank(False), talks.any_rank(False), flush=True)
 talks.broadcast([None])
 talks.close()
 print("listening" if talks._listener.is_alive() else "closed", flush=True)
@@ -117,6 +117,6 @@ def test_processes_that_drifted_apart_are_told():
 
 
 def test_devices_wait_longer_than_the_loader_may_and_less_than_the_cpu():
-    pauses = [min(fetch.FIRST_PAUSE * 2**n, fetch.LONGEST_PAUSE) * 1.5 for n in range(fetch.PATIENT_ATTEMPTS - 1)]
-    at_worst = timedelta(seconds=sum(pauses) + fetch.PATIENT_ATTEMPTS * fetch.TIMEOUT)
-    assert at_worst < collectives.patience_of("nccl") < collectives.patience_of("gloo")
+    pauses = [min(fetch.FIRST_RETRY_S * 2**n, fetch.MAX_RETRY_S) * 1.5 for n in range(fetch.TRAINING_ATTEMPTS - 1)]
+    at_worst = timedelta(seconds=sum(pauses) + fetch.TRAINING_ATTEMPTS * fetch.TIMEOUT)
+    assert at_worst < collectives.timeout_of("nccl") < collectives.timeout_of("gloo")
