@@ -10,7 +10,7 @@ DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
-  submit-slurm submit-ray doctor describe fetch-weights mlflow format check test test-cluster coverage test-all bench clean
+  submit-slurm submit-ray doctor describe fetch-weights mlflow format check quick test test-cluster test-both coverage test-all bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -79,11 +79,21 @@ check: $(READY) ## Check format, lint, types, and that imports go downwards only
 
 # What the tests of clusters need beyond make setup: .ci/run installs it. Without it they are skipped.
 CLUSTER := slurm or ray_jobs or s3 or server
+# Which tests may run beside each other, and in which order they begin: tests/conftest.py
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --no-loadscope-reorder
+
+quick: $(READY) ## Run the tests that start no process and train nothing, in less than a minute
+	$(VENV)/bin/python -m pytest -m quick -q --durations=0 --durations-min=5 $(PARALLEL) $(ARGS)
+
 test: $(READY) ## Run the tests that need nothing but make setup
-	$(VENV)/bin/python -m pytest -m "not long and not ($(CLUSTER))" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not long and not ($(CLUSTER))" $(PARALLEL) $(ARGS)
 
 test-cluster: $(READY) ## Run the tests with a real SLURM, Ray cluster, PostgreSQL and bucket
-	$(VENV)/bin/python -m pytest -m "not long and ($(CLUSTER))" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not long and ($(CLUSTER))" $(PARALLEL) $(ARGS)
+
+test-both: $(READY) ## Run what test and test-cluster run, in one go: they share the smoke runs
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 coverage: $(READY) ## Run all but the long tests and report which lines they reached; a third slower
 	$(VENV)/bin/coverage erase
@@ -91,7 +101,7 @@ coverage: $(READY) ## Run all but the long tests and report which lines they rea
 	@$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage report | tail -40
 
 test-all: $(READY) ## Run every test, the long ones too
-	$(VENV)/bin/python -m pytest -m "" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "" $(PARALLEL) $(ARGS)
 
 bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench
 	$(VENV)/bin/python -m tests.benchmarks $(ARGS)

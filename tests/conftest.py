@@ -5,15 +5,22 @@ import io
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.ranks import Zygote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -27,6 +34,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "smoke"
+# What commands under test get beside the test's own environment
+ILLM = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PYTHONFAULTHANDLER": "1"}
+# The environment before any test has changed it
+PLAIN = os.environ | ILLM
 
 
 def picture(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
@@ -44,6 +55,50 @@ def write_images(folder: Path, count: int = 8) -> Path:
     return folder
 
 
+# In which order files are given out to the workers of `make test`: whoever makes the smoke runs, what needs none of them and so
+# is done meanwhile, what takes minutes, and then the rest.
+FIRST = (
+    "test_slurm",
+    "test_pipeline",
+    "test_shard",
+    "test_parity",
+    "test_loop",
+    "test_remote",
+    "test_examine",
+    "test_store",
+)
+NEXT = (
+    "test_sweeps",
+    "test_engines",
+    "test_ray_jobs",
+    "test_team_server",
+    "test_tracking",
+    "test_promotion",
+    "test_variants",
+)
+# Tests of these files may run on several workers at once. Those of any other file run on one, one after the other, and share
+# what their file sets up.
+APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test_tracking")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Gives tests out by file. Marks (xdist_group) would say the same, but pytest-xdist 3.8 does not find them on pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return nodeid if Path(file).stem in APART else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(FIRST + NEXT)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where copies of what is elsewhere are kept, in place of the user's cache."""
@@ -52,9 +107,21 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(os.environ["ILLM_CACHE"])
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made by one worker of pytest-xdist, while others wait for it, and then only read."""
+    together = "PYTEST_XDIST_WORKER" in os.environ
+    base = factory.getbasetemp().parent if together else factory.getbasetemp()
+    with FileLock(base / f".{name}.lock"):
+        if not (base / name).exists():
+            scratch = Path(tempfile.mkdtemp(dir=base))
+            make(scratch)
+            scratch.rename(base / name)
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images") / "photos")
+    return made_once(tmp_path_factory, "images", lambda folder: write_images(folder / "photos")) / "photos"
 
 
 @dataclass(frozen=True)
@@ -66,12 +133,19 @@ class Finished:
     err: str
 
 
-def illm(*words: object, cwd: Path, env: dict[str, str] | None = None, limit: int = 300) -> Finished:
-    """Runs the command line in its own process, as a user would."""
+def illm(
+    *words: object, cwd: Path, env: dict[str, str] | None = None, limit: int = 300, cold: bool = False
+) -> Finished:
+    """Runs the command line in its own process, as a user would; cold: with a Python of its own, which takes seconds more."""
+    environment = os.environ | ILLM | (env or {})
+    if not cold:
+        from tests.ranks import shared_zygote
+
+        return shared_zygote().finish(words, cwd, environment, limit)
     command = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *map(str, words)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PYTHONFAULTHANDLER": "1"} | (env or {}),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,6 +158,22 @@ def illm(*words: object, cwd: Path, env: dict[str, str] | None = None, limit: in
         out, err = command.communicate()
         pytest.fail(f"{words} took more than {limit} s\n{out}\n{err}")
     return Finished(command.returncode, out, err)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_the_zygote() -> Iterator[None]:
+    yield
+    if ranks := sys.modules.get("tests.ranks"):
+        ranks.close_shared_zygote()
+
+
+@pytest.fixture
+def zygote() -> "Iterator[Zygote]":
+    """Starts commands that the test goes on beside; what still runs at its end is killed."""
+    from tests.ranks import shared_zygote
+
+    yield shared_zygote()
+    shared_zygote().end_jobs()
 
 
 def illm_here(*words: object, cwd: Path) -> Finished:
@@ -117,11 +207,28 @@ def assert_one_clear_line(ended: Finished, *expected: str) -> None:
 @pytest.fixture(scope="session")
 def smoke(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which `illm demo configs/smoke --run runs/smoke` has finished. Do not write into its runs."""
+
+    def demo(folder: Path) -> None:
+        ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder, cold=True)
+        assert ended.code == 0, ended.err
+        (folder / "output.txt").write_text(ended.out)
+        (folder / "made-in.txt").write_text(str(folder))
+
+    made = made_once(tmp_path_factory, "smoke-runs", demo)
     folder = tmp_path_factory.mktemp("smoke")
-    ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder)
-    assert ended.code == 0, ended.err
-    (folder / "output.txt").write_text(ended.out)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    move_store(folder / "runs/mlflow.db", (made / "made-in.txt").read_text(), str(folder))
     return folder
+
+
+def move_store(database: Path, before: str, after: str) -> None:
+    """Writes a folder's new place over its old one, wherever MLflow's tables name it."""
+    with contextlib.closing(sqlite3.connect(database)) as db, db:
+        for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
+            for _, column, kind, *_ in db.execute(f"pragma table_info({table})").fetchall():
+                if "CHAR" in kind or "TEXT" in kind:
+                    query = f'update {table} set "{column}" = replace("{column}", ?1, ?2) where instr("{column}", ?1)'
+                    db.execute(query, (before, after))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -40,15 +39,15 @@ print(bmshj2018_hyperprior.__name__, "torch_geometric" in sys.modules)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["gan", "--help"]])
-def test_help_imports_nothing_heavy_and_answers_at_once(words):
+def test_help_imports_nothing_heavy(words):
     code = f"import sys; sys.argv = ['illm', *{words}]\nfrom pipeline.cli.app import app\n"
     code += "try: app()\nexcept SystemExit: pass\nprint(*sys.modules)"
-    started = time.perf_counter()
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    seconds = time.perf_counter() - started
     assert "Usage" in shown
-    assert not {"torch", "numpy", "mlflow", "ray"} & set(shown.split())
-    assert seconds < 5  # half a second on an idle machine; this only catches a heavy import under another name
+    loaded = shown.rsplit("\n", 2)[-2].split()
+    assert not {"torch", "numpy", "mlflow", "ray"} & set(loaded)
+    # a heavy import under another name would bring hundreds
+    assert 100 < len(loaded) < 600
 
 
 def test_every_stage_has_help_a_config_and_a_make_target():

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import torch
 from pipeline.registry import resolve
 from pipeline.training import checkpoint
 from tests.conftest import CONFIGS, ROOT, illm
-from tests.ranks import ENGINES, FOUR, Zygote, flat, free_port, wait_until
+from tests.ranks import ENGINES, FOUR, flat, free_port, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -42,19 +41,6 @@ SMALL_RATE = {
 def needs(engine: str) -> None:
     if ENGINES[engine][1] and missing_deepspeed:
         pytest.skip("needs requirements/deepspeed.txt")
-
-
-@pytest.fixture(scope="module")
-def one_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    made = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def zygote(one_zygote: Zygote) -> Iterator[Zygote]:
-    yield one_zygote
-    one_zygote.end_jobs()
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +73,14 @@ def logged(folder: Path, run: str) -> dict[tuple[str, int], float]:
         for name, value in record["metrics"].items()
         if name.startswith(("train/", "val/"))
     }
+
+
+def last_step(folder: Path, run: str) -> int:
+    """The last step that a run has logged, -1 before the first."""
+    path = folder / "runs" / run / "tracking.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return max((record["step"] for record in records if record["kind"] == "metrics"), default=-1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -253,17 +247,22 @@ def test_cadences_and_passes_may_change(zygote, inputs):
 )
 def test_a_signal_to_one_rank_stops_all_at_the_next_step_with_a_checkpoint(zygote, inputs, engine, number):
     needs(engine)
-    run = words("gan", f"signal-{engine}", "fit.steps=100000", "fit.checkpoint_every=100000", "fit.log_every=100000")
-    job = zygote.start(inputs, *run, engine=engine)
-    wait_until(lambda: "gan:" in job.told() or not job.running(), "no start")
-    time.sleep(1.5)
-    started = time.monotonic()
+    rare = ["fit.steps=100000", "fit.checkpoint_every=100000", "fit.validate_every=100000"]
+    run = f"signal-{engine}"
+    job = zygote.start(inputs, *words("gan", run, *rare, "fit.log_every=1"), engine=engine)
+    wait_until(lambda: last_step(inputs, run) > 2 or not job.running(), "no step")
+    # all stand still, so that the steps between the look and the signal are few
+    job.kill(signal.SIGSTOP)
+    seen = last_step(inputs, run)
     job.kill(number, ranks=[ENGINES[engine][0] - 1])
-    job.kill(number, ranks=[ENGINES[engine][0] - 1])  # a second one changes nothing
+    job.kill(signal.SIGCONT)
+    # a second one changes nothing
+    job.kill(number, ranks=[ENGINES[engine][0] - 1])
     assert set(job.wait()) == {75}, job.told()[-3000:]
-    assert time.monotonic() - started < 10
     assert job.told().count("preempted at step") == 1
     step = int(job.told().rsplit("preempted at step ", 1)[1].split(";")[0])
+    # the step that was under way, the one that another rank may be ahead, and the one in which all hear of it
+    assert seen < step <= seen + 4
     progress, _ = checkpoint.restore(inputs / f"runs/signal-{engine}")
     assert progress.step == step
 
@@ -275,11 +274,10 @@ def test_a_rank_that_dies_takes_the_others_down_at_once(zygote, inputs, victim):
     root = inputs / f"runs/dies-{victim}/checkpoints"
     wait_until(lambda: list(root.glob("step-*")) or not job.running(), "no checkpoint")
     job.kill(ranks=[victim])
-    started = time.monotonic()
-    codes = job.wait()
+    # by itself, the library that moves the numbers would wait for half an hour
+    codes = job.wait(limit=120)
     assert codes[victim] == -9
     assert codes[1 - victim] in (1, 2)
-    assert time.monotonic() - started < 10
     assert checkpoint.restore(inputs / f"runs/dies-{victim}") is not None
 
 

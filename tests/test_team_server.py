@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.tracking.journal import undelivered
 from tests.conftest import CONFIGS, illm, picture
-from tests.ranks import Zygote, wait_until
+from tests.ranks import wait_until
 from tests.services import Server, bucket, postgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
@@ -26,14 +26,6 @@ def team(tmp_path_factory):
         server.start()
         yield server, keys | {"MLFLOW_TRACKING_URI": server.uri}
         server.kill()
-
-
-@pytest.fixture
-def zygote(tmp_path):
-    (tmp_path / "zygote").mkdir()
-    made = Zygote(tmp_path / "zygote")
-    yield made
-    made.close()
 
 
 def rows(server: Server, query: str, *values: object) -> list[tuple]:

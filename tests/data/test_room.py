@@ -16,7 +16,7 @@ import io, resource, sys
 from pathlib import Path
 from PIL import Image
 from pipeline.sharding import decode_limit as room, filters as piece
-from pipeline.sharding.filters import Lists, Rules, examine
+from pipeline.sharding.filters import FilterConfig as Rules, NameLists as Lists, examine
 from pipeline.sharding.sources import Item
 
 def photo(kind, side):
@@ -49,7 +49,7 @@ for item in items:
 room.SHARE = 2**20
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # begin a new maximum
-assert len(piece.examine_piece(items, rules, Lists.of(rules), folder, 2**30, threads=6)) == 6
+assert len(piece.examine_chunk(items, rules, Lists.of(rules), folder, 2**30, threads=6)) == 6
 assert status("VmHWM") - before < ONE, (status("VmHWM") - before, ONE)
 """
 
