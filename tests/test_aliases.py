@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, RegistryChanged, UserError
 from pipeline.registry import aliases, rollback
+from pipeline.registry.alias_log import Action, version_stack
 from pipeline.tracking import store
 
 WRITES = ("log_param", "set_registered_model_alias", "delete_registered_model_alias")
@@ -80,7 +81,7 @@ def with_versions(count: int) -> None:
     act(make)
 
 
-def move(version: str, expected: str, action: aliases.Action = "promote") -> object:
+def move(version: str, expected: str, action: Action = "promote") -> object:
     return act(lambda: aliases.move("m", "champion", version, action, "why", expected).number)
 
 
@@ -204,7 +205,7 @@ def test_killed_at_any_point_the_old_champion_stays_and_the_next_promotion_goes_
         assert state() == {"champion": now, "previous": previous}
     assert killed == 4  # claim, previous, champion, end
     assert {end for *_, end in ends()} == {"done", "interrupted"}
-    assert act(lambda: aliases.version_stack(aliases.history("m", "champion"))[-1]) == str(version)
+    assert act(lambda: version_stack(aliases.history("m", "champion"))[-1]) == str(version)
 
 
 def test_an_error_on_the_way_leaves_everything_as_it_was():

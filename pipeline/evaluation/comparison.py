@@ -11,9 +11,9 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from pipeline.evaluation import fid
-from pipeline.evaluation.evaluator import MEANS, TIMES, Evaluator, Measurement
+from pipeline.evaluation.evaluator import Evaluator, Measurement
+from pipeline.evaluation.metric_table import PER_IMAGE, TIMES, sign
 
-HIGHER_IS_BETTER = ("psnr_db", "ms_ssim")
 DRAWS = 2000  # resamplings of the images behind an interval
 FIDELITY_DRAWS = 20  # each takes seconds
 CONFIDENCE = 0.95
@@ -57,12 +57,12 @@ def differences(ours: Sequence[Measurement], theirs: Sequence[Measurement]) -> l
     if [m.image for m in ours] != [m.image for m in theirs] or not ours:
         raise ValueError("measurements of two models can be compared on the same images only")
     result = []
-    for metric in (*MEANS, *TIMES):
+    for metric in (*PER_IMAGE, *TIMES):
         pairs = [(getattr(a, metric), getattr(b, metric)) for a, b in zip(ours, theirs, strict=True)]
         if any(value is None for pair in pairs for value in pair):
             continue
         a, b = np.array(pairs, dtype=np.float64).T
-        result.append(Difference(metric, float(a.mean()), float(b.mean()), interval((a - b) * _sign(metric))))
+        result.append(Difference(metric, float(a.mean()), float(b.mean()), interval((b - a) * sign(metric))))
     return result
 
 
@@ -125,10 +125,6 @@ def bd_rate_interval(
 def _fidelities(groups: list[list[Tensor]], images: Sequence[int]) -> list[fid.Fidelity]:
     ours, theirs, originals = (torch.cat([group[i] for i in images]) for group in groups)
     return [fid.compare(features, originals) for features in (ours, theirs)]
-
-
-def _sign(metric: str) -> float:
-    return -1.0 if metric in HIGHER_IS_BETTER else 1.0
 
 
 def _resampled(count: int, draws: int) -> NDArray[np.int64]:

@@ -22,12 +22,9 @@ from pipeline.data.transforms import to_float
 from pipeline.errors import ArtifactError, BitstreamError
 from pipeline.evaluation import anchors, fid, metrics
 from pipeline.evaluation.anchors import Anchor
+from pipeline.evaluation.metric_table import PER_IMAGE
 from pipeline.models import pretrained
 from pipeline.models.lpips import load_lpips
-
-MEANS = ("bpp", "psnr_db", "ms_ssim", "lpips")  # metrics of one image, whose total is the mean
-METRICS = (*MEANS, "fid", "kid")
-TIMES = ("encode_seconds_per_megapixel", "decode_seconds_per_megapixel")
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Evaluator:
         """Model -> metric -> mean over images; None where an image has no value. FID and KID over all patches."""
         result = {}
         for model in self.models:
-            result[model] = {name: mean([getattr(row, name) for row in self.of(model)]) for name in MEANS}
+            result[model] = {name: mean([getattr(row, name) for row in self.of(model)]) for name in PER_IMAGE}
             result[model] |= {"fid": None, "kid": None}
             if self.inception is not None:
                 both = fid.compare(torch.cat(self.features[model]), torch.cat(self.features["original"]))

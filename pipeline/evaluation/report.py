@@ -14,24 +14,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluation.evaluator import METRICS
+from pipeline.evaluation.metric_table import METRICS, format_value
 
 Totals = Mapping[str, Mapping[str, float | None]]
-
-# metric -> label with its direction, digits shown
-COLUMNS = {
-    "bpp": ("bits per pixel", 4),
-    "psnr_db": ("PSNR in dB (higher is better)", 2),
-    "ms_ssim": ("MS-SSIM (higher is better)", 4),
-    "lpips": ("LPIPS (lower is better)", 4),
-    "fid": ("FID/256 (lower is better)", 2),
-    "kid": ("KID/256 (lower is better)", 5),
-}
-
-
-def format_value(metric: str, value: float | None) -> str:
-    """A value with the digits its metric deserves."""
-    return "-" if value is None else f"{value:.{COLUMNS[metric][1]}f}"
 
 
 def published(dataset: str) -> list[dict[str, str]]:
@@ -44,7 +29,7 @@ def write(folder: Path, totals: Totals, dataset: str, num_images: int) -> None:
     """Writes `figures/*.png` and `report.html` into an evaluation's folder, which holds `reconstructions/`."""
     (folder / "figures").mkdir()
     figures = []
-    for metric in COLUMNS:
+    for metric in METRICS:
         if metric != "bpp" and any(row[metric] is not None for row in totals.values()):
             path = folder / "figures" / f"{metric}.png"
             rate_distortion(totals, metric, dataset).savefig(path, dpi=110)
@@ -53,7 +38,7 @@ def write(folder: Path, totals: Totals, dataset: str, num_images: int) -> None:
         (resources.files("pipeline.evaluation") / "report.html").read_text(encoding="utf-8")
     )
     page = template.render(
-        columns={name: label for name, (label, _) in COLUMNS.items()},
+        columns={name: metric.label for name, metric in METRICS.items()},
         totals=totals,
         shown=format_value,
         figures=figures,
@@ -76,7 +61,7 @@ def rate_distortion(totals: Totals, metric: str, dataset: str) -> Figure:
         rate, value = row["bpp"], row[metric]
         if rate is not None and value is not None:
             axes.plot([rate], [value], "o", markersize=8, label=f"{name}, these images")
-    axes.set(xlabel=COLUMNS["bpp"][0], ylabel=COLUMNS[metric][0])
+    axes.set(xlabel=METRICS["bpp"].label, ylabel=METRICS[metric].label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

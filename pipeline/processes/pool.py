@@ -1,54 +1,93 @@
-"""Runs one function over many pieces of work: in threads of this process, or on a Ray cluster."""
+"""Runs one function over many chunks of work: in threads, in processes of this machine, or on a Ray cluster."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from typing import Literal, TypeVar
 
 from pipeline.processes import ray_session
 
 T = TypeVar("T")
 R = TypeVar("R")
-Backend = Literal["auto", "threads", "ray"]
-RETRIES = 3  # of a piece whose worker died
-WORTH_RAY = 16  # pieces; fewer are done before Ray has started
+Backend = Literal["auto", "threads", "processes", "ray"]
+# Of a chunk whose worker died
+RETRIES = 3
+# Chunks; fewer are done before other processes have imported what they need
+WORTH_PROCESSES = 16
 
 
 def map_chunks(
-    work: Callable[[T], R], pieces: Sequence[T], workers: int, on: Backend = "auto"
+    work: Callable[[T], R], chunks: Sequence[T], workers: int, on: Backend = "auto"
 ) -> Iterator[tuple[int, R]]:
-    """Each piece's number with `work(piece)`, in the order in which they finish.
+    """Each chunk's number with `work(chunk)`, in the order in which they finish.
 
-    on: "auto" is the cluster that RAY_ADDRESS names, else a Ray of our own if there are many pieces and more than one
-    worker, else threads. `work` must give the same result wherever and however often it is called.
+    `work` must give the same result wherever and however often it is called; for processes and Ray it is pickled.
     """
-    many = workers > 1 and len(pieces) >= WORTH_RAY
-    if not pieces or on == "threads" or (on == "auto" and not many and "RAY_ADDRESS" not in os.environ):
-        with ThreadPoolExecutor(workers) as pool:
-            waiting = {pool.submit(work, piece): number for number, piece in enumerate(pieces)}
-            try:
-                for done in as_completed(waiting):
-                    yield waiting[done], done.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+    if not chunks:
         return
-    yield from _on_ray(work, pieces, workers)
+    match backend_for(on, len(chunks), workers):
+        case "ray":
+            yield from _on_ray(work, chunks, workers)
+        case "processes":
+            yield from _in_processes(work, chunks, workers)
+        case _:
+            yield from _in_threads(work, chunks, workers)
 
 
-def _on_ray(work: Callable[[T], R], pieces: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+def backend_for(on: Backend, num_chunks: int, workers: int) -> Backend:
+    """What "auto" stands for: the Ray cluster that RAY_ADDRESS names; else processes for much work, threads for little."""
+    if on != "auto":
+        return on
+    if "RAY_ADDRESS" in os.environ:
+        return "ray"
+    return "processes" if workers > 1 and num_chunks >= WORTH_PROCESSES else "threads"
+
+
+def _in_threads(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(work, chunk): number for number, chunk in enumerate(chunks)}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    left, retries = set(range(len(chunks))), 0
+    while left:
+        # not fork: a child of a process with threads may hang in a lock that another thread held
+        pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=get_context("forkserver"))
+        try:
+            waiting = {pool.submit(work, chunks[number]): number for number in sorted(left)}
+            for done in as_completed(waiting):
+                result = done.result()
+                left.remove(waiting[done])
+                yield waiting[done], result
+        except BrokenProcessPool:
+            retries += 1
+            if retries > RETRIES:
+                raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _on_ray(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
     with ray_session.running(workers):
         import ray
 
         @ray.remote(num_cpus=1, max_retries=RETRIES)
-        def task(piece: T) -> R:
-            return work(piece)
+        def task(chunk: T) -> R:
+            return work(chunk)
 
         at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting: dict[ray.ObjectRef[R], int] = {}
-        numbers = iter(range(len(pieces)))
+        numbers = iter(range(len(chunks)))
         while True:
             for number in numbers:
-                waiting[task.remote(pieces[number])] = number
+                waiting[task.remote(chunks[number])] = number
                 if len(waiting) >= at_once:
                     break
             if not waiting:

@@ -16,7 +16,8 @@ from pipeline.data.images import Pixels, decode
 from pipeline.errors import ArtifactError, BitstreamError, ConfigError, TrackingError
 from pipeline.evaluation import comparison, evaluator
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.evaluator import TIMES, Evaluator, Measurement
+from pipeline.evaluation.evaluator import Evaluator, Measurement
+from pipeline.evaluation.metric_table import PER_IMAGE, TIMES
 from pipeline.models import serialization
 from pipeline.promotion import gates, package
 from pipeline.promotion.gates import BdRateGate, Gate, GateResult, RelativeGate
@@ -91,7 +92,7 @@ def evaluate_gates(cfg: PromotionConfig, codec: Artifact, evaluation: Artifact) 
     _check_known(cfg, [*values, *TIMES], {row.model for row in rows})
     intervals = {
         name: comparison.interval([getattr(row, name) for row in mine])
-        for name in evaluator.MEANS
+        for name in PER_IMAGE
         if totals.get(name) is not None
     }
     images = EvaluatedImages(evaluation, cfg.max_images)

@@ -11,7 +11,8 @@ from rich.table import Table
 from pipeline.config import Config
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.evaluator import METRICS, TIMES, Measurement
+from pipeline.evaluation.evaluator import Measurement
+from pipeline.evaluation.metric_table import METRICS, TIMES
 
 OWN = (*METRICS, *TIMES, "weights_mb")
 RELATIVE = (*METRICS, *TIMES)

@@ -3,53 +3,28 @@
 MLflow keeps no history of aliases and cannot compare-and-set one. What it has is a parameter of a run: written once, never
 changed, refused to the second who writes another value. So each registered model has a run whose parameters are the log of
 its aliases: `champion.000007` claims the seventh change, `champion.000007.end` says what became of it. Whoever gets the
-claim may move the alias, as its last act, within half of CLAIM seconds; a claim without an end that moved nothing is
-declared interrupted by the next who comes, CLAIM seconds later.
+claim may move the alias, as its last act, within half of CLAIM_TIMEOUT_S; a claim without an end that moved nothing is
+declared interrupted by the next who comes, CLAIM_TIMEOUT_S later.
 """
 
-import json
-import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, RegistryChanged
+from pipeline.registry.alias_log import HISTORY, Action, AliasChange, claim, end, log_run, offered, read, version_stack
 from pipeline.text import printable
-from pipeline.tracking import provenance, store
+from pipeline.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CLAIM_TIMEOUT_S = 60.0  # seconds
 LONG_AGO = 600.0  # seconds after which a claim is over whatever two machines' clocks say
-HISTORY = "illm.history"  # tag of a registered model: the run with its log
 MAX_WHY = 1000  # characters
-MAX_NAMED = 10  # registered models that a message names
-Action = Literal["promote", "force", "rollback", "found"]  # "found": moved by something else than illm
-
-
-@dataclass(frozen=True)
-class AliasChange:
-    """One entry of the log: an alias went from version `before` to version `after`; "" is none."""
-
-    number: int
-    alias: str
-    action: Action
-    before: str
-    after: str
-    why: str
-    run_id: str = ""
-    who: str = field(default_factory=provenance.who)
-    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    token: str = field(default_factory=lambda: secrets.token_hex(8))  # tells two equal claims apart
-    end: str = ""  # "", "done" or "interrupted"
-
-    @property
-    def key(self) -> str:
-        return f"{self.alias}.{self.number:06d}"
 
 
 def ensure_model(client: "MlflowClient", name: str) -> None:
@@ -83,7 +58,7 @@ def history(name: str, alias: str) -> list[AliasChange]:
     """The log of an alias, oldest first. Raises: ArtifactError if no such model is registered by us."""
     client = store.reader()
     with store.mlflow_errors("read the history"):
-        return _read(client, _log_run(client, name), alias)
+        return read(client, log_run(client, name), alias)
 
 
 def current(name: str, alias: str) -> str:
@@ -110,38 +85,11 @@ def instead_of(client: "MlflowClient", name: str, alias: str | None) -> str:
     try:
         has = client.get_registered_model(name).aliases
     except MlflowException:
-        return f"nothing is registered under that name at {store.masked_uri()}; {_offered(client)}"
+        return f"nothing is registered under that name at {store.masked_uri()}; {offered(client)}"
     listed = (
         ", ".join(f"{printable(known)} (version {version})" for known, version in sorted(has.items())) or "no alias"
     )
     return f"has no {f'alias {alias!r}' if alias else 'such version'} at {store.masked_uri()}; it has {listed}"
-
-
-def _offered(client: "MlflowClient") -> str:
-    """What is registered: names with their aliases."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        models = list(client.search_registered_models(max_results=MAX_NAMED))
-    except MlflowException:
-        models = []
-    names = [printable(f"{m.name}@{alias}") for m in models for alias in sorted(m.aliases)]
-    names += [printable(m.name) for m in models if not m.aliases]
-    return f"there is {', '.join(sorted(names))}" if names else "`illm promote` first"
-
-
-def version_stack(changes: Sequence[AliasChange]) -> list[str]:
-    """The versions one can go back to, the present one last: a promotion puts one on top, a rollback takes some off."""
-    versions: list[str] = []
-    for change in changes:
-        if change.end != "done":
-            continue
-        if change.action == "rollback" and change.after in versions:
-            while versions[-1] != change.after:
-                versions.pop()
-        elif change.after:
-            versions.append(change.after)
-    return versions
 
 
 def previous_of(alias: str) -> str:
@@ -158,7 +106,7 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
     """
     client = store.client()
     with store.mlflow_errors("move an alias"):
-        log = _log_run(client, name)
+        log = log_run(client, name)
         changes = _wait_for_pending(client, name, log, alias)
         now = current(name, alias)
         if now != expected:
@@ -171,7 +119,7 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
         if now != (version_stack(changes) or [""])[-1]:
             changes.append(_found(client, log, alias, changes, now))
         mine = AliasChange(len(changes) + 1, alias, action, now, version, why[:MAX_WHY], run_id)
-        _claim(client, log, mine)
+        claim(client, log, mine)
         begun, tried = time.monotonic(), False
         try:
             _set(client, name, previous_of(alias), _before_top([*changes, replace(mine, end="done")]))
@@ -183,12 +131,12 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
             _set(client, name, alias, version)
         except BaseException:
             if not tried:  # else the next who comes looks whether it was moved
-                _end(client, log, mine, "interrupted")
-                _set(client, name, previous_of(alias), _before_top(_read(client, log, alias)))
+                end(client, log, mine, "interrupted")
+                _set(client, name, previous_of(alias), _before_top(read(client, log, alias)))
             raise
-        if _end(client, log, mine, "done"):
+        if end(client, log, mine, "done"):
             return replace(mine, end="done")
-        _set(client, name, alias, (version_stack(_read(client, log, alias)) or [now])[-1])
+        _set(client, name, alias, (version_stack(read(client, log, alias)) or [now])[-1])
         raise RegistryChanged(f"{name}@{alias}: another change was faster; run the same command again to decide anew")
 
 
@@ -205,61 +153,12 @@ def _set(client: "MlflowClient", name: str, alias: str, version: str) -> None:
         client.delete_registered_model_alias(name, alias)
 
 
-def _log_run(client: "MlflowClient", name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tags = client.get_registered_model(name).tags
-    except MlflowException as error:
-        if store.is_unavailable(error):
-            raise
-        raise ArtifactError(f"{name}: no such registered model at {store.masked_uri()}; {_offered(client)}") from None
-    if HISTORY not in tags:
-        raise ArtifactError(
-            f"{name}: was not made by `illm promote`, so its aliases have no history; choose another name"
-        )
-    return str(tags[HISTORY])
-
-
-def _read(client: "MlflowClient", log: str, alias: str) -> list[AliasChange]:
-    params = client.get_run(log).data.params
-    changes: list[AliasChange] = []
-    while (key := f"{alias}.{len(changes) + 1:06d}") in params:
-        end = params.get(f"{key}.end", "")
-        changes.append(AliasChange(**json.loads(params[key]), number=len(changes) + 1, alias=alias, end=end))
-    return changes
-
-
-def _write_once(client: "MlflowClient", log: str, key: str, value: str) -> bool:
-    """Whether the log has this value under this key now, and not somebody else's."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.log_param(log, key, value)
-    except MlflowException:
-        found = client.get_run(log).data.params.get(key)
-        if found is None:
-            raise
-        return bool(found == value)
-    return True
-
-
-def _claim(client: "MlflowClient", log: str, change: AliasChange) -> None:
-    kept = {name: value for name, value in asdict(change).items() if name not in ("number", "alias", "end")}
-    if not _write_once(client, log, change.key, json.dumps(kept)):
-        raise RegistryChanged(f"{change.alias}: another change was faster; run the same command again to decide anew")
-
-
-def _end(client: "MlflowClient", log: str, change: AliasChange, end: str) -> bool:
-    return _write_once(client, log, f"{change.key}.end", end)
-
-
 def _found(client: "MlflowClient", log: str, alias: str, changes: Sequence[AliasChange], now: str) -> AliasChange:
     """Records that something else than illm had moved an alias."""
     before = (version_stack(changes) or [""])[-1]
     change = AliasChange(len(changes) + 1, alias, "found", before, now, "moved by something else than illm")
-    _claim(client, log, change)
-    _end(client, log, change, "done")
+    claim(client, log, change)
+    end(client, log, change, "done")
     return replace(change, end="done")
 
 
@@ -268,16 +167,16 @@ def _wait_for_pending(client: "MlflowClient", name: str, log: str, alias: str) -
     began = time.monotonic()
     waiting = False
     while True:
-        changes = _read(client, log, alias)
+        changes = read(client, log, alias)
         last = changes[-1] if changes else None
         if last is None or last.end:
             return changes
         age = (datetime.now(UTC) - datetime.fromisoformat(last.when)).total_seconds()
         if current(name, alias) == last.after:
-            _end(client, log, last, "done")
+            end(client, log, last, "done")
         elif time.monotonic() - began > CLAIM_TIMEOUT_S or age > LONG_AGO:
-            if _end(client, log, last, "interrupted"):
-                _set(client, name, previous_of(alias), _before_top(_read(client, log, alias)))
+            if end(client, log, last, "interrupted"):
+                _set(client, name, previous_of(alias), _before_top(read(client, log, alias)))
         else:
             if not waiting:
                 print(

@@ -96,7 +96,7 @@ def mirror(url: str) -> tuple[Path, str]:
         folder.mkdir(parents=True, exist_ok=True)
         for name, entry in manifest.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with cache.locked(folder / f".{Path(name).name}.lock"):
+            with disk.exclusive_lock(folder / f".{Path(name).name}.lock"):
                 if not (folder / name).is_file() or disk.sha256(folder / name) != entry.sha256:
                     fetch.download(f"{base}/{name}", folder / name, entry.size, entry.sha256)
         disk.write_atomic(folder / MANIFEST, content)

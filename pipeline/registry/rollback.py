@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipeline.errors import ArtifactError
 from pipeline.registry import aliases, versions
+from pipeline.registry.alias_log import version_stack
 from pipeline.text import printable
 
 COLUMNS = ("when", "who", "action", "from", "to", "why")
@@ -17,7 +18,7 @@ COLUMNS = ("when", "who", "action", "from", "to", "why")
 def rollback(name: str, alias: str, to: str, why: str) -> str:
     """Points an alias at the version before, or at `to`, which it must have stood for; returns a line for the user."""
     changes = aliases.history(name, alias)
-    before = aliases.version_stack(changes)
+    before = version_stack(changes)
     now = aliases.current(name, alias)
     if not to and len(before) < 2:
         raise ArtifactError(

@@ -31,7 +31,7 @@ class ShardConfig(FilterConfig):
     num_workers: Annotated[NonNegativeInt, Changeable()] = 0
     """Processes or threads; 0: one per core."""
     backend: Annotated[Backend, Changeable()] = "auto"
-    """Threads, ray, or what suits the amount of work."""
+    """Where chunks are processed: threads, processes, ray, or what suits the amount of work."""
     chunk_size: PositiveInt = 256
     """Images that a worker examines at a time."""
 

@@ -22,6 +22,5 @@ def for_image(pixels: int, folder: Path) -> Iterator[None]:
     if pixels <= SHARE:
         yield
         return
-    with (folder / f".{socket.gethostname()}.lock").open("w") as lock:
-        disk.lock(lock.fileno(), wait=True)
+    with disk.exclusive_lock(folder / f".{socket.gethostname()}.lock"):
         yield

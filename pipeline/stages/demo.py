@@ -12,6 +12,7 @@ from pipeline.errors import GatesNotMet, UserError
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.registry import aliases, resolve
+from pipeline.registry.alias_log import version_stack
 from pipeline.text import file_name
 from pipeline.tracking import store
 from pipeline.tracking.run import run_group
@@ -94,7 +95,7 @@ def _roll_back(folder: Path) -> None:
     """Goes back to the first champion, once, if the second codec took its place."""
     name = _decision(folder)["name"]
     changes = aliases.history(name, "champion")
-    if len(aliases.version_stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
+    if len(version_stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
         _illm(["rollback", name, "--reason", "to show how"])
     _illm(["history", name])
 

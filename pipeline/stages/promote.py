@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import Artifact, publish
 from pipeline.errors import GatesNotMet
-from pipeline.evaluation.evaluator import METRICS
+from pipeline.evaluation.metric_table import METRICS
 from pipeline.promotion import gates, package
 from pipeline.promotion.decision import Decision, PromotionConfig, evaluate_gates, evaluated_codec
 from pipeline.registry import aliases, resolve, versions
+from pipeline.registry.alias_log import Action
 from pipeline.tracking import provenance, store
 from pipeline.tracking.run import tracked_run
 
@@ -73,7 +74,7 @@ def _promote(
         record = _record(cfg, decision, version.number, reason, bool(force))
         versions.tag(version, _tags(cfg, decision, record, tracker.run_id))
         if decision.expected != version.number:  # else an attempt that was cut short had come this far
-            action: aliases.Action = "force" if force else "promote"
+            action: Action = "force" if force else "promote"
             still_ours()
             aliases.move(cfg.name, cfg.alias, version.number, action, reason, decision.expected, tracker.run_id)
         manifest = run_folder.manifest("promotion", cfg, given, decision.values, tracker.run_id)

@@ -4,15 +4,13 @@ Files are named by digest, so ranks of a node, runs and data sets share them; a 
 while the others wait; the least recently used go when there is no room.
 """
 
-import fcntl
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.storage import fetch
+from pipeline.storage import disk, fetch
 
 DOWNLOADS_AT_ONCE = 4
 IN_USE = (".lock", ".part")  # suffixes of what other processes may be working with
@@ -45,7 +43,7 @@ class ShardCache:
             return target
         if size > self.max_bytes:
             raise DataError(f"{self.origin}/{name}: {size} bytes, more than data.shard_cache_gb allows; raise it")
-        with locked(self.folder / f"{sha256}.lock"):
+        with disk.exclusive_lock(self.folder / f"{sha256}.lock"):
             if not target.is_file():
                 self._make_room(size)
                 fetch.download(f"{self.origin}/{name}", target, size, sha256)
@@ -71,7 +69,7 @@ class ShardCache:
         self._pool.submit(go)
 
     def _make_room(self, size: int, keep: Path | None = None) -> None:
-        with locked(self.folder / "room.lock"):
+        with disk.exclusive_lock(self.folder / "room.lock"):
             known = []
             for file in self.folder.iterdir():
                 with suppress(FileNotFoundError):
@@ -83,10 +81,3 @@ class ShardCache:
                 if file.suffix not in IN_USE and file != keep:
                     file.unlink(missing_ok=True)
                     used -= each
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

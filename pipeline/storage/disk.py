@@ -115,6 +115,14 @@ def lock(descriptor: int, wait: bool = False) -> bool:
 
 
 @contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Others who ask for the lock on the same file wait until the end of the block; the file stays."""
+    with path.open("w") as stream:
+        lock(stream.fileno(), wait=True)
+        yield
+
+
+@contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, locked while it is written; it is gone afterwards unless it was renamed.
 

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config, stages
-from pipeline.evaluation.report import COLUMNS, format_value
+from pipeline.evaluation.metric_table import METRICS, format_value, sign
 from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
 from pipeline.sweep.trial import Point
 
-BETTER = {"psnr_db": 1, "ms_ssim": 1, "lpips": -1, "fid": -1, "kid": -1}  # 1: higher is better
 FIDELITY = ("fid", "kid", "lpips", "ms_ssim")  # the first that was measured stands for it
 MATCHED = 1.15  # rates of trials that are compared with each other differ by less than this factor
 KINDS = {"label": "label discriminator", "patch": "PatchGAN"}
@@ -44,7 +43,7 @@ def mark_pareto_fronts(points: Sequence[Point], distortion: str, fidelity: str) 
 
 
 def _goodness(point: Point, *metrics: str) -> tuple[float, ...]:
-    return tuple(BETTER[metric] * point[metric] for metric in metrics)
+    return tuple(sign(metric) * point[metric] for metric in metrics)
 
 
 def fronts_figure(points: Sequence[Point], distortion: str, fidelity: str) -> Figure:
@@ -99,7 +98,7 @@ def headline_figure(points: Sequence[Point], distortion: str, fidelity: str) -> 
 
 def _finished(figure: Figure, x: str, y: str, legend: bool = True) -> Figure:
     axes = figure.axes[0]
-    axes.set(xlabel=COLUMNS[x][0], ylabel=COLUMNS[y][0])
+    axes.set(xlabel=METRICS[x].label, ylabel=METRICS[y].label)
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(fontsize=8)
@@ -146,7 +145,7 @@ def _inputs(space: Space, stage: str) -> list[str]:
 
 
 def columns(space: Space) -> list[str]:
-    measured = [name for name in COLUMNS if name != "bpp"]
+    measured = [name for name in METRICS if name != "bpp"]
     return ["name", *space.search, "bpp", *measured, "rate_group", "front", "stopped", "failed"]
 
 
@@ -178,7 +177,7 @@ def print_table(space: Space, points: Sequence[Point]) -> None:
 
 
 def _cell(name: str, value: Any) -> str:
-    if name in COLUMNS and isinstance(value, float):
+    if name in METRICS and isinstance(value, float):
         return format_value(name, value)
     if isinstance(value, dict):
         return str(value.get("kind", value))

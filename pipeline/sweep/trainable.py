@@ -5,19 +5,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from pipeline.artifacts.run_folder import RECORDS
 from pipeline.errors import Preempted
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.storage import disk
 from pipeline.sweep import trial as trials
 from pipeline.sweep.space import Values
+from pipeline.tracking import journal
 
 POLL_INTERVAL_S = 0.5  # seconds between two looks at a trial's process
 STOP_TIMEOUT_S = 120.0  # seconds for a trial to save when it is stopped
@@ -86,23 +85,14 @@ class TrialTrainable(tune.Trainable):
         return self.last | measured | {"place": str(self.place), "ended": True, "done": True}
 
     def _validated(self) -> dict[str, Any] | None:
-        """The newest validation of the gan stage after the last one that was told."""
+        """The newest validation of the gan stage after the last one that was reported."""
         newest = None
-        for record in self._new_records(self._gan_folder() / RECORDS):
+        records, self.seen = journal.read(self._gan_folder(), self.seen)
+        for record in records:
             metrics = record.get("metrics") or {}
             if record.get("step", 0) > self.last[STEP] and any(name.startswith("val/") for name in metrics):
                 newest = {STEP: record["step"], **metrics}
         return newest
-
-    def _new_records(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Whole lines that were not there at the last look."""
-        if path.is_file():
-            with path.open("rb") as stream:
-                stream.seek(self.seen)
-                for line in stream:
-                    if line.endswith(b"\n"):
-                        self.seen += len(line)
-                        yield json.loads(line)
 
     def _gan_folder(self) -> Path:
         if self.space.scheduler.kind != "pbt":

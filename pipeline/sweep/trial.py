@@ -3,14 +3,13 @@
 Trials that differ only after pretraining share the pretrained codec, which lies in `SWEEP/pretrained/NAME`.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def _pretrained(space: Space, sweep: Path, values: Values, environment: dict[str
     place = sweep / "pretrained" / name_of(of_stage("pretrain", values))
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "artifact").is_dir():
-        with _locked(place / "lock"):
+        with disk.exclusive_lock(place / "lock"):
             if not (place / "artifact").is_dir():
                 started = time.monotonic()
                 words = [f"data.shards={space.shards}", *overrides("pretrain", values)]
@@ -160,13 +159,6 @@ def exploit_from(place: Path, donor: Path, values: Values) -> None:
             break
     about = {"number": number + 1, "values": values, "from": str(donor / f"gan-{theirs:02d}")}
     disk.write_atomic(place / GENERATION, json.dumps(about, indent=1, default=list).encode())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _short(value: Any) -> Any:

@@ -106,21 +106,14 @@ class Journal:
 
     def _next(self) -> tuple[list[Record], int]:
         """The next records to deliver and where they end."""
-        if not self._path.exists():
-            return [], self._sent
-        with self._path.open("rb") as stream:
-            stream.seek(self._sent)
-            lines = [line for line in islice(stream, BATCH_SIZE) if line.endswith(b"\n")]
-        return [json.loads(line) for line in lines], self._sent + sum(map(len, lines))
+        return read(self.folder, self._sent, BATCH_SIZE)
 
     def _known_steps(self) -> dict[str, int]:
         """Name of metric -> last step it was recorded for; cuts off what a killed process left of a line."""
         self._cut()
         known: dict[str, int] = {}
-        if self._path.exists():
-            for line in self._path.read_bytes().splitlines():
-                record = json.loads(line)
-                known |= dict.fromkeys(record.get("metrics", ()), record.get("step", 0))
+        for record in read(self.folder)[0]:
+            known |= dict.fromkeys(record.get("metrics", ()), record.get("step", 0))
         return known
 
     def _cut(self) -> None:
@@ -135,6 +128,22 @@ class Journal:
         """How many bytes the store's run has; a new run of the store gets everything."""
         delivered = _delivered(self.folder)
         return delivered["bytes"] if delivered["run"] == self.run_id else 0
+
+
+def read(folder: Path, start: int = 0, limit: int | None = None) -> tuple[list[Record], int]:
+    """The whole records of a run folder from byte `start` on, at most `limit` of them, and the byte where they end."""
+    try:
+        with (folder / RECORDS).open("rb") as stream:
+            stream.seek(start)
+            lines = [line for line in islice(stream, limit) if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return [], start
+    return [json.loads(line) for line in lines], start + sum(map(len, lines))
+
+
+def attempts(folder: Path) -> int:
+    """How many attempts at the run of a folder have begun."""
+    return sum(record.get("status") == "RUNNING" for record in read(folder)[0])
 
 
 def undelivered(folder: Path) -> int:

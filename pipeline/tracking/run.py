@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from pipeline import config, redaction
 from pipeline.artifacts.artifact import Artifact
-from pipeline.artifacts.run_folder import RECORDS, RUN_ID_FILE, Inputs
+from pipeline.artifacts.run_folder import RUN_ID_FILE, Inputs
 from pipeline.errors import Preempted, TakenOver
 from pipeline.storage import disk
 from pipeline.tracking import provenance, store
 from pipeline.tracking.delivery import send, send_params
-from pipeline.tracking.journal import Journal, undelivered
+from pipeline.tracking.journal import Journal, attempts, undelivered
 from pipeline.tracking.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def tracked_run(stage: str, folder: Path, cfg: config.Config, given: Inputs, ena
     client, run_id = _begun(stage, folder, given)
     journal = Journal(folder, run_id, store.masked_uri(), partial(send, client, run_id))
     tracker = Tracker(journal)
-    number = _count_attempts(folder) + 1
+    number = attempts(folder) + 1
     began = f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} on {socket.gethostname()}"
     attempt = f"attempt {number}"
 
@@ -163,12 +163,6 @@ def deliver_rest(folder: Path) -> None:
         print(f"{error.reason}: {_kept(left, folder)}", file=sys.stderr)
         return
     _close(Journal(folder, run_id, store.masked_uri(), partial(send, client, run_id)), folder, "FINISHED")
-
-
-def _count_attempts(folder: Path) -> int:
-    """How many attempts at this run began before."""
-    path = folder / RECORDS
-    return path.read_bytes().count(b'"status": "RUNNING"') if path.exists() else 0
 
 
 def _close(journal: Journal, folder: Path, status: str) -> None:

@@ -84,7 +84,7 @@ class Runtime:
         if self.accelerator.num_processes != launched:
             raise TrainingError(
                 f"the launcher started {launched} processes, but this one sees {self.accelerator.num_processes}; "
-                "see configs/launch and the README's section on several processes"
+                "see configs/launch and docs/engines.md"
             )
         self.control = ControlGroup(self.num_processes)
         self._stateful: dict[str, Stateful] = {"generators": Generators(self.device)}

@@ -51,11 +51,12 @@ def photos(tmp_path) -> Path:
     return write_images(tmp_path / "photos", 24)
 
 
-def test_threads_and_ray_give_the_same_bytes(photos, tmp_path):
+def test_threads_processes_and_ray_give_the_same_bytes(photos, tmp_path):
     options = {"shard_mb": 0.2, "chunk_size": 4}
     run(config(photos, num_workers=1, **options), tmp_path / "threads")
+    run(config(photos, num_workers=2, backend="processes", **options), tmp_path / "processes")
     run(config(photos, num_workers=2, backend="ray", **options), tmp_path / "ray")
-    assert tars(tmp_path / "threads") == tars(tmp_path / "ray")
+    assert tars(tmp_path / "threads") == tars(tmp_path / "processes") == tars(tmp_path / "ray")
     assert len(tars(tmp_path / "ray")) > 8
 
 

@@ -1,0 +1,67 @@
+import os
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.processes import ray_session
+from pipeline.processes.pool import backend_for, map_chunks
+
+
+def square(chunk: int, marker: Path, on: str) -> int:
+    """A worker that dies once: its chunk is done again."""
+    if on != "threads" and chunk == 3 and not marker.exists():
+        marker.touch()
+        os._exit(1)
+    if chunk == 99:
+        raise DataError("chunk 99 is bad")
+    return chunk * chunk
+
+
+@pytest.mark.parametrize("on", ["threads", "processes", "ray"])
+def test_every_chunk_is_done_and_a_mistake_is_reported(tmp_path, on):
+    work = partial(square, marker=tmp_path / "died", on=on)
+    assert sorted(map_chunks(work, range(10), 2, on)) == [(n, n * n) for n in range(10)]
+    assert (tmp_path / "died").exists() == (on != "threads")
+    with pytest.raises(DataError, match="chunk 99 is bad"):
+        list(map_chunks(work, [1, 99, 2], 2, on))
+    assert list(map_chunks(work, [], 2, on)) == []
+
+
+def die(chunk: int) -> int:
+    os._exit(1)
+
+
+def test_a_chunk_that_kills_every_worker_ends_the_work():
+    with pytest.raises(BrokenProcessPool):
+        list(map_chunks(die, [0], 2, "processes"))
+
+
+def test_little_work_starts_no_process(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert backend_for("auto", 15, 2) == "threads"
+    assert backend_for("auto", 100, 1) == "threads"
+    assert backend_for("auto", 16, 2) == "processes"
+    assert backend_for("threads", 16, 2) == "threads"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert backend_for("auto", 1, 1) == "ray"
+    assert backend_for("processes", 1, 1) == "processes"
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_lets_nobody_in_without_its_token():
+    with ray_session.running(1):
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        join = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False); print('joined')"]
+        ours = subprocess.run(join, capture_output=True, text=True, timeout=120, check=False)
+        stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        theirs = subprocess.run(join, capture_output=True, text=True, timeout=120, check=False, env=stranger)
+    assert "joined" in ours.stdout, ours.stderr
+    assert "joined" not in theirs.stdout
+    assert theirs.returncode != 0
