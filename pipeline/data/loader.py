@@ -33,31 +33,31 @@ class LoaderConfig(Config):
     shards: Annotated[str, Input("shards")]
     """Artifact of kind "shards": a run folder or models:/ URI."""
     batch_size: PositiveInt
-    """Crops per step over all processes together."""
+    """Crops per step, over all processes together."""
     crop_size: Annotated[int, Field(gt=0, multiple_of=64)] = 256
-    """Pixels."""
+    """Side of a training crop in pixels."""
     random_resize_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of crops that are scaled from a random window."""
+    """Probability that a crop is scaled from a random window of the image."""
     downscale_prob: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of whole images scaled down first, which hides artefacts of their JPEG compression."""
+    """Probability that an image is scaled down first, which hides artifacts of its JPEG compression."""
     flip: bool = True
-    """Mirror left-right with probability 1/2."""
+    """Mirror crops left-right with probability 1/2."""
     fixed_crops: bool = False
     """One crop per image, the same in every epoch, so that what follows from it can be kept."""
     shuffle_shards: PositiveInt = 64
-    """Shards whose samples are mixed; those have to be at hand at the same time."""
+    """Number of shards whose samples are shuffled together; they have to be on disk at the same time."""
     shard_cache_gb: Annotated[PositiveFloat, Changeable()] = 50.0
-    """Of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best."""
+    """Space under $ILLM_CACHE for remote shards, in GB; best is twice the size of data.shuffle_shards shards."""
     num_workers: Annotated[NonNegativeInt, Changeable()] = 4
-    """Threads that read and decode ahead; 0 loads when the step asks."""
+    """Number of threads that read and decode ahead; 0: load when the step asks for data."""
     decoded_cache_mb: Annotated[NonNegativeInt, Changeable()] = 0
-    """Decoded images a training process keeps; for data sets that fit in memory."""
+    """Memory per training process for decoded images, in MB; for data sets that fit in memory."""
     num_validation_crops: PositiveInt = 64
-    """At most this many, spread evenly over the validation images."""
+    """Largest number of validation crops, spread evenly over the validation images."""
     validation_crop_size: Annotated[int, Field(gt=0, multiple_of=64)] | None = None
-    """Pixels; None: as in training."""
+    """Side of a validation crop in pixels; null: data.crop_size."""
     max_bad_samples: NonNegativeInt = 100
-    """Unreadable samples per training process before the stage stops."""
+    """Number of unreadable samples per training process after which the stage stops."""
 
 
 BATCHES_AHEAD = 4

@@ -26,10 +26,11 @@ class CodecConfig(Config):
     """Widths and depth. The defaults are the published codec: 181,481,103 parameters."""
 
     channels: Annotated[tuple[Width, ...], Field(min_length=5, max_length=5)] = (60, 120, 240, 480, 960)
-    """After the first convolution and after each of the four halvings."""
+    """Channels after the first convolution and after each of the four halvings."""
     latent_channels: Width = 220
     hyper_channels: Annotated[int, Field(ge=4, le=65536)] = 320
-    """At least 4: CompressAI's encoder ends a stream with two words, in a buffer of one word per symbol."""
+    """Channels of the hyper-latent; at least 4, since CompressAI's encoder ends a stream with two words, in a buffer
+    of one word per symbol."""
     num_residual_blocks: Annotated[int, Field(gt=0, le=1000)] = 9
 
 

@@ -19,9 +19,9 @@ class LabelDiscriminatorConfig(Config):
 
     kind: Literal["label"] = "label"
     conditional: bool = True
-    """Whether it sees the latent."""
+    """Whether the discriminator sees the latent."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=6, max_length=6)] = (128, 128, 256, 256, 512, 512)
-    """After each of the six halvings."""
+    """Channels after each of the six halvings."""
     head_channels: PositiveInt = 64
     context_channels: PositiveInt = 16
 
@@ -31,7 +31,7 @@ class PatchDiscriminatorConfig(Config):
 
     kind: Literal["patch"] = "patch"
     conditional: bool = True
-    """Whether it sees the latent."""
+    """Whether the discriminator sees the latent."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=4, max_length=4)] = (64, 128, 256, 512)
     context_channels: PositiveInt = 12
 

@@ -16,11 +16,11 @@ class DistortionConfig(Config):
     """Weights of the distortion terms. The defaults are the published ones."""
 
     mse: NonNegativeFloat = 150.0
-    """Of the mean squared error of images in [0, 1]."""
+    """Weight of the mean squared error of images in [0, 1]."""
     lpips: NonNegativeFloat = 1.0
-    """Of LPIPS (AlexNet)."""
+    """Weight of LPIPS (AlexNet)."""
     if_lpips_missing: Literal["stop", "skip"] = "stop"
-    """Skip: train without, and say so."""
+    """What to do without LPIPS's weights: stop, or train without it."""
 
     def lpips_state(self) -> str:
         """Which LPIPS this run uses: part of its identity, and said before training starts.

@@ -35,19 +35,19 @@ class PromotionConfig(Config):
     evaluation: Annotated[str, Input("evaluation")]
     """Artifact of kind "evaluation"."""
     codec: str
-    """A name among the evaluation's codecs."""
+    """The candidate: a name among the evaluation's codecs."""
     name: Name = "illm"
     alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] = CHAMPION
-    """Or "challenger", ..."""
+    """The alias to move: champion, challenger, ..."""
     gates: Annotated[dict[str, Gate], Field(min_length=1)]
-    """Metric of the codec alone -> bounds."""
+    """Gates of the codec alone: metric -> bounds."""
     against_champion: dict[str, RelativeGate] = Field(default_factory=dict)
-    """Metric -> how much worse than the champion's, on the evaluation's images."""
+    """Gates against the champion on the evaluation's images: metric -> largest regression."""
     bd_rate: BdRateGate | None = None
     allow_new_bitstream: bool = False
-    """Declares that files of the present champion need not be readable."""
+    """Accept a codec that cannot read the present champion's files."""
     max_images: PositiveInt = 100
-    """Of the evaluation's, decoded again here and compared with the champion's."""
+    """Number of the evaluation's images that are decoded again here and compared with the champion's."""
 
 
 @dataclass

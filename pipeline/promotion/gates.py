@@ -26,7 +26,7 @@ class Gate(Config):
     at_most: float | None = None
     target: PositiveFloat | None = None
     within_percent: PositiveFloat | None = None
-    """Of the target."""
+    """Tolerance in percent of the target."""
 
     @model_validator(mode="after")
     def has_a_bound(self) -> "Gate":
@@ -61,9 +61,9 @@ class RelativeGate(Config):
     """
 
     max_regression: float | None = None
-    """In the metric's unit; negative: must be better by so much."""
+    """Largest regression in the metric's unit; negative: it must be better by so much."""
     max_regression_percent: float | None = None
-    """Of the champion's mean."""
+    """Largest regression in percent of the champion's mean."""
 
     @model_validator(mode="after")
     def has_one_bound(self) -> "RelativeGate":
@@ -87,11 +87,11 @@ class BdRateGate(Config):
     """Bits at equal quality, between two families of codecs in the evaluation: at least two rates each."""
 
     ours: Annotated[tuple[str, ...], Field(min_length=2)]
-    """Names of codecs in the evaluation."""
+    """Names of our codecs in the evaluation, one per rate."""
     theirs: Annotated[tuple[str, ...], Field(min_length=2)]
     quality: Literal["psnr_db", "ms_ssim"] = "psnr_db"
     at_most_percent: float = 0.0
-    """More bits, with 95 % confidence; negative: must need so many fewer."""
+    """Largest increase in bits with 95 % confidence; negative: it must need so many fewer."""
 
 
 @dataclass(frozen=True)

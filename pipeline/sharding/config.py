@@ -15,25 +15,26 @@ class ShardConfig(FilterConfig):
     """Which images become shards, and how."""
 
     source: Annotated[str | list[Source], Input("")]
-    """A folder, glob, archive, list, URL, shards; or samples://photos, inside packages."""
+    """Where images come from: a folder, glob, archive, list, URL, shards, or samples://photos (inside installed
+    packages)."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Of images, chosen by content, kept from training."""
+    """Fraction of the images, chosen by content, that is kept for validation."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Likewise."""
+    """Fraction of the images, chosen by content, that is kept for testing."""
     shard_mb: PositiveFloat = 256.0
-    """A tar is closed when it holds this much."""
+    """Size of a shard in MB."""
     format: StoredFormat = "original"
-    """Bytes as found, lossless webp, jpeg at quality 95, or decoded pixels."""
+    """What shards contain: the original bytes, lossless webp, jpeg at quality 95, or decoded pixels."""
     max_file_mb: PositiveFloat = 256.0
-    """Larger files are refused."""
+    """Largest file in MB; larger ones are rejected."""
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Of URLs that cannot be fetched; more stop the stage."""
+    """Fraction of the URLs that may fail to download; more stop the stage."""
     num_workers: Annotated[NonNegativeInt, Changeable()] = 0
-    """Processes or threads; 0: one per core."""
+    """Number of worker processes or threads; 0: one per core."""
     backend: Annotated[Backend, Changeable()] = "auto"
     """Where chunks are processed: threads, processes, ray, or what suits the amount of work."""
     chunk_size: PositiveInt = 256
-    """Images that a worker examines at a time."""
+    """Number of images that a worker examines at a time."""
 
     def sources(self) -> list[Source]:
         return [Source(name="images", path=self.source)] if isinstance(self.source, str) else self.source

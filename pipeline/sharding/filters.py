@@ -26,21 +26,21 @@ class FilterConfig(Config):
     """What an image must be to be accepted."""
 
     min_side: PositiveInt = 256
-    """Pixels of the shorter side."""
+    """Smallest shorter side of an accepted image, in pixels."""
     max_aspect: PositiveFloat | None = None
-    """Longer side over shorter side."""
+    """Largest ratio of the longer to the shorter side; null: no limit."""
     max_pixels: PositiveInt = MAX_PIXELS
-    """Known before decoding."""
+    """Largest number of pixels of an image; checked before it is decoded."""
     min_colors: NonNegativeInt = 0
-    """Different colours among 65,536 pixels; 64 refuses most drawings and screenshots."""
+    """Fewest different colors among 65,536 pixels; 64 rejects most drawings and screenshots."""
     duplicate_distance: NonNegativeInt | None = Field(default=3, le=15)
-    """Of 64 hash bits; images closer than that look alike."""
+    """Images whose 64-bit perceptual hashes differ in at most this many bits look alike; null: not compared."""
     drop_near_duplicates: bool = False
-    """Keep the largest of those that look alike; otherwise all, on one side of the split."""
+    """Keep only the largest of the images that look alike; otherwise all of them, on one side of the split."""
     allow_list: str | None = None
-    """File of names, paths or SHA-256s, one per line: no others."""
+    """File of names, paths or SHA-256s, one per line: only these images are accepted."""
     deny_list: str | None = None
-    """File of such lines: not these."""
+    """File of names, paths or SHA-256s, one per line: these images are rejected."""
 
 
 @dataclass(frozen=True, slots=True)

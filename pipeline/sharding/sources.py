@@ -51,17 +51,17 @@ class Source(Config):
     """One of several places that images come from."""
 
     name: str
-    """Stands with each of its images."""
+    """Name of the source, recorded with each of its images."""
     path: str
-    """Like `source`."""
+    """Where its images are, as for `source`."""
     weight: PositiveFloat = Field(default=1.0, le=100)
-    """Times per epoch that each of its images comes."""
+    """How many times per epoch each of its images is used."""
     split: Literal["train", "valid", "test"] | None = None
-    """All of it there; None: by content."""
+    """The split that gets all of its images; null: by content."""
     known_dataset: str | None = None
-    """A name in sharding/known_datasets.py, whose check it has to pass."""
+    """Name of a known data set (docs/data.md) whose file names and sizes are checked."""
     allow_missing: bool = False
-    """A check that fails is a warning."""
+    """A failed check of the known data set is only a warning."""
 
 
 def items(source: Source) -> list[Item]:

@@ -28,16 +28,16 @@ class StageConfig(Config):
 
     stage: Literal["evaluate"] = "evaluate"
     images: Annotated[str, Input("shards", or_folder=True)]
-    """A shards artifact, whose validation images are taken, or a folder of images."""
+    """Held-out images: an artifact of kind "shards", whose validation split is used, or a folder."""
     codecs: Annotated[dict[ModelName, str], Field(min_length=1), Input("codec")]
-    """Name in the report -> codec artifact."""
+    """Codecs to evaluate: name in the report -> artifact of kind "codec"."""
     anchors: tuple[Anchor, ...] = ("jpeg", "webp")
-    """At each image's rate of the first codec, as near as they get."""
+    """Conventional codecs, each as near as it gets to the first codec's size of each image."""
     max_images: PositiveInt = 1000
     num_report_images: PositiveInt = 6
-    """Shown side by side in the report."""
+    """Number of images that the report shows side by side."""
     published_results: Literal["kodak", "clic2020", "div2k"] = "kodak"
-    """Whose published points the figures show."""
+    """Data set whose published results the figures show."""
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:

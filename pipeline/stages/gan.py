@@ -31,18 +31,18 @@ class StageConfig(TrainingConfig):
 
     stage: Literal["gan"] = "gan"
     codec: Annotated[str, Input("codec")]
-    """Artifact of kind "codec": what is fine-tuned."""
+    """Artifact of kind "codec" that is fine-tuned."""
     labeler: Annotated[str | None, Input("labeler", when="needs_labels")] = None
     """Artifact of kind "labeler"; the label discriminator needs it."""
     discriminator: Annotated[LabelDiscriminatorConfig | PatchDiscriminatorConfig, Field(discriminator="kind")] = (
         LabelDiscriminatorConfig()
     )
     gan_weight: NonNegativeFloat | None = None
-    """Of the adversarial loss; None: the published one; 0: no discriminator."""
+    """Weight of the adversarial loss; null: the published one; 0: no discriminator."""
     frozen_cache_mb: NonNegativeInt = 0
-    """Per process, of labels and latents of fixed crops: 230 kB per crop of 256x256."""
+    """Memory per process for labels and latents of fixed crops, in MB: 230 kB per crop of 256x256."""
     discriminator_warmup_steps: NonNegativeInt = 0
-    """Steps at the start in which only the discriminator learns."""
+    """Number of steps at the start in which only the discriminator learns."""
     distortion: DistortionConfig = DistortionConfig()
     generator_optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.5, 0.9))
     discriminator_optimizer: AdamConfig | None = None

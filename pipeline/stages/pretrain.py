@@ -28,7 +28,7 @@ class FixedRate(Config):
 
     kind: Literal["fixed"]
     weight: PositiveFloat
-    """Of bits per pixel."""
+    """Weight of bits per pixel in the loss."""
 
     def term(self, step: int) -> RateTerm:  # noqa: ARG002
         return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
@@ -42,11 +42,11 @@ class TargetRate(Config):
 
     kind: Literal["target"]
     bpp: PositiveFloat
-    """Bits per image pixel, of training crops."""
+    """Target rate of training crops in bits per pixel."""
     weight: PositiveFloat | None = None
-    """Of bits per pixel above the target; None: the published one for this target."""
+    """Weight of bits per pixel above the target; null: the published one for this target."""
     warmup_steps: NonNegativeInt = 25_000
-    """Steps with a 1.429 times higher target at half the weight."""
+    """Number of steps with a 1.429 times higher target at half the weight."""
 
     def term(self, step: int) -> RateTerm:
         weight = self.weight or losses.published_rate_weight(self.bpp)
@@ -58,9 +58,9 @@ class CalibratedRate(Config):
 
     kind: Literal["calibrated"]
     bpp: PositiveFloat
-    """Bits per image pixel, of validation crops."""
+    """Target rate of validation crops in bits per pixel."""
     weight: PositiveFloat | None = None
-    """Of bits per pixel, at the start; None: between the two published ones."""
+    """Initial weight of bits per pixel; null: interpolated between published ones."""
 
 
 class Calibration:
@@ -101,12 +101,13 @@ class StageConfig(TrainingConfig):
     stage: Literal["pretrain"] = "pretrain"
     codec: CodecConfig = CodecConfig()
     init: Init = "he"
-    """Of analysis and synthesis; "pytorch" as in the release: hundreds of steps to get going."""
+    """Initial weights of analysis and synthesis; "pytorch" as in the published code learns little in the first
+    hundreds of steps."""
     rate: Annotated[FixedRate | TargetRate | CalibratedRate, Field(discriminator="kind")]
     distortion: DistortionConfig = DistortionConfig()
     optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, schedule="cosine")
     quantile_lr: PositiveFloat = 1e-3
-    """Of the quantiles that bound the hyper-latent's tables."""
+    """Learning rate of the quantiles that bound the hyper-latent's tables."""
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:

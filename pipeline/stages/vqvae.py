@@ -31,21 +31,22 @@ class StageConfig(TrainingConfig):
     labeler: LabelerConfig = LabelerConfig()
     pixel_loss: Literal["l1", "mse"] = "l1"
     commitment_weight: NonNegativeFloat = 0.25
-    """Weight that pulls the encoder to its codes."""
+    """Weight of the loss that pulls the encoder to its codes."""
     codebook_weight: NonNegativeFloat = 1.0
-    """Weight that pulls the codes to the encoder."""
+    """Weight of the loss that pulls the codes to the encoder."""
     init: Init = "he"
-    """Of convolutions; "pytorch" as in the release: hundreds of steps to get going."""
+    """Initial weights of convolutions; "pytorch" as in the published code learns little in the first hundreds of
+    steps."""
     codebook_init: Literal["data", "gaussian"] = "data"
-    """The first codes: encoded patches, or random directions."""
+    """Initial codes: encoded patches of the data, or random directions."""
     quantize_after: NonNegativeInt = 0
-    """Steps of plain autoencoding before codes come into play."""
+    """Number of steps of plain autoencoding before vectors are quantized."""
     dead_code_every: PositiveInt = 200
-    """Steps between two replacements of little-used codes."""
+    """Number of steps between two replacements of dead codes."""
     dead_code_below: NonNegativeFloat = 0.125
-    """Share of the average use below which a code is replaced."""
+    """A code is dead if it is used less than this fraction of the average."""
     dead_code_until: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Share of the steps after which no code is moved any more."""
+    """Fraction of the steps after which codes are no longer replaced."""
     optimizer: AdamConfig = AdamConfig(lr=1e-4, betas=(0.9, 0.99))
 
 

@@ -71,10 +71,10 @@ class Bayesian(Config):
 
     kind: Literal["optuna"]
     metric: str = "psnr_db"
-    """Of the fine-tuned codec's evaluation."""
+    """Metric of the fine-tuned codec's evaluation."""
     mode: Mode = "max"
     num_startup_trials: PositiveInt = 8
-    """Trials before it begins to learn."""
+    """Number of random trials before the search begins to learn."""
 
 
 class NoScheduler(Config):
@@ -91,7 +91,7 @@ class Asha(Config):
 
     kind: Literal["asha"]
     metric: str
-    """What the gan stage validates, for instance val/psnr_db."""
+    """Validation metric of the gan stage, for instance val/psnr_db."""
     mode: Mode = "max"
     grace_period: PositiveInt
     """Steps of the gan stage."""
@@ -107,12 +107,12 @@ class Pbt(Config):
 
     kind: Literal["pbt"]
     metric: str
-    """What the gan stage validates."""
+    """Validation metric of the gan stage."""
     mode: Mode = "max"
     perturbation_interval: PositiveInt
     """Steps of the gan stage."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of the population."""
+    """Fraction of the population that is replaced."""
 
 
 class Space(Config):
@@ -123,23 +123,23 @@ class Space(Config):
     labeler: Annotated[str, Input("labeler")]
     """Artifact of kind "labeler"."""
     pretrain: Path
-    """Base configuration of each stage of a trial."""
+    """Base configuration of a trial's pretrain stage."""
     gan: Path
     evaluate: Path
     promote: Path | None = None
-    """Of the best trials' ready-made promotion."""
+    """Base configuration for promoting the best trials."""
     search: Annotated[dict[str, Dimension], Field(min_length=1)]
-    """"stage.key", for instance gan.gan_weight."""
+    """What is searched: "stage.key", for instance gan.gan_weight -> its values."""
     num_samples: PositiveInt = 1
-    """Repetitions of the grid; with optuna: trials; with population: its size."""
+    """Repetitions of the grid; with optuna: number of trials; with pbt: size of the population."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     algorithm: Annotated[GridAndRandom | Bayesian, Field(discriminator="kind")] = GridAndRandom()
     scheduler: Annotated[NoScheduler | Asha | Pbt, Field(discriminator="kind")] = NoScheduler()
     processes: PositiveInt = 1
-    """That train one trial, on one node."""
+    """Number of processes that train one trial, on one node."""
     cpus_per_trial: PositiveFloat = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
-    """0.5: two trials share one."""
+    """GPUs per trial; 0.5: two trials share one."""
 
     @model_validator(mode="after")
     def fits(self) -> "Space":

@@ -28,19 +28,23 @@ class FitConfig(Config):
     """How long, and how often. A step is one optimizer update of the main network."""
 
     steps: PositiveInt
+    """Number of training steps."""
     log_every: Annotated[PositiveInt, Changeable()] = 100
+    """Steps between two log lines."""
     validate_every: PositiveInt = 10_000
+    """Steps between two validations."""
     checkpoint_every: Annotated[PositiveInt, Changeable()] = 5_000
+    """Steps between two checkpoints."""
     keep_checkpoints: Annotated[PositiveInt, Changeable()] = 2
-    """The newest ones."""
+    """Number of newest checkpoints that are kept."""
     keep_every: Annotated[PositiveInt | None, Changeable()] = None
-    """And those at multiples of so many steps."""
+    """Checkpoints at multiples of so many steps are kept, too."""
     max_skipped_steps: Annotated[NonNegativeInt, Changeable()] = 10
-    """Steps in a row that had to be skipped; more stop the stage."""
+    """Number of steps in a row that may be skipped because they are not finite; more stop the stage."""
     accept_new_batch_size: Annotated[bool, Changeable()] = False
-    """Go on with another data.batch_size than the run began with."""
+    """Resume with another data.batch_size than the run began with."""
     profile_steps: Annotated[NonNegativeInt, Changeable()] = 0
-    """Write a trace of so many steps, a few after the start."""
+    """Write a profiler trace of so many steps, a few steps after the start; 0: none."""
 
 
 class Task(Protocol):
@@ -64,13 +68,13 @@ def fit(
 
     `batches(start)` is the stream from the sample at `start`; `still_ours()` raises if the folder must not be written
     any more, and is asked on the main process before each checkpoint.
-    Raises: Preempted after a signal of `process.STOP`; TrainingError if too many steps in a row, a weight or a validation
+    Raises: Preempted after a signal of `STOP_SIGNALS`; TrainingError if too many steps in a row, a weight or a validation
     are not finite; what `still_ours` raises.
     """
     progress = _resumed(runtime, folder)
     stream = batches(progress.samples)
-    window, clock = MetricAverager(runtime, cfg.max_skipped_steps), ThroughputMeter(runtime.device)
-    tracer = Profiler(folder, cfg.profile_steps if runtime.is_main else 0, progress.step)
+    averager, meter = MetricAverager(runtime, cfg.max_skipped_steps), ThroughputMeter(runtime.device)
+    profiler = Profiler(folder, cfg.profile_steps if runtime.is_main else 0, progress.step)
     validated: dict[str, float] = {}
     with (
         stop_signals() as stop_requested,
@@ -79,26 +83,26 @@ def fit(
         runtime.control.leaving_on_error(),
     ):
         while progress.step < cfg.steps:
-            with clock.waiting_for_data():
+            with meter.waiting_for_data():
                 batch = next(stream)
-            window.add(task.train_step(runtime.place_batch(batch), progress.step))
+            averager.add(task.train_step(runtime.place_batch(batch), progress.step))
             num_samples = len(batch.positions) * runtime.num_processes
             progress = TrainProgress(step := progress.step + 1, progress.samples + num_samples)
-            clock.count(num_samples)
-            tracer.after(step)
+            meter.count(num_samples)
+            profiler.after(step)
             ending = step == cfg.steps
             stopping = runtime.control.any_rank(stop_requested())
             saving = stopping or ending or step % cfg.checkpoint_every == 0
             if saving or step % cfg.log_every == 0:
-                metrics = window.take(step) | clock.take()
+                metrics = averager.take(step) | meter.take()
                 log(step, metrics)
                 display.update(step, metrics)
-            with clock.not_training():
+            with meter.not_training():
                 if step % cfg.validate_every == 0 or ending:
                     validated = _validate(task, step)
                     log(step, validated)
                     display.note(step, validated)
-                if saving and (window.sound or stopping or ending):
+                if saving and (averager.sound or stopping or ending):
                     runtime.on_main(still_ours)
                     log(step, {"time/checkpoint_stall_s": _save(runtime, saver, progress, stopping or ending)})
             if stopping and not ending:

@@ -20,16 +20,19 @@ class AdamConfig(Config):
     """AdamW, its learning-rate schedule and the bounds on its gradient."""
 
     lr: PositiveFloat
+    """Learning rate."""
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of AdamW."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the gradient moments."""
     warmup_steps: NonNegativeInt = 0
-    """Linear ramp from zero."""
+    """Number of steps in which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Cosine: a quarter period over the stage's steps, as published."""
+    """Learning rate over the steps; cosine: a quarter period over the stage's steps, as published."""
     max_grad_norm: PositiveFloat = 1.0
-    """Bound on the gradient's 2-norm over the whole network."""
+    """Largest 2-norm of the gradient over the whole network; larger ones are scaled down."""
     skip_grad_spikes: Annotated[float, Field(gt=1)] | None = None
-    """Skip updates whose norm is so many times the usual one."""
+    """Skip updates whose gradient norm is so many times the usual one; null: none."""
 
 
 def adam(module: nn.Module, cfg: AdamConfig) -> torch.optim.AdamW:

@@ -34,16 +34,17 @@ class EngineConfig(Config):
     """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
 
     precision: Precision = "fp32"
+    """Arithmetic of the forward and backward pass: fp32 (on a GPU: TF32 convolutions), fp32_exact, or bf16 autocast."""
     deterministic: Annotated[bool, Changeable()] = True
-    """On a GPU, only kernels that give the same bits each time; the CPU has no others."""
+    """On a GPU, use only kernels that give the same bits each time; on the CPU all do."""
     gradient_accumulation_steps: Annotated[PositiveInt, Changeable()] = 1
-    """Forward and backward passes per step, each over an equal part of the batch."""
+    """Number of forward and backward passes per step, each over an equal part of the batch."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Average the weights; validate and publish the average."""
+    """Decay of the weights' exponential moving average, which is validated and published; null: no average."""
     activation_checkpointing: Annotated[bool, Changeable()] = False
-    """Residual blocks forget their activations and compute them again: less memory, more time."""
+    """Recompute the activations of residual blocks in the backward pass: less memory, more time."""
     compile: Annotated[bool, Changeable()] = False
-    """Torch.compile the trained networks; needs a C++ compiler."""
+    """Use torch.compile for the trained networks; needs a C++ compiler."""
 
 
 class Runtime:
