@@ -250,7 +250,7 @@ def smoke(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which `illm demo configs/smoke --run runs/smoke` has finished. Do not write into its runs."""
 
     def demo(folder: Path) -> None:
-        ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder, cold=True)
+        ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder, cold=True, limit=580)
         assert ended.code == 0, ended.err
         (folder / "output.txt").write_text(ended.out)
         (folder / "made-in.txt").write_text(str(folder))

@@ -155,6 +155,7 @@ class Measured:
         self.features = {"original": originals} | {name: blurred(scale) for name, scale in noise.items()}
 
 
+@pytest.mark.slow
 def test_fid_and_kid_of_two_models_are_compared_over_the_same_draws_of_images(monkeypatch):
     monkeypatch.setattr(fidelity, "MIN_FID_PATCHES", 50)
     monkeypatch.setattr(fidelity, "KID_SUBSET", 50)

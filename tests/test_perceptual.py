@@ -45,6 +45,7 @@ def test_weights_with_another_digest_are_refused(tmp_path, monkeypatch):
         perceptual.load()
 
 
+@pytest.mark.slow
 def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path, monkeypatch):
     import torchvision
 
@@ -65,6 +66,7 @@ def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path
     assert DistortionConfig().lpips_state() == made.file
 
 
+@pytest.mark.slow
 def test_convolutions_alone_are_enough_if_their_numbers_are_the_right_ones(tmp_path, monkeypatch):
     import torchvision
 

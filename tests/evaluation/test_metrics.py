@@ -49,6 +49,7 @@ def test_patch_grid(height, width, patches):
     assert len(list(fidelity.patch_corners(height, width))) == patches
 
 
+@pytest.mark.slow
 def test_fidelity_needs_enough_patches():
     few = torch.randn(100, 256)
     assert fidelity.compare(few, few) == (None, None)
@@ -60,6 +61,7 @@ def test_fidelity_needs_enough_patches():
     assert far.fid - near.fid == pytest.approx(256 * 0.25, rel=0.05)  # the squared distance of the means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anchor", ["jpeg", "webp"])
 def test_an_anchor_comes_as_near_to_the_size_as_its_quality_steps_allow(anchor):
     pixels = noisy(picture(0, 200, 300), 10)
