@@ -28,6 +28,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Networks under test are tiny, and processes whose threads fight for two cores are several times slower
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# and the threads of those that have several do not spin while they wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What a shell without job control starts in its background ignores Ctrl-C, and so would every command under test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,10 +77,40 @@ NEXT = (
     "test_tracking",
     "test_promotion",
     "test_variants",
+    "test_round_trip",
 )
 # Tests of these files may run on several workers at once. Those of any other file run on one, one after the other, and share
 # what their file sets up.
 APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test_tracking")
+
+
+# `make quick` leaves out what starts processes or trains for seconds: what has one of these marks, uses one of these fixtures,
+# calls one of these, or is in one of these files.
+NOT_QUICK_MARKS = {"long", "slow", "dist", "slurm", "ray_jobs", "s3", "server", "parity"}
+NOT_QUICK_FIXTURES = {"smoke", "zygote", "small_disk"}
+NOT_QUICK_CALLS = {"illm", "subprocess"}
+NOT_QUICK_FILES = (
+    "test_round_trip",
+    "test_initial",
+    "test_hostile_names",
+    "test_room",
+    "test_shard",
+    "test_spread",
+    "test_remote",
+    "test_aliases",
+    "test_files",
+    "test_boundaries",
+    "test_examine",
+)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    marks = {mark.name for mark in item.iter_markers()}
+    fixtures = set(getattr(item, "fixturenames", ()))
+    calls = set(item.function.__code__.co_names) if isinstance(item, pytest.Function) else set()
+    slow = marks & NOT_QUICK_MARKS or fixtures & NOT_QUICK_FIXTURES or calls & NOT_QUICK_CALLS
+    if not (slow or item.path.stem in NOT_QUICK_FILES):
+        item.add_marker(pytest.mark.quick)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -105,6 +137,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ILLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield Path(os.environ["ILLM_CACHE"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from tests.empty_store import copied
+
+    end = copied(tmp_path_factory.mktemp("store") / "empty.db")
+    yield
+    end()
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -209,7 +250,7 @@ def smoke(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which `illm demo configs/smoke --run runs/smoke` has finished. Do not write into its runs."""
 
     def demo(folder: Path) -> None:
-        ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder, cold=True)
+        ended = illm("demo", CONFIGS, "--run", "runs/smoke", "--data", images, cwd=folder, cold=True, limit=580)
         assert ended.code == 0, ended.err
         (folder / "output.txt").write_text(ended.out)
         (folder / "made-in.txt").write_text(str(folder))

@@ -145,6 +145,7 @@ class Zygote:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             command = {"argv": list(map(str, words)), "cwd": str(cwd), "env": env, "session": True}
+            command["template"] = str(self.folder / "empty.db")
             pid = self.ask(command | {"out": str(out), "err": str(err)})
             in_time = ends(pid, limit)
             if not in_time:

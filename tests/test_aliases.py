@@ -34,7 +34,7 @@ def own_store(empty_store, tmp_path, monkeypatch):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr(aliases, "CLAIM", 1.0)
+    monkeypatch.setattr(aliases, "CLAIM_TIMEOUT_S", 1.0)
 
 
 class Act:

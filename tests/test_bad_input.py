@@ -73,6 +73,7 @@ def test_bad_files_among_good_ones_are_reported_and_do_not_stop_sharding(tmp_pat
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_only_bad_files_stop_sharding_with_their_reasons(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "zero.png").write_bytes(b"")
@@ -246,6 +247,7 @@ def test_a_store_of_runs_that_cannot_be_written_is_told(smoke, tmp_path):
     assert_one_clear_line(Finished(ended.returncode, ended.stdout, ended.stderr), "cannot record in sqlite:///")
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_in_one_line_however_often_and_leaves_no_spoilt_checkpoint(smoke_copy):
     folder = smoke_copy("shard")
     run = ("pretrain", CONFIGS / "pretrain.yaml", "run=runs/new", "optimizer.lr=1e30")

@@ -145,7 +145,7 @@ def test_the_bd_rate_gate_judges_two_families():
 
 
 class Measured:
-    """Features of models' patches, as `Measuring` keeps them: of each image a few."""
+    """Features of models' patches, as `Evaluator` keeps them: of each image a few."""
 
     def __init__(self, **noise: float):
         rng = np.random.default_rng(1)
@@ -155,6 +155,7 @@ class Measured:
         self.features = {"original": originals} | {name: blurred(scale) for name, scale in noise.items()}
 
 
+@pytest.mark.slow
 def test_fid_and_kid_of_two_models_are_compared_over_the_same_draws_of_images(monkeypatch):
     monkeypatch.setattr(fid, "MIN_FID_PATCHES", 50)
     monkeypatch.setattr(fid, "KID_SUBSET", 50)

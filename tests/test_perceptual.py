@@ -46,6 +46,7 @@ def test_weights_with_another_digest_are_refused(tmp_path, monkeypatch):
         load_lpips()
 
 
+@pytest.mark.slow
 def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path, monkeypatch):
     import torchvision
 
@@ -66,6 +67,7 @@ def test_weights_with_the_right_digest_are_loaded_into_the_right_layers(tmp_path
     assert DistortionConfig().lpips_state() == made.file
 
 
+@pytest.mark.slow
 def test_convolutions_alone_are_enough_if_their_numbers_are_the_right_ones(tmp_path, monkeypatch):
     import torchvision
 

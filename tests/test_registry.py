@@ -94,6 +94,7 @@ def test_a_look_up_where_there_is_no_registry_says_so_and_makes_nothing(nowhere,
     assert below(nowhere) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("history", "m"), ("lineage", "models:/m@champion"), ("prune", "runs")])
 def test_a_look_up_in_a_registry_leaves_nothing_in_the_folder(here, words):
     (here / "runs/.mlflow.db.lock").unlink(missing_ok=True)

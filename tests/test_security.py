@@ -214,6 +214,7 @@ def test_ordinary_addresses_are_left_alone(plain):
     assert not redaction.has_secret(plain)
 
 
+@pytest.mark.slow
 def test_the_password_of_a_store_is_not_printed(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
     ended = illm_here("history", "m", cwd=tmp_path)
@@ -225,6 +226,7 @@ def test_the_password_of_a_store_is_not_printed(monkeypatch, tmp_path):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_signatures_of_listed_urls_stay_out_of_tables_and_cards(tmp_path):
     from tests.conftest import write_images
     from tests.servers import serving

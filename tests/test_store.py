@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from pipeline.artifacts import run_folder
+from pipeline.artifacts.run_folder import RECORDS, Inputs
 from pipeline.tracking import store
-from pipeline.tracking.run import RECORDS, Inputs, _begun, deliver_rest
+from pipeline.tracking.run import _begun, deliver_rest
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here
 from tests.ranks import free_port
 
@@ -53,8 +54,8 @@ def answering(answer: bytes, pause: float) -> Iterator[str]:
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nX-Long: "], ids=["hangs", "drips"])
 @pytest.mark.parametrize("words", ["history m", "lineage models:/m@champion", "train"])
 def test_a_server_without_an_answer_is_given_up_within_a_bounded_time(answer, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ANSWER", 1.0)
-    monkeypatch.setattr(store, "TELL_AFTER", 0.2)
+    monkeypatch.setattr(store, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(store, "WARN_AFTER_S", 0.2)
     given = words.split()
     if words == "train":
         (tmp_path / "photos").mkdir()
@@ -75,8 +76,8 @@ def test_the_wait_for_a_first_answer_is_below_a_minute():
 
 
 def test_a_run_that_is_resumed_goes_on_without_its_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ANSWER", 0.5)
-    monkeypatch.setattr(store, "TELL_AFTER", 0.2)
+    monkeypatch.setattr(store, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(store, "WARN_AFTER_S", 0.2)
     (tmp_path / run_folder.RUN_ID_FILE).write_text("abc\n")
     with answering(b"", 0.05) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -3,7 +3,7 @@ seconds, so tests can afford to start, kill and start again many times. Only imp
 the environment, the folder, the standard streams and the exit code that it would have as a process of its own.
 
 Reads one JSON object per line: {"argv", "cwd", "env", "out", "err"} to start, answered by the pid; {"wait": pid}, answered by
-the exit status as in os.waitpid, -9 for SIGKILL.
+the exit status as in os.waitpid, -9 for SIGKILL. With "template", new stores get its tables: see tests/empty_store.py.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 ANSWERS = os.fdopen(os.dup(1), "w")  # libraries print while they are imported
 os.dup2(2, 1)
@@ -22,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from pipeline.tracking import store  # noqa: E402
+from tests import empty_store  # noqa: E402
 
 WANTED = (
     "deepspeed",
@@ -51,6 +53,8 @@ def run(command: dict) -> None:
     np.random.seed()
     sys.path[0] = command["cwd"]
     sys.argv = ["-m", *command["argv"]]
+    if template := command.get("template"):
+        empty_store.copied(Path(template))
     if dump := command.get("dump"):  # where to leave what this rank holds after training
         dump_when_done(dump)
     runpy.run_module("pipeline", run_name="__main__", alter_sys=True)

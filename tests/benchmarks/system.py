@@ -40,7 +40,7 @@ def saving(folder: Path) -> Iterator[Row]:
     size = sum(f.stat().st_size for f in (folder / "before").rglob("*") if f.is_file()) / 1e9
     yield Row(
         f"training stands still for a checkpoint of {size:.1f} GB (less is better)",
-        statistics.median(stalls), "s", statistics.median(whole), "saving in its way",
+        statistics.median(stalls), "s", statistics.median(whole), "saving synchronously",
     )  # fmt: skip
 
 

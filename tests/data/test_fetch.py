@@ -14,7 +14,7 @@ CONTENT = os.urandom(300_000)
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "FIRST_RETRY_S", 0.01)
     (tmp_path / "served").mkdir()
     (tmp_path / "served/file").write_bytes(CONTENT)
     with serving(tmp_path / "served") as running:

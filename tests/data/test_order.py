@@ -76,6 +76,7 @@ def shards(tmp_path_factory):
     return make(write_images(folder / "photos", 10), folder / "artifact", shard_mb=0.06)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     ranks=st.sampled_from([1, 2, 3, 4, 6]),

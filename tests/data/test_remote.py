@@ -36,8 +36,8 @@ def run_folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ILLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(fetch, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(fetch, "MAX_RETRY_S", 0.05)
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def test_the_index_counts_bytes_and_digests_of_every_shard(tmp_path):
         assert entry["count"] == 1
 
 
+@pytest.mark.slow
 def test_shards_do_not_depend_on_the_number_of_workers_or_on_file_names(tmp_path):
     one = make(write_images(tmp_path / "a"), tmp_path / "one", workers=1, shard_mb=0.05)
     renamed = write_images(tmp_path / "b")

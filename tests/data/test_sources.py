@@ -60,6 +60,7 @@ def test_archives_are_read_without_unpacking(tmp_path, how):
     assert inside == list(PICTURES.values())
 
 
+@pytest.mark.slow
 def test_two_members_of_one_name_are_two_images(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(4):
@@ -103,6 +104,7 @@ def test_whatever_fsspec_opens_is_a_source():
     assert contents("memory://archive.tar") == list(PICTURES.values())
 
 
+@pytest.mark.slow
 def test_shards_can_be_sharded_again(tmp_path):
     first = make(write_images(tmp_path / "photos"), tmp_path / "first", shard_mb=0.05)
     again = make(tmp_path / "first", tmp_path / "again", shard_mb=1000)

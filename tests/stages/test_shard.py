@@ -104,7 +104,7 @@ def dying(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*words, **options)
     return call
-disk.write_durably = dying(disk.write_durably)
+disk.write_atomic = dying(disk.write_atomic)
 writer.write = dying(writer.write)
 shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
 """
@@ -175,7 +175,7 @@ def pixels(made: Artifact) -> list:
 
 
 def test_urls_are_fetched_once_and_failures_are_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "FIRST_RETRY_S", 0.01)
     served = write_images(tmp_path / "served", 20)
     names = [p.relative_to(served).as_posix() for p in sorted(served.rglob("*.png"))]
     with serving(served) as server:
@@ -194,7 +194,7 @@ def test_urls_are_fetched_once_and_failures_are_recorded(tmp_path, monkeypatch):
 
 
 def test_a_network_that_is_down_is_no_empty_data_set_and_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(fetch, "FIRST_RETRY_S", 0.001)
     served = write_images(tmp_path / "served", 4)
     with serving(served) as server:
         urls = [f"{server.url}/{p.relative_to(served).as_posix()}" for p in sorted(served.rglob("*.png"))]
@@ -315,7 +315,7 @@ def test_what_a_killed_job_left_is_small_and_json(photos, tmp_path):
             shard.run(config(photos, chunk_size=5), tmp_path / "run")
     files = sorted((tmp_path / "run" / "work" / "examined").glob("*"))
     assert [len(f.read_text().splitlines()) for f in files] == [5, 5, 5, 5, 4]
-    assert json.loads(files[0].read_text().splitlines()[0])[0] == "Photo"
+    assert json.loads(files[0].read_text().splitlines()[0])[0] == "AcceptedImage"
     shard.run(config(photos, chunk_size=5), tmp_path / "run")
     assert not (tmp_path / "run/work").exists()
 

@@ -20,8 +20,8 @@ import sys, threading
 from pipeline.training import collectives as talk
 
 talk.GRACE = float(sys.argv[1])
-talk.meet("gloo")
-talks = talk.Talk(2)
+talk.init_process_group("gloo")
+talks = talk.ControlGroup(2)
 answers = [talks.any_rank(False) for _ in range(5)]
 """
 # The main thread waits for something that never comes, as it does in a copy to a device whose stream hangs
