@@ -6,7 +6,6 @@ replaced, finds out before it writes a checkpoint or an artifact, and stops.
 """
 
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import ArtifactError, TakenOver
+from pipeline.log import logger
 from pipeline.storage import disk
 
 FILE = "owner"
@@ -85,6 +85,6 @@ def _wait_for(lock: TextIO, folder: Path) -> None:
                 "or choose another run="
             )
         if not told:
-            print(f"{folder}: waits up to {patience:g} s for {holder} to end", file=sys.stderr)
+            logger.info(f"{folder}: waiting up to {patience:g} s for {holder} to end")
         told = True
         time.sleep(min(POLL_INTERVAL_S, patience))

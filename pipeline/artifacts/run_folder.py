@@ -1,6 +1,5 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipeline import config
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import MANIFEST, Kind, Manifest, Parent
 from pipeline.errors import ArtifactError
+from pipeline.log import logger
 from pipeline.storage import disk
 
 RUN_FILE = "run.yaml"
@@ -75,9 +75,9 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
             return
         if _progress(folder):
             _refuse_other(folder, cfg, ours, theirs, done=False)
-            print(f"{folder}: goes on with {'; '.join(changed)}", file=sys.stderr)
+            logger.info(f"{folder}: continues with {'; '.join(changed)}")
         else:
-            print(f"{folder}: came nowhere before; starts anew with {'; '.join(changed)}", file=sys.stderr)
+            logger.info(f"{folder}: has no progress yet; starts from scratch with {'; '.join(changed)}")
             _forget(folder)
     disk.write_atomic(record, yaml.safe_dump(ours, sort_keys=False).encode())
 

@@ -14,6 +14,7 @@ from pipeline.bitstream.naming import Job
 from pipeline.data import images
 from pipeline.data.images import Decoded, Pixels
 from pipeline.errors import BitstreamError, DataError
+from pipeline.log import logger
 from pipeline.registry import resolve
 from pipeline.storage import outputs
 from pipeline.text import printable
@@ -94,7 +95,7 @@ def _told(job: Job, alone: bool) -> Iterator[None]:
         reason = "not enough memory for it" if isinstance(error, MemoryError) else str(error)
         if alone:
             raise BitstreamError(f"{printable(job.name)}: {reason}") from None
-        print(f"illm: {printable(job.name)}: {reason}", file=sys.stderr, flush=True)
+        logger.error(f"{printable(job.name)}: {reason}")
 
 
 def _load(codec: str) -> "ImageCodec":
@@ -111,7 +112,7 @@ def _decoded(job: Job) -> Decoded:
         (decoded.deep, "has more than 8 bits per channel; they were rounded to 8"),
     ):
         if happened:
-            print(f"warning: {printable(job.name)} {told}", file=sys.stderr)
+            logger.warning(f"{printable(job.name)} {told}")
     return decoded
 
 

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline import __version__
+from pipeline import __version__, log
 from pipeline.cli import cluster, codec, registry
 from pipeline.cli.arguments import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError, is_out_of_memory
+from pipeline.log import logger
 from pipeline.processes.signals import clean_up_when_interrupted, die_with_parent
 from pipeline.storage import outputs
 
@@ -49,11 +50,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def illm(
-    version: Annotated[
+    _show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    log_level: Annotated[
+        log.Level,
+        typer.Option(envvar=log.LEVEL_ENV, case_sensitive=False, help="Least severe messages on standard error."),
+    ] = log.Level.INFO,
 ) -> None:
-    """Train, judge and use MS-ILLM image codecs. `illm COMMAND -h` tells more of each."""
+    """Train, evaluate and use MS-ILLM image codecs. `illm COMMAND -h` explains each command."""
+    log.install(log_level)
 
 
 def _stage(name: str, summary: str) -> None:
@@ -71,7 +77,7 @@ def _stage(name: str, summary: str) -> None:
             print(f"{name}: already done: {done}")
             return
         artifact = stage.run(cfg, folder)
-        if os.environ.get("RANK", "0") == "0":
+        if log.is_rank_zero():
             print(f"{name}: done: {artifact}")
 
     command.__doc__ = f"{summary}\n\n{STAGE_HELP.format(name=name)}"
@@ -140,6 +146,7 @@ def main() -> None:
 
 def exit_code(command: Callable[[], object]) -> int:
     """Runs a command line and tells what went wrong, if anything: what `main` does, without ending the process."""
+    log.install()
     try:
         command()
     except SystemExit as stop:
@@ -188,6 +195,5 @@ def _what_to_mend(error: Exception) -> str | None:
 
 
 def _tell(message: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # the other processes of a distributed run say the same
-        print(f"illm: {message}", file=sys.stderr)
+    logger.error(message)
     return code

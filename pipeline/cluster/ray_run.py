@@ -16,7 +16,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipeline import config, stages
+from pipeline import config, log, stages
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
@@ -96,6 +96,7 @@ def _worker(given: dict[str, Any]) -> None:
     """One process of a stage: Ray has set its rank and made the process group. What a user can mend is not tried again."""
     os.environ.update(given["env"])
     os.chdir(given["here"])
+    log.install(os.environ.get(log.LEVEL_ENV, log.Level.INFO))
     step: PlannedStage = given["step"]
     module = stages.get(step.stage)
     try:

@@ -4,7 +4,6 @@ So the order does not depend on ranks or workers, and a run resumes by naming th
 neither, which is why training reads samples by index and not through its pipeline.
 """
 
-import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pipeline.data.order import SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.transforms import in_unit_range, to_float
 from pipeline.errors import DataError, UnreachableError
+from pipeline.log import ANY_RANK, logger
 
 
 class LoaderConfig(Config):
@@ -224,7 +224,7 @@ def batches(
     for pixels, samples in _ahead(crops, positions(share, start), cfg.num_workers, pinned):
         for name in (name for sample in samples for name in sample.bad):
             if name not in all_bad:
-                print(f"skipping unreadable sample {name}", file=sys.stderr)
+                logger.warning(f"skipping unreadable sample {name}", extra=ANY_RANK)
                 all_bad.add(name)
         if len(all_bad) > cfg.max_bad_samples or not all(sample.found for sample in samples):
             listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])

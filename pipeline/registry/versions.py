@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts.artifact import Artifact, digest_of
 from pipeline.artifacts.manifest import MANIFEST, Manifest
 from pipeline.errors import ArtifactError, TrackingError
+from pipeline.log import logger
 from pipeline.registry import aliases, cache
 from pipeline.registry.cache import DIGEST
 from pipeline.registry.cache import Version as Version
@@ -148,7 +148,7 @@ def _remembered(uri: str, reason: str) -> Version:
     if known is None:
         raise TrackingError(f"{uri}: {reason}; try again, or correct MLFLOW_TRACKING_URI") from None
     asked, version = known
-    print(f"warning: {reason}; {uri} is taken as of {printable(asked)}", file=sys.stderr)
+    logger.warning(f"{reason}; {uri} is taken as of {printable(asked)}")
     return version
 
 

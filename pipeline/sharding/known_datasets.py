@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from pipeline.data.images import SUFFIXES, decode
 from pipeline.errors import DataError
+from pipeline.log import logger
 from pipeline.sharding.items import Item, read_item
 
 # SHA-256 of the RGB pixels, row by row, of Kodak's images: its first 16 hex digits
@@ -97,7 +98,7 @@ def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
     message = f"recipe {name}: {'; '.join(problems)}; get it from {recipe.where} ({recipe.terms})"
     if not allow_missing:
         raise DataError(f"{message}; or accept it with allow_missing: true")
-    print(f"warning: {message}")
+    logger.warning(message)
 
 
 def _differs(item: Item, recipe: DatasetSpec) -> bool:

@@ -6,7 +6,6 @@ depends on nothing but the images, and written. What is done is kept in `work/`,
 
 import math
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import publish
 from pipeline.data.shards import SPLITS
 from pipeline.errors import DataError
+from pipeline.log import logger
 from pipeline.sharding import card, listing, writer
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import NameLists, described
@@ -137,8 +137,7 @@ def _warn_of_few(cfg: StageConfig, count: int) -> None:
     """Says so if there are too few validation images, unless none were asked for."""
     wanted = cfg.validation_fraction > 0 or any(source.split == "valid" for source in cfg.sources())
     if wanted and count < MIN_VALIDATION_IMAGES:
-        print(
-            f"warning: {count} validation image(s), too few to judge a codec by; shard more images, "
-            f"or raise validation_fraction ({cfg.validation_fraction:g}) in another run=",
-            file=sys.stderr,
+        logger.warning(
+            f"{count} validation image(s), too few to evaluate a codec on; shard more images, "
+            f"or raise validation_fraction ({cfg.validation_fraction:g}) in another run="
         )

@@ -1,6 +1,5 @@
 """What the three training stages share: inputs, run folder, tracker, loop, publication."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch, BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
+from pipeline.log import logger
 from pipeline.tracking.run import tracked_run
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
@@ -83,8 +83,7 @@ def _train(
     torch.manual_seed(cfg.seed)  # initial weights: the same on every process
     task = make_task(runtime, crops)
     stage = run_folder.stage_of(cfg)
-    if runtime.is_main:
-        print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
+    logger.info(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)))
     with tracked_run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.control.leaving_on_error():
         tracker.dataset(cfg.data.shards, shards, "training")
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)

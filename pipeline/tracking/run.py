@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pipeline import config, redaction
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.run_folder import RECORDS, RUN_ID_FILE, Inputs
 from pipeline.errors import Preempted, TakenOver
+from pipeline.log import logger
 from pipeline.storage import disk
 from pipeline.tracking import provenance, store
 from pipeline.tracking.delivery import send, send_params
@@ -160,7 +160,7 @@ def deliver_rest(folder: Path) -> None:
     try:
         client = store.client()
     except store.NoAnswer as error:
-        print(f"{error.reason}: {_kept(left, folder)}", file=sys.stderr)
+        logger.warning(f"{error.reason}: {_kept(left, folder)}")
         return
     _close(Journal(folder, run_id, store.masked_uri(), partial(send, client, run_id)), folder, "FINISHED")
 
@@ -173,7 +173,7 @@ def _count_attempts(folder: Path) -> int:
 
 def _close(journal: Journal, folder: Path, status: str) -> None:
     if left := journal.close(DELIVERY_TIMEOUT_S[status]):
-        print(_kept(left, folder), file=sys.stderr)
+        logger.warning(_kept(left, folder))
 
 
 def _kept(left: int, folder: Path) -> str:

@@ -5,7 +5,6 @@ import logging
 import os
 import queue
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipeline import redaction
 from pipeline.errors import RegistryChanged, TrackingError
+from pipeline.log import logger
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _within_answer(question: Callable[[], T]) -> T:
     threading.Thread(target=ask, name="first answer", daemon=True).start()
     with suppress(queue.Empty):
         return _answer(*answers.get(timeout=WARN_AFTER_S))
-    print(f"waiting for {masked_uri()}, {ANSWER_TIMEOUT_S:.0f} s at most", file=sys.stderr, flush=True)
+    logger.info(f"waiting for {masked_uri()}, {ANSWER_TIMEOUT_S:.0f} s at most")
     with suppress(queue.Empty):
         return _answer(*answers.get(timeout=ANSWER_TIMEOUT_S - WARN_AFTER_S))
     raise NoAnswer(f"{masked_uri()} has not answered within {ANSWER_TIMEOUT_S:.0f} s")

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NO_SPACE
+from pipeline.log import logger
 from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
 
@@ -122,10 +122,9 @@ class Saver:
             if needed or error.errno not in NO_SPACE:
                 self._error = error
                 return
-            print(
-                f"no checkpoint at step {progress.step}: {error.strerror}; training goes on, the one before is kept. "
-                f"Free some space for {self.folder}",
-                file=sys.stderr,
+            logger.warning(
+                f"no checkpoint at step {progress.step}: {error.strerror}; training continues, the previous one is kept. "
+                f"Free some space for {self.folder}"
             )
 
 
@@ -165,7 +164,7 @@ def restore(folder: Path, step: int | None = None) -> tuple[TrainProgress, dict[
             return progress, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
-            print(f"checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
+            logger.warning(f"checkpoint {path} is damaged ({reason}); trying the previous one")
     return None
 
 

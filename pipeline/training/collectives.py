@@ -1,7 +1,6 @@
 """How the processes of a run meet, and what they tell each other beside the training."""
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import TrainingError
+from pipeline.log import logger
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # over the CPU, where processes wait while the main one saves or publishes
 # Of the devices' own collectives. They wait for a process whose shards are out of reach, which the loader sits out for
@@ -104,7 +104,7 @@ class ControlGroup:
                 self._ending.wait(PULSE)
         except RuntimeError as error:
             if not (self._ending.is_set() or self._left.wait(GRACE)):
-                print(f"illm: {_told(error)}", file=sys.stderr, flush=True)
+                logger.critical(_told(error))
                 os._exit(TrainingError.exit_code)
 
     def _num_ending(self) -> int:

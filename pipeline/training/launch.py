@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import psutil
@@ -16,6 +15,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pipeline.errors import Preempted
+from pipeline.log import logger
 from pipeline.processes.signals import STOP_SIGNALS, forward_signals
 
 
@@ -45,5 +45,5 @@ def _launch(args: object, received: list[int]) -> int:
     if not own:
         told = ", ".join(f"rank {rank} by signal {-code}" for rank, code in codes.items())
         hint = "; 9 is often a lack of memory" if -signal.SIGKILL in codes.values() else ""
-        print(f"launch: ended on {os.uname().nodename}: {told}{hint}", file=sys.stderr)
+        logger.error(f"launch: ended on {os.uname().nodename}: {told}{hint}")
     return max(own, default=1)

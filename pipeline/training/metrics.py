@@ -1,11 +1,10 @@
 """Means of metrics over the steps between two log lines, kept on the device."""
 
-import sys
-
 import torch
 from torch import Tensor
 
 from pipeline.errors import TrainingError
+from pipeline.log import logger
 from pipeline.training.runtime import Runtime
 
 OR_SPIKES = ", or a spike where skip_grad_spikes is set"
@@ -59,10 +58,9 @@ class MetricAverager:
                 f"were refused, and the last checkpoint from before them is kept. {REMEDY}"
             )
         means = {name: s / n for name, s, n in zip(self.names, sums, finite, strict=True) if n}
-        if bad_steps and self.runtime.is_main:
-            print(
-                f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite{OR_SPIKES}",
-                file=sys.stderr,
+        if bad_steps:
+            logger.warning(
+                f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite{OR_SPIKES}"
             )
         self.count = 0
         return means | ({"train/skipped_steps": float(bad_steps)} if bad_steps else {})

@@ -1,7 +1,6 @@
 """Device, ranks and what all of them agree on. With engines.py and launch.py, all that imports accelerate or deepspeed."""
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import Changeable, Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
+from pipeline.log import logger
 from pipeline.training.collectives import ControlGroup, init_process_group, timeout_of
 from pipeline.training.device import Precision, settle_arithmetic, usable_gpu
 from pipeline.training.engines import Trainable, ZeroTrainable, launched_zero_stage, zero_config
@@ -176,8 +176,8 @@ class Runtime:
                 f"weights are not finite at step {step}; no checkpoint was written, the one before is kept. "
                 "A lower optimizer.lr in a new run= usually mends this"
             )
-        if self.is_main and (everyones != everyones[0]).any():
-            print(f"processes hold different weights at step {step}; the main process's are saved", file=sys.stderr)
+        if (everyones != everyones[0]).any():
+            logger.warning(f"ranks hold different weights at step {step}; those of rank 0 are saved")
 
     def place(self, module: nn.Module) -> nn.Module:
         """`module` on this device, its 4-d weights in the memory layout that convolutions like best."""

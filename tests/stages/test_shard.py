@@ -290,7 +290,7 @@ def test_the_list_of_files_is_readable_by_its_owner_alone(photos, tmp_path, monk
 
 
 @pytest.mark.parametrize(("count", "share", "told"), [(1, 0.3, "0 validation"), (8, 0.3, "1|2|3|4"), (8, 0, None)])
-def test_few_validation_images_are_told_unless_none_are_wanted(tmp_path, capsys, count, share, told):
+def test_few_validation_images_are_told_unless_none_are_wanted(tmp_path, capsys, cli_log, count, share, told):
     run(config(write_images(tmp_path / "photos", count), validation_fraction=share), tmp_path / "run")
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == (told is not None)
