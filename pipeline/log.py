@@ -10,7 +10,7 @@ import sys
 from enum import StrEnum
 
 logger = logging.getLogger("illm")
-# without it, Python prints warnings of a logger that nobody has configured
+# without it, Python prints the warnings of a logger that is not configured
 logger.addHandler(logging.NullHandler())
 
 LEVEL_ENV = "ILLM_LOG_LEVEL"

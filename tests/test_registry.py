@@ -148,7 +148,7 @@ def test_a_server_that_was_reached_is_remembered_while_it_is_unavailable(here, m
     assert versions.find("models:/m@champion") == found
     told = capsys.readouterr().err
     assert "cannot be reached" in told
-    assert "models:/m@champion is taken as of 20" in told
+    assert "using models:/m@champion as of 20" in told
 
 
 DAMAGE = ("", "{", "[1]", "null", "{}", '"x"', '{"asked": 1, "store": 2, "name": 3}', "\x00\xff")

@@ -58,7 +58,7 @@ def decompress(names: Sequence[str], output: str | None, codec: str, force: bool
 def _each(
     jobs: Sequence[Job], codec: str, prepare: Callable[[Job], T], finish: Callable[["ImageCodec", Job, T], str]
 ) -> None:
-    """Prepares and finishes each job; among several, one that fails is told and does not stop the others.
+    """Prepares and finishes each job; among several, one that fails is logged and does not stop the others.
 
     prepare: reads and checks a file; the codec is loaded once the first one is good. finish: returns what to print.
     """
@@ -88,7 +88,7 @@ def _each(
 
 @contextmanager
 def _told(job: Job, alone: bool) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it; prints that instead of raising it, unless it is alone."""
+    """Prefixes an error with the file's name; logs it instead of raising it, unless the file is the only one."""
     try:
         yield
     except (BitstreamError, DataError, MemoryError) as error:
@@ -117,7 +117,7 @@ def _decoded(job: Job) -> Decoded:
 
 
 def _unpacked(job: Job) -> bytes:
-    """A compressed file's bytes. A damaged file is told from its header, before any network is loaded."""
+    """A compressed file's bytes. A damaged file is detected before any network is loaded."""
     content = _read(job.source)
     container.unpack(content)
     return content

@@ -39,7 +39,7 @@ Example:
 """
 
 INTERRUPTED = 128 + 2  # exit code after Ctrl-C where there was nothing to save
-_CONTINUES = "interrupted; the same command does it again, and a stage goes on from what it has saved"
+_CONTINUES = "interrupted; the same command starts again, and a stage resumes from what it has saved"
 
 
 def _version(wanted: bool) -> None:
@@ -135,22 +135,22 @@ def fetch_weights() -> None:
 
 
 def main() -> None:
-    """Runs a command; turns what a user can mend into one line and a documented exit code."""
+    """Runs a command; turns what a user can fix into one line and a documented exit code."""
     die_with_parent()
     clean_up_when_interrupted()
     code = exit_code(app)
     code = exit_code(_flush) or code
-    # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it
+    # a normal exit spends a second or two on tearing down torch's modules, and gloo's threads sometimes abort in it
     os._exit(code)
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command line and tells what went wrong, if anything: what `main` does, without ending the process."""
+    """Runs a command line, prints its error and returns the exit code: what `main` does, without ending the process."""
     log.install()
     try:
         command()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # Typer has made this of Ctrl-C, and said nothing
+        if stop.code == INTERRUPTED:  # Typer's answer to Ctrl-C, without a message
             return _tell(_CONTINUES, INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else 1
     except (UserError, Preempted) as error:
@@ -166,7 +166,7 @@ def exit_code(command: Callable[[], object]) -> int:
 
 
 def _flush() -> None:
-    """Raises: OSError that names what could not be written; SystemExit if nobody reads any more."""
+    """Raises: OSError that names what could not be written; SystemExit if the pipe is closed."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -177,7 +177,7 @@ def _flush() -> None:
 
 
 def _what_to_mend(error: Exception) -> str | None:
-    """One line about trouble with files or memory; None for what may be our mistake."""
+    """One line about trouble with files or memory; None for what may be a bug."""
     if is_out_of_memory(error):
         return "out of memory; take less at once (a smaller data.batch_size or image), or end other programs"
     if not isinstance(error, OSError) or error.errno is None:

@@ -39,17 +39,17 @@ class LoaderConfig(Config):
     random_resize_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of crops that are scaled from a random window."""
     downscale_prob: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of whole images scaled down first, which hides artefacts of their JPEG compression."""
+    """Share of whole images scaled down first, which hides artifacts of their JPEG compression."""
     flip: bool = True
     """Mirror left-right with probability 1/2."""
     fixed_crops: bool = False
-    """One crop per image, the same in every epoch, so that what follows from it can be kept."""
+    """One crop per image, the same in every epoch, so that what is computed from it can be cached."""
     shuffle_shards: PositiveInt = 64
-    """Shards whose samples are mixed; those have to be at hand at the same time."""
+    """Shards whose samples are mixed; those have to be available at the same time."""
     shard_cache_gb: Annotated[PositiveFloat, Changeable()] = 50.0
-    """Of shards from elsewhere under $ILLM_CACHE; twice the mixed ones is best."""
+    """Of remote shards under $ILLM_CACHE; ideally twice the mixed ones."""
     num_workers: Annotated[NonNegativeInt, Changeable()] = 4
-    """Threads that read and decode ahead; 0 loads when the step asks."""
+    """Threads that read and decode ahead; 0 loads within the step."""
     decoded_cache_mb: Annotated[NonNegativeInt, Changeable()] = 0
     """Decoded images a training process keeps; for data sets that fit in memory."""
     num_validation_crops: PositiveInt = 64
@@ -105,7 +105,7 @@ class BatchShard:
 
 
 def check_memory(cfg: LoaderConfig, share: BatchShard) -> None:
-    """Raises: DataError if the pixels of the batches at hand, and of one in floats, are more than this machine has free."""
+    """Raises: DataError if the pixels of the loaded batches, and of one in floats, are more than this machine has free."""
     needed = share.size * 3 * cfg.crop_size**2 * (BATCHES_AHEAD + 2 + 4)
     free = psutil.virtual_memory().available
     if needed > free:
@@ -143,14 +143,14 @@ class Crops:
                 out[...] = self._crop(number, rng)
                 return LoadedCrop(position, image, bad, True)
             except UnreachableError:
-                raise  # another sample in its place would make training depend on the network's moods
+                raise  # another sample in its place would make training depend on network failures
             except DataError:
                 bad.append(self.reader.name(number))
                 number = int(rng.integers(len(self.reader)))
         return LoadedCrop(position, image, bad, False)
 
     def look_ahead(self, position: int) -> None:
-        """Has the shards fetched that the stream needs from `position` on, and after those at hand."""
+        """Fetches the shards that the stream needs from `position` on, and the next ones, in the background."""
         if (at := self.order.group_at(position)) != self._at:
             self._at = at
             for epoch, group in (at, self.order.group_after(*at)):
@@ -214,7 +214,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless training batches of this process, beginning at position `start` of the stream; pixels in uint8.
 
-    pinned: in memory from which a GPU takes them without anybody waiting.
+    pinned: in page-locked memory, for asynchronous copies to a GPU.
     Raises: DataError if there is no training image, or more samples are unreadable than the config allows.
     """
     if not len(reader):
@@ -263,7 +263,7 @@ def _ahead(
 
 
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
-    """Crops of validation images without scaling: as many from each as needed, from its centre or spread over it.
+    """Crops of validation images without scaling: as many from each as needed, from its center or spread over it.
 
     Shapes: returns (N, 3, validation_crop, validation_crop) in [0, 1], N at most cfg.validation_crops.
     Raises: DataError if the shards have no validation image.

@@ -32,7 +32,7 @@ class FilterConfig(Config):
     max_pixels: PositiveInt = MAX_PIXELS
     """Known before decoding."""
     min_colors: NonNegativeInt = 0
-    """Different colours among 65,536 pixels; 64 refuses most drawings and screenshots."""
+    """Different colors among 65,536 pixels; 64 refuses most drawings and screenshots."""
     duplicate_distance: NonNegativeInt | None = Field(default=3, le=15)
     """Of 64 hash bits; images closer than that look alike."""
     drop_near_duplicates: bool = False
@@ -171,7 +171,7 @@ def _reason(pixels: Pixels, rules: FilterConfig) -> str | None:
     if rules.max_aspect and long > rules.max_aspect * short:
         return f"too long: {width}x{height}, sides further apart than 1:{rules.max_aspect:g}"
     if rules.min_colors and (found := _colours(pixels)) < rules.min_colors:
-        return f"no photo: {found} colours, expected at least {rules.min_colors}"
+        return f"not a photo: {found} colors, expected at least {rules.min_colors}"
     return None
 
 

@@ -52,7 +52,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     }
     given = run_folder.Inputs(named | images.parents, facts)
     with ownership.held(folder) as still_ours:
-        # another process may have finished the run while this one waited for it to leave
+        # another process may have finished the run while this one waited for it to exit
         if done := run_folder.finished(folder, cfg):
             return done
         run_folder.claim(folder, cfg, given)

@@ -1,7 +1,7 @@
 """Turns images from anywhere into WebDataset tars with an index.
 
 Two passes, each in pieces that can be done anywhere and again: every image is examined; then shards are planned, which
-depends on nothing but the images, and written. What is done is kept in `work/`, so a killed job goes on.
+depends on nothing but the images, and written. Finished pieces are kept in `work/`, so a killed job resumes.
 """
 
 import math
@@ -134,7 +134,7 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: Tracker, still_o
 
 
 def _warn_of_few(cfg: StageConfig, count: int) -> None:
-    """Says so if there are too few validation images, unless none were asked for."""
+    """Warns of too few validation images, unless none were requested."""
     wanted = cfg.validation_fraction > 0 or any(source.split == "valid" for source in cfg.sources())
     if wanted and count < MIN_VALIDATION_IMAGES:
         logger.warning(

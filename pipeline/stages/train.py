@@ -54,7 +54,7 @@ def train(
     loader.check_memory(cfg.data, share)
     with ExitStack() as held:  # on the main process, for as long as the stage runs
         still_ours = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
-        # another process may have finished the run while this one waited for it to leave
+        # another process may have finished the run while this one waited for it to exit
         if not (done := runtime.on_main(lambda: run_folder.finished(folder, cfg))):
             runtime.on_main(lambda: run_folder.claim(folder, cfg, given))
             done = _train(runtime, cfg, folder, kind, given, make_task, share, still_ours)
@@ -113,7 +113,7 @@ def announcement(
         "steps": f"{cfg.fit.steps}; logs every {cfg.fit.log_every}, validates every {cfg.fit.validate_every}, "
         f"saves every {cfg.fit.checkpoint_every}",
         **given.facts,
-        "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command goes on",
+        "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command resumes",
     }
     return "\n".join([f"{stage}:", *(f"  {name:<7}{value}" for name, value in lines.items())])
 

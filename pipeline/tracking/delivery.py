@@ -20,9 +20,9 @@ MAX_METRICS, MAX_PARAMS = 1000, 100  # in one call, by MLflow's rules
 
 
 def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
-    """Delivers records to MLflow, whose store ignores a metric that it has already, time and all.
+    """Delivers records to MLflow, whose store ignores an identical metric.
 
-    Raises: Away if it is to be tried again.
+    Raises: StoreUnavailable if it is to be retried.
     """
     for kind, alike in groupby(records, key=lambda record: record["kind"]):
         for part in [list(alike)] if kind == "metrics" else ([record] for record in alike):

@@ -1,6 +1,6 @@
 """`accelerate launch` for our stages: `illm launch [options of accelerate launch] -m pipeline STAGE ...`.
 
-Two things that Accelerate's own command does not do: stop signals reach the ranks, which save and leave, and its exit code
+Two things that Accelerate's own command does not do: stop signals reach the ranks, which save and exit, and its exit code
 is theirs. So a job script can tell a preempted stage (75) from a failed one.
 """
 
@@ -22,9 +22,9 @@ from pipeline.processes.signals import STOP_SIGNALS, forward_signals
 def launch(words: Sequence[str]) -> int:
     """Starts the ranks and waits for them; returns their exit code. words: what `accelerate launch` takes."""
     args = launch_command_parser().parse_args(list(words))
-    # what it says of ranks that end is told here, and by the ranks
+    # its messages about ranks that end are printed here, and by the ranks
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    # torch's launcher would answer the others by giving the ranks 30 seconds; this one is for who cannot wait
+    # on other signals torch's launcher kills the ranks after 30 seconds; SIGQUIT remains for an immediate stop
     args.signals_to_handle = "SIGQUIT"
     with forward_signals(lambda: [child.pid for child in psutil.Process().children()]) as received:
         return _launch(args, received)

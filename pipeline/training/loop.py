@@ -38,7 +38,7 @@ class FitConfig(Config):
     max_skipped_steps: Annotated[NonNegativeInt, Changeable()] = 10
     """Steps in a row that had to be skipped; more stop the stage."""
     accept_new_batch_size: Annotated[bool, Changeable()] = False
-    """Go on with another data.batch_size than the run began with."""
+    """Continue with another data.batch_size than the run began with."""
     profile_steps: Annotated[NonNegativeInt, Changeable()] = 0
     """Write a trace of so many steps, a few after the start."""
 
@@ -63,8 +63,8 @@ def fit(
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
     `batches(start)` is the stream from the sample at `start`; `still_ours()` raises if the folder must not be written
-    any more, and is asked on the main process before each checkpoint.
-    Raises: Preempted after a signal of `process.STOP`; TrainingError if too many steps in a row, a weight or a validation
+    any more, and is called on the main process before each checkpoint.
+    Raises: Preempted after one of `STOP_SIGNALS`; TrainingError if too many steps in a row, a weight or a validation
     are not finite; what `still_ours` raises.
     """
     progress = _resumed(runtime, folder)
@@ -107,18 +107,18 @@ def fit(
 
 
 def _validate(task: Task, step: int) -> dict[str, float]:
-    """What validation says, the same on every process. Raises: TrainingError if it is not finite."""
+    """The metrics of a validation, the same on every process. Raises: TrainingError if it is not finite."""
     validated = task.validate()
     if wrong := [name for name, value in validated.items() if not math.isfinite(value)]:
         raise TrainingError(
-            f"validation at step {step}: {', '.join(wrong)} not finite; nothing was written, the checkpoint before is kept. "
+            f"validation at step {step}: {', '.join(wrong)} not finite; nothing was written, the previous checkpoint is kept. "
             f"{REMEDY}"
         )
     return validated
 
 
 def _save(runtime: Runtime, saver: checkpoint.Saver, progress: TrainProgress, last: bool) -> float:
-    """Begins to save, and waits for the last one to be whole; returns how long training stood still, in s."""
+    """Begins to save, and waits for the last one to complete; returns how long training was blocked, in s."""
     runtime.check_weights(progress.step)
     # the others wait for the main process over the CPU, where that may take long
     stall = runtime.on_main(partial(saver.save, progress, runtime.state_dict(), needed=last))
@@ -128,7 +128,7 @@ def _save(runtime: Runtime, saver: checkpoint.Saver, progress: TrainProgress, la
 
 
 def _resumed(runtime: Runtime, folder: Path) -> TrainProgress:
-    """Where training goes on, with the state of that moment."""
+    """Where training resumes, after loading the state of that moment."""
     if (found := _newest_checkpoint(runtime, folder)) is None:
         return TrainProgress(step=0, samples=0)
     progress, state = found

@@ -8,14 +8,14 @@ from pipeline.log import logger
 from pipeline.training.runtime import Runtime
 
 OR_SPIKES = ", or a spike where skip_grad_spikes is set"
-REMEDY = "A lower optimizer.lr in a new run= usually mends this"
+REMEDY = "A lower optimizer.lr in a new run= usually fixes this"
 
 
 class MetricAverager:
     """Sums of metrics since they were last taken, kept on the device; values that are not finite are left out.
 
     A step with such a value is a bad one: its update changed nothing (Trainable.update). `sound` is whether the last
-    step before metrics were taken was a good one: within a row of bad ones the weights may be spoilt already, though finite.
+    step before metrics were taken was a good one: within a row of bad ones the weights may be corrupted already, though finite.
     """
 
     def __init__(self, runtime: Runtime, max_skipped_steps: int):

@@ -106,7 +106,7 @@ class ThroughputMeter:
         self.num_samples += num_samples
 
     def take(self) -> dict[str, float]:
-        """Rates since the last call. Samples of all processes; memory of this process: on the GPU, or else in all."""
+        """Rates since the last call. Samples of all processes; memory of this process: on the GPU, or else resident."""
         seconds = time.perf_counter() - self.started - self.away
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)

@@ -41,7 +41,7 @@ def test_what_is_missing_changed_or_too_much_is_named(folder, capsys, cli_log):
         check(folder)
     message = str(told.value)
     assert "1 of 3 are missing: three2" in message
-    assert "1 are no part of it: mine" in message
+    assert "1 are not part of it: mine" in message
     assert "1 are other images under the same name" in message
     assert "get it from there (free)" in message
     check(folder, allow_missing=True)
