@@ -1,6 +1,6 @@
 """Loads a YAML file into a frozen, checked object; applies overrides; explains every mistake at once; flattens.
 
-What a field means beside its value stands at the field, as an annotation: `Input` and `Changeable`.
+What a field means besides its value is an annotation on the field: `Input` and `Changeable`.
 """
 
 import difflib
@@ -29,7 +29,7 @@ class Config(BaseModel):
 class Input:
     """Marks a field that names what a stage reads: `codec: Annotated[str, Input("codec")]`.
 
-    kind: of the artifact; "" for images. or_folder: a plain folder of images will do as well. when: the property of the
+    kind: of the artifact; "" for images. or_folder: a plain folder of images is accepted as well. when: the property of the
     config that says whether the input is read at all.
     """
 
@@ -77,12 +77,12 @@ def parse(cls: type[C], values: dict[str, Any], overrides: Sequence[str], source
 def read_yaml(path: Path, may_extend: bool = True, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, merged over the file its `extends:` key names (one level or more, relative).
 
-    may_extend: False for files of others, which must not make us read any file. below: the files that extend this one.
+    may_extend: False for files of others, which must not make us read arbitrary files. below: the files that extend this one.
     Raises: ConfigError.
     """
     if path.resolve() in [extending.resolve() for extending in below]:
         loop = " -> ".join(map(str, (*below, path)))
-        raise ConfigError(f"{below[0]}: `extends:` leads back to where it came from, {loop}; remove one of them")
+        raise ConfigError(f"{below[0]}: `extends:` forms a cycle, {loop}; remove one of them")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
@@ -149,13 +149,13 @@ def dump(config: Config) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a config must not."""
+    """PyYAML silently keeps the last of two equal keys; in a config that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

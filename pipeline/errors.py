@@ -1,9 +1,9 @@
-"""What a user can mend: one clear line and exit code 2. Everything else is our mistake: a traceback and exit code 1."""
+"""Errors that a user can fix: one clear line and exit code 2. Everything else is a bug: a traceback and exit code 1."""
 
 import errno
 import re
 
-# how torch says it: on the processor in a RuntimeError, on a GPU in an OutOfMemoryError
+# how torch says it: on the CPU in a RuntimeError, on a GPU in an OutOfMemoryError
 _OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write fails with when the disk is full
 
@@ -15,15 +15,15 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A config file or an override that does not fit."""
+    """An invalid config file or override."""
 
 
 class ArtifactError(UserError):
-    """A missing, damaged or unfitting artifact, run folder or checkpoint."""
+    """A missing, damaged or mismatched artifact, run folder or checkpoint."""
 
 
 class TakenOver(ArtifactError):
-    """Another process has become the run folder's writer: the run goes on, but not here."""
+    """Another process has become the run folder's writer: the run continues there, and not here."""
 
 
 class DataError(UserError):
@@ -31,7 +31,7 @@ class DataError(UserError):
 
 
 class UnreachableError(DataError):
-    """Data that may be whole but cannot be had now: to be tried again, never to be replaced by other data."""
+    """Data that may be intact but is unavailable now: to be retried, never to be replaced by other data."""
 
 
 class BitstreamError(UserError):
@@ -55,7 +55,7 @@ class Preempted(Exception):
 
 
 class TrainingError(UserError):
-    """Training cannot go on with this configuration, for instance because the loss is no longer a number."""
+    """Training cannot continue with this configuration, for instance because the loss is no longer a number."""
 
 
 class TrackingError(UserError):
@@ -69,7 +69,7 @@ class RegistryChanged(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is for want of memory, on the processor or on a GPU."""
+    """Whether an error is a lack of memory, on the CPU or on a GPU."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
     )

@@ -14,7 +14,7 @@ WARMUP_WEIGHT_FACTOR = 0.5
 
 
 def published_rate_weight(target_bpp: float) -> float:
-    """Weight of a bit per pixel for a published target; 0.28 / target, the law of the low targets, for any other."""
+    """Weight of a bit per pixel for a published target; 0.28 / target, the rule of the low targets, for any other."""
     return PUBLISHED_RATE_WEIGHTS.get(target_bpp, 0.28 / target_bpp)
 
 
@@ -61,7 +61,7 @@ def mean_psnr_db(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def generator_loss(fake_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy that rewards reconstructions whose patches are named like the original's.
+    """Cross-entropy that rewards reconstructions whose patches are classified like the original's.
 
     Shapes: fake_logits (B, K + 1, h, w), class 0 means "fake"; labels (B, h, w) int64 in [0, K), of the original image.
     Raises: ValueError if the label grid and the logit grid differ.
@@ -72,7 +72,7 @@ def generator_loss(fake_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def real_loss(real_logits: Tensor, labels: Tensor) -> Tensor:
-    """Half of the loss of a network that names the label of real patches and says "fake" to the rest: the real patches.
+    """Half of the loss of a network that predicts the label of real patches and "fake" for the rest: the real patches.
 
     Shapes: real_logits (B, K + 1, h, w), class 0 means "fake"; labels (B, h, w) int64 in [0, K).
     Raises: ValueError if the label grid and the logit grid differ.
@@ -83,13 +83,13 @@ def real_loss(real_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def fake_loss(fake_logits: Tensor) -> Tensor:
-    """The other half: patches of reconstructions, which are to be called fake. Shapes and source as in `real_loss`."""
+    """The other half: patches of reconstructions, to be classified as fake. Shapes and source as in `real_loss`."""
     fake = torch.zeros(fake_logits.shape[0], *fake_logits.shape[2:], dtype=torch.int64, device=fake_logits.device)
     return _cross_entropy(fake_logits, fake) / 2
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """Mean over patches, one row each: the loss of whole maps adds up in any order on a GPU.
+    """Mean over patches, one row each: the loss of whole maps is summed in varying order on a GPU.
 
     Shapes: logits (B, K, h, w); classes (B, h, w) int64; returns a scalar.
     """
@@ -98,7 +98,7 @@ def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def patch_generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating loss of reconstructions that a binary discriminator sees through.
+    """Non-saturating loss of reconstructions that a binary discriminator recognizes.
 
     Shapes: fake_logits (B, 1, h, w), positive for "real".
     Source: Goodfellow et al. 2014, arXiv:1406.2661; per patch as in Mentzer et al. 2020 (HiFiC).

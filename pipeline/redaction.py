@@ -1,7 +1,7 @@
 """Passwords, tokens and signatures in text: found, so that configs with them are refused, and masked wherever we print.
 
-What is masked has the shape of a known secret, or stands where one stands: in an address, after a telling name, in a header.
-A secret without either cannot be told from other text. What a pattern looks ahead is bounded: the text may be long.
+What is masked has the shape of a known secret, or is where one is expected: in an address, after a telling name, in a header.
+A secret without either cannot be distinguished from other text. What a pattern looks ahead is bounded: the text may be long.
 """
 
 import re

@@ -66,5 +66,5 @@ def new_name(where: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def renamed(values: Mapping[str, Any], names: Sequence[str], section: str) -> dict[str, Any]:
-    """`values` under today's names, for files that earlier versions wrote and nobody may edit."""
+    """`values` under today's names, for files that earlier versions wrote and that must not be edited."""
     return {(new_name([section, key], names) or key if key not in names else key): v for key, v in values.items()}

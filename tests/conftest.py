@@ -19,6 +19,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from pipeline import log
+
 if TYPE_CHECKING:
     from tests.ranks import Zygote
 
@@ -43,7 +45,7 @@ PLAIN = os.environ | ILLM
 
 
 def picture(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
-    """A smooth random colour image, (height, width, 3) uint8."""
+    """A smooth random color image, (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -282,6 +284,13 @@ def smoke_copy(smoke: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return copy
+
+
+@pytest.fixture
+def cli_log(monkeypatch):
+    """Messages of the log on standard error, as the command line prints them."""
+    monkeypatch.setattr(log.logger, "handlers", [])
+    log.install()
 
 
 @pytest.fixture

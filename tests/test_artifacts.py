@@ -263,7 +263,7 @@ def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
         run_folder.claim(folder, cfg, resolve.read_inputs({"lpips": "off"}, codec=(str(other.path), "codec")))
 
 
-def test_a_run_that_came_nowhere_leaves_its_folder_to_another_config(tmp_path, capsys):
+def test_a_run_without_progress_leaves_its_folder_to_another_config(tmp_path, capsys, cli_log):
     folder = tmp_path / "run"
     run_folder.claim(folder, StageConfig(steps=4), resolve.read_inputs())
     for name in ("mlflow-run-id", "tracking.jsonl", "tracking.delivered"):
@@ -271,7 +271,7 @@ def test_a_run_that_came_nowhere_leaves_its_folder_to_another_config(tmp_path, c
     cfg = StageConfig(steps=3)
     assert run_folder.finished(folder, cfg) is None
     run_folder.claim(folder, cfg, resolve.read_inputs())
-    assert "came nowhere before; starts anew with steps: 4 there, 3 now" in capsys.readouterr().err
+    assert "has no progress yet; starts from scratch with steps: 4 there, 3 now" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["run.yaml"]  # its tracked run was the first config's
 
 

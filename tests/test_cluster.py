@@ -57,7 +57,7 @@ def test_a_dry_run_prints_each_line_of_sbatch(project):
     [
         (["--stages", "gan", "--runs", "runs/x", "--gpus", "3"], "data.batch_size is 4, expected a multiple of 6 (3 process(es)"),
         (["--stages", "gan gun"], "stage 'gun': expected one of shard, vqvae"),
-        (["--stages", "gan gan"], "stage 'gan' stands twice"),
+        (["--stages", "gan gan"], "stage 'gan' appears twice"),
         (["--stages", ""], "no stages were named"),
         (["--stages", "gan", "seed=7"], "'seed=7': expected STAGE.key=value"),
         (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/gone"], "gan: codec: runs/gone: expected a finished artifact"),

@@ -57,7 +57,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
 
 
 def test_a_key_that_stands_twice_is_a_mistake(tmp_path):
-    with pytest.raises(ConfigError, match="'steps' stands twice"):
+    with pytest.raises(ConfigError, match="'steps' appears twice"):
         config.load(Outer, written(tmp_path, "steps: 1\nsteps: 2\n"))
 
 
@@ -77,7 +77,7 @@ def test_a_file_that_extends_itself_in_the_end_is_one_clear_mistake(tmp_path, fi
     """The last one extends one before it, under another spelling."""
     for name, base in zip(files, [*files[1:], files[-2:][0]], strict=True):
         written(tmp_path, f"extends: ./../{tmp_path.name}/{base}.yaml\n", f"{name}.yaml")
-    with pytest.raises(ConfigError, match=r"`extends:` leads back to where it came from, .*a\.yaml -> ") as error:
+    with pytest.raises(ConfigError, match=r"`extends:` forms a cycle, .*a\.yaml -> ") as error:
         config.load(Outer, tmp_path / f"{files[0]}.yaml")
     assert "\n" not in str(error.value)
 

@@ -238,7 +238,7 @@ def test_cadences_and_passes_may_change(zygote, inputs):
     zygote.run(inputs, *run)
     shutil.rmtree(inputs / "runs/cadence/artifact")
     told = zygote.run(inputs, *run, "fit.checkpoint_every=2", "engine.gradient_accumulation_steps=2", "fit.log_every=1")
-    assert "goes on with" in told
+    assert ": continues with" in told
     assert "engine.gradient_accumulation_steps: 1 there, 2 now" in told
 
 

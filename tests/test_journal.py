@@ -51,7 +51,7 @@ def test_everything_arrives_in_order(tmp_path):
     assert store.steps() == list(range(1, 1001))
 
 
-def test_a_store_that_goes_away_gets_the_rest_when_it_is_back(tmp_path, capsys):
+def test_an_unavailable_store_gets_the_rest_when_it_is_reachable_again(tmp_path, capsys, cli_log):
     store = Store()
     journal = Journal(tmp_path, "r", "the store", store.take)
     logged(journal, 1, 2)
@@ -68,8 +68,8 @@ def test_a_store_that_goes_away_gets_the_rest_when_it_is_back(tmp_path, capsys):
     assert journal.close(10) == 0
     assert store.steps() == list(range(1, 103))
     told = capsys.readouterr().err
-    assert told.count("the store is away (connection refused)") == 1
-    assert told.count("the store is back") == 1
+    assert told.count("the store is unavailable (connection refused)") == 1
+    assert told.count("the store is reachable again") == 1
 
 
 def test_closing_does_not_wait_for_ever_and_the_next_process_delivers_the_rest(tmp_path):

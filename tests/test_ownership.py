@@ -46,17 +46,17 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monkeypatch, capsys):
+def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monkeypatch, capsys, cli_log):
     monkeypatch.setenv(ownership.WAIT_ENV, "0.2")
     with holder(tmp_path) as process:
         before = contents(tmp_path)
         with (
-            pytest.raises(ArtifactError, match=rf"process {process.pid} on .* works here; wait for it or stop it"),
+            pytest.raises(ArtifactError, match=rf"in use by process {process.pid} on .*; wait for it or stop it"),
             ownership.held(tmp_path),
         ):
             pass
         assert contents(tmp_path) == before
-        assert "waits up to 0.2 s for process" in capsys.readouterr().err
+        assert "waiting up to 0.2 s for process" in capsys.readouterr().err
         process.kill()
         process.wait()
         with ownership.held(tmp_path) as still_ours:
@@ -121,6 +121,6 @@ def test_every_stage_refuses_a_folder_in_which_another_process_works(smoke, tmp_
             before = contents(folder)
             words = more.get(stage) or []
             ended = illm_here(stage, CONFIGS / f"{stage}.yaml", f"run={folder}", *words, cwd=smoke)
-            assert_one_clear_line(ended, f"{folder}: process", "works here")
+            assert_one_clear_line(ended, f"{folder}: in use by process")
             assert contents(folder) == before
             assert not (folder / run_folder.RUN_ID_FILE).exists()

@@ -29,7 +29,7 @@ def test_ctrl_c_is_told(capsys):
         raise KeyboardInterrupt
 
     assert app.exit_code(lambda: command_line([])) == 130
-    assert "interrupted; the same command does it again" in capsys.readouterr().err
+    assert "interrupted; the same command starts again" in capsys.readouterr().err
 
 
 SAVES = """

@@ -189,7 +189,7 @@ def test_a_champion_that_is_lost_is_replaced_by_force_only(there):
     shutil.rmtree(cache.folder(), ignore_errors=True)
     ended = promote(there, "p2")
     assert ended.code == 3
-    assert "champion is models:/m/1: codec/manifest.json cannot be had" in ended.err
+    assert "champion is models:/m/1: codec/manifest.json cannot be downloaded" in ended.err
     forced = promote(there, "p2", "--force", "the old one is lost")
     assert forced.code == 0, forced.err
     assert ask(there, "select alias, version from registered_model_aliases where alias = 'champion'") == [
@@ -230,7 +230,7 @@ def test_files_that_decode_to_another_latent_than_the_encoders_are_counted(there
 
 
 def test_gates_on_what_was_not_measured_are_mistakes(there):
-    assert_one_clear_line(promote(there, "p", "gates.fid.at_most=9"), "fid was not measured; there is bpp")
+    assert_one_clear_line(promote(there, "p", "gates.fid.at_most=9"), "fid was not measured; expected one of bpp")
     assert_one_clear_line(
         promote(there, "p", "against_champion.weights_mb.max_regression=9"), "weights_mb: expected one of"
     )

@@ -157,4 +157,4 @@ def test_what_a_user_can_mend_is_told_once_and_not_tried_again(submit, smoke, tm
 def test_a_cluster_that_does_not_answer_is_one_line(submit, smoke):
     words = ["--stages", "vqvae", "--runs", "runs/x", f"vqvae.data.shards={smoke}/runs/smoke/shard"]
     refused = submit(*words, "--address", f"http://127.0.0.1:{free_port()}")
-    assert_one_clear_line(refused, "does not take the job")
+    assert_one_clear_line(refused, "did not accept the job")

@@ -141,7 +141,7 @@ def test_a_store_is_told_from_others_by_its_whole_path_and_without_secrets(tmp_p
     assert store.identity() == "http://user:***@host:5000"
 
 
-def test_a_server_that_was_reached_is_remembered_while_it_is_away(here, monkeypatch, capsys):
+def test_a_server_that_was_reached_is_remembered_while_it_is_unavailable(here, monkeypatch, capsys, cli_log):
     found = versions.find("models:/m@champion")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -149,7 +149,7 @@ def test_a_server_that_was_reached_is_remembered_while_it_is_away(here, monkeypa
     assert versions.find("models:/m@champion") == found
     told = capsys.readouterr().err
     assert "cannot be reached" in told
-    assert "models:/m@champion is taken as of 20" in told
+    assert "using models:/m@champion as of 20" in told
 
 
 DAMAGE = ("", "{", "[1]", "null", "{}", '"x"', '{"asked": 1, "store": 2, "name": 3}', "\x00\xff")

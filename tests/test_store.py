@@ -84,7 +84,7 @@ def test_a_run_that_is_resumed_goes_on_without_its_server(tmp_path, monkeypatch)
         assert _begun("pretrain", tmp_path, Inputs({}, {}))[1] == "abc"
 
 
-def test_what_a_finished_run_still_holds_waits_for_a_server_that_is_away(tmp_path, monkeypatch, capsys):
+def test_what_a_finished_run_still_holds_waits_for_an_unavailable_server(tmp_path, monkeypatch, capsys, cli_log):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / run_folder.RUN_ID_FILE).write_text("abc\n")

@@ -48,7 +48,7 @@ def test_a_server_that_goes_away_and_comes_back_has_everything_once_and_in_order
     server.start()
     assert job.wait() == [0], job.told()[-3000:]
     assert undelivered(folder / "runs/p") == 0
-    assert "is away" in job.told()
+    assert "is unavailable" in job.told()
     run_id = (folder / "runs/p/mlflow-run-id").read_text()
     assert history(server, run_id, "train/loss") == list(range(2, 502, 2))
     assert history(server, run_id, "val/bpp") == [100, 200, 300, 400, 500]

@@ -32,7 +32,7 @@ from pipeline.text import reason
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artifact on disk. Of one elsewhere: `path` has what the manifest lists, and `origin` is its URL."""
+    """A verified artifact on disk. Of a remote one, `path` is a local copy of what the manifest lists, and `origin` its URL."""
 
     path: Path
     manifest: Manifest
@@ -58,7 +58,7 @@ def publish(
 ) -> Artifact:
     """Calls `write(scratch folder)`, adds the manifest, calls `check`, and renames the scratch folder to `target`.
 
-    Raises: ArtifactError if `target` exists, or if `read` would not take what was written; whatever `write` or `check`
+    Raises: ArtifactError if `target` exists or `read` would refuse what was written; whatever `write` or `check`
     raises. The scratch folder is removed then.
     """
     taken = ArtifactError(f"{target}: an artifact is already there and is never overwritten; choose another run=")
@@ -67,7 +67,7 @@ def publish(
     target.parent.mkdir(parents=True, exist_ok=True)
     with disk.naming(target), disk.scratch_folder(target) as scratch:
         write(scratch)
-        # Tars and their tables are left to the index of the shards: hashing them at every read would take hours.
+        # Tars and their tables are covered by the index of the shards: hashing them at every read would take hours.
         written = [p for p in sorted(scratch.rglob("*")) if p.is_file() and p.suffix not in INDEXED]
         files = {p.relative_to(scratch).as_posix(): _entry(p) for p in written}
         created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -22,7 +22,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "promotion": ("decision.json",),
     "sweep": ("trials.csv",),
 }
-MAX_NAME, MAX_PATH = 255, 1024  # bytes of a file's name, and of its path in the artifact: what file systems take
+MAX_NAME, MAX_PATH = 255, 1024  # bytes of a file's name, and of its path in the artifact: limits of file systems
 
 
 class FileEntry(BaseModel):
@@ -86,7 +86,7 @@ class Manifest(BaseModel):
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
-    """A manifest from the bytes of its file at `place`. Raises: ArtifactError if it is none, or names files elsewhere."""
+    """A manifest from the bytes of its file at `place`. Raises: ArtifactError if it is not a manifest, or names files outside."""
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:

@@ -1,6 +1,5 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from pipeline import config
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.manifest import MANIFEST, Kind, Manifest, Parent
 from pipeline.errors import ArtifactError
+from pipeline.log import logger
 from pipeline.storage import disk
 
 RUN_FILE = "run.yaml"
-# Of tracking: the id of the folder's MLflow run, the records for it, and how many of them it has
+# Files of tracking: the id of the folder's MLflow run, its records, and how many of them were delivered
 RUN_ID_FILE, RECORDS, DELIVERED = "mlflow-run-id", "tracking.jsonl", "tracking.delivered"
 BATCH_SIZE = "data.batch_size"
 
@@ -41,7 +41,7 @@ NO_INPUTS = Inputs({}, {})
 def finished(folder: Path, cfg: config.Config) -> Path | None:
     """The artifact in `folder`, if the same config made it.
 
-    Raises: ArtifactError naming the differing keys if a run with another config has come somewhere in the folder.
+    Raises: ArtifactError naming the differing keys if the folder holds the progress of a run with another config.
     """
     record = folder / RUN_FILE
     if not record.is_file():
@@ -57,9 +57,9 @@ def finished(folder: Path, cfg: config.Config) -> Path | None:
 
 
 def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
-    """Records config and inputs in `folder`, or checks that they are the recorded ones but for what may change.
+    """Records config and inputs in `folder`, or checks that they equal the recorded ones, except for changeable keys.
 
-    A run that came nowhere, for instance because of a mistake in its config, leaves the folder to any config of its stage.
+    A run without progress, for instance because of a mistake in its config, leaves the folder to any config of its stage.
     To be called while the folder is held (`ownership.held`).
     Raises: ArtifactError naming every differing key or input.
     """
@@ -75,9 +75,9 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
             return
         if _progress(folder):
             _refuse_other(folder, cfg, ours, theirs, done=False)
-            print(f"{folder}: goes on with {'; '.join(changed)}", file=sys.stderr)
+            logger.info(f"{folder}: continues with {'; '.join(changed)}")
         else:
-            print(f"{folder}: came nowhere before; starts anew with {'; '.join(changed)}", file=sys.stderr)
+            logger.info(f"{folder}: has no progress yet; starts from scratch with {'; '.join(changed)}")
             _forget(folder)
     disk.write_atomic(record, yaml.safe_dump(ours, sort_keys=False).encode())
 
@@ -107,7 +107,7 @@ def _progress(folder: Path) -> str:
 
 
 def _forget(folder: Path) -> None:
-    """Removes what the tracking store was told of a run that came nowhere: another config is another tracked run."""
+    """Removes the tracking records of a run without progress: another config is another tracked run."""
     for name in (RUN_ID_FILE, RECORDS, DELIVERED):
         (folder / name).unlink(missing_ok=True)
 
@@ -118,7 +118,7 @@ def _read(record: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         flat = None
     if not isinstance(flat, dict):
-        raise ArtifactError(f"{record}: damaged, so nobody knows which config the run has; choose another run=")
+        raise ArtifactError(f"{record}: damaged, so the run's config is unknown; choose another run=")
     return flat
 
 
@@ -144,7 +144,7 @@ def _refuse_other(
         hint = ""
         if not done and BATCH_SIZE in ours and ours[BATCH_SIZE] != theirs.get(BATCH_SIZE):
             hint = (
-                f"\n  with fit.accept_new_batch_size=true the run goes on with the next sample, but its steps, schedules and "
+                f"\n  with fit.accept_new_batch_size=true the run continues with the next sample, but its steps, schedules and "
                 f"learning rates then count batches of {theirs.get(BATCH_SIZE)} before and {ours[BATCH_SIZE]} after"
             )
         raise ArtifactError(

@@ -21,14 +21,14 @@ from pipeline.registry import resolve
 
 
 class CompressedImage(NamedTuple):
-    """A file's bytes, and the latent that the encoder meant it to say."""
+    """A file's bytes, and the latent that the encoder coded."""
 
     content: bytes
     symbols: Symbols
 
 
 class DecompressedImage(NamedTuple):
-    """Pixels (H, W, 3) uint8 RGB, and the latent that the file said."""
+    """Pixels (H, W, 3) uint8 RGB, and the latent decoded from the file."""
 
     pixels: Pixels
     symbols: Symbols
@@ -66,10 +66,10 @@ class ImageCodec:
         return self.decode(content).pixels
 
     def encode(self, pixels: Pixels) -> CompressedImage:
-        """The compressed file of an image, whose latent was decoded again and is what was encoded.
+        """The compressed file of an image, verified by decoding its latent again.
 
         Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1.
-        Raises: BitstreamError if the codec makes no sensible latent of it, or memory does not suffice.
+        Raises: BitstreamError if its latent is not finite or too large, or memory does not suffice.
         """
         height, width = pixels.shape[:2]
         if padded(height) * padded(width) > container.MAX_PIXELS:
@@ -99,14 +99,14 @@ class ImageCodec:
             return DecompressedImage(to_pixels(x_hat[0, :, : packet.height, : packet.width]), symbols)
 
     def memory_bytes(self, height: int, width: int) -> int:
-        """About what compressing or decompressing an image takes beside the weights: measured at 3 to 3.2 activations of
+        """Estimated memory to compress or decompress an image, without the weights: measured at 3 to 3.2 activations of
         the first convolution's width, in 32-bit numbers.
         """
         return int(3.2 * 4 * self.codec.cfg.channels[0] * padded(height) * padded(width))
 
     @contextmanager
     def _memory_for(self, height: int, width: int) -> Iterator[None]:
-        """Raises: BitstreamError if an image needs more memory than there is, before it is asked for or when it fails."""
+        """Raises: BitstreamError if an image needs more memory than there is, before it is allocated, or when that fails."""
         needed, free = self.memory_bytes(height, width), psutil.virtual_memory().available
         told = f"{width}x{height} pixels need about {needed / 2**30:.1f} GiB of memory with this codec"
         if needed > free:
@@ -119,7 +119,7 @@ class ImageCodec:
             if not is_out_of_memory(error):
                 raise
             raise BitstreamError(
-                f"{told}, more than this process may have; use a larger machine or a smaller image"
+                f"{told}, more than this process may allocate; use a larger machine or a smaller image"
             ) from None
 
 

@@ -18,7 +18,7 @@ from pipeline.errors import BitstreamError
 MAGIC = b"ILLM"
 VERSION = 1
 SIDE_MULTIPLE = 64  # networks see images padded to multiples of it, at the right and at the bottom
-MAX_PIXELS = 2**27  # of the padded image; more are refused before memory is asked for
+MAX_PIXELS = 2**27  # of the padded image; more are refused before memory is allocated
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def pack(packet: Packet) -> bytes:
 def unpack(content: bytes) -> Packet:
     """The packet in a file's bytes.
 
-    Raises: BitstreamError if they are no such file, of another version, damaged, or claim an absurd image.
+    Raises: BitstreamError if they are not such a file, of another version, damaged, or claim an absurd size.
     """
     if not content.startswith(MAGIC):
         raise BitstreamError(

@@ -14,6 +14,7 @@ from pipeline.bitstream.naming import Job
 from pipeline.data import images
 from pipeline.data.images import Decoded, Pixels
 from pipeline.errors import BitstreamError, DataError
+from pipeline.log import logger
 from pipeline.registry import resolve
 from pipeline.storage import outputs
 from pipeline.text import printable
@@ -57,7 +58,7 @@ def decompress(names: Sequence[str], output: str | None, codec: str, force: bool
 def _each(
     jobs: Sequence[Job], codec: str, prepare: Callable[[Job], T], finish: Callable[["ImageCodec", Job, T], str]
 ) -> None:
-    """Prepares and finishes each job; among several, one that fails is told and does not stop the others.
+    """Prepares and finishes each job; among several, one that fails is logged and does not stop the others.
 
     prepare: reads and checks a file; the codec is loaded once the first one is good. finish: returns what to print.
     """
@@ -87,14 +88,14 @@ def _each(
 
 @contextmanager
 def _told(job: Job, alone: bool) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it; prints that instead of raising it, unless it is alone."""
+    """Prefixes an error with the file's name; logs it instead of raising it, unless the file is the only one."""
     try:
         yield
     except (BitstreamError, DataError, MemoryError) as error:
         reason = "not enough memory for it" if isinstance(error, MemoryError) else str(error)
         if alone:
             raise BitstreamError(f"{printable(job.name)}: {reason}") from None
-        print(f"illm: {printable(job.name)}: {reason}", file=sys.stderr, flush=True)
+        logger.error(f"{printable(job.name)}: {reason}")
 
 
 def _load(codec: str) -> "ImageCodec":
@@ -111,12 +112,12 @@ def _decoded(job: Job) -> Decoded:
         (decoded.deep, "has more than 8 bits per channel; they were rounded to 8"),
     ):
         if happened:
-            print(f"warning: {printable(job.name)} {told}", file=sys.stderr)
+            logger.warning(f"{printable(job.name)} {told}")
     return decoded
 
 
 def _unpacked(job: Job) -> bytes:
-    """A compressed file's bytes. A damaged file is told from its header, before any network is loaded."""
+    """A compressed file's bytes. A damaged file is detected before any network is loaded."""
     content = _read(job.source)
     container.unpack(content)
     return content

@@ -21,7 +21,7 @@ STATE_BYTES = 8  # the encoder's last state, with which every stream begins
 
 
 class Symbols(NamedTuple):
-    """What a file says: z (1, hyper_channels, H/64, W/64) and y (1, latent_channels, H/16, W/16), int32, contiguous."""
+    """The symbols in a file: z (1, hyper_channels, H/64, W/64) and y (1, latent_channels, H/16, W/16), int32, contiguous."""
 
     z: Tensor
     y: Tensor
@@ -35,7 +35,7 @@ class Symbols(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The two streams of an image, and what they say."""
+    """The two streams of an image, and the symbols they code."""
 
     z_stream: bytes
     y_stream: bytes
@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
 class LatentCoder:
     """Encodes and decodes the latents of one codec, on the CPU. Source of the method: Ballé et al. 2018, arXiv:1802.01436.
 
-    Raises: ValueError if the codec's tables are not ones that CompressAI's coder can be trusted with.
+    Raises: ValueError if the codec's tables are not safe for CompressAI's coder, which checks nothing.
     """
 
     def __init__(self, codec: Codec):
@@ -61,7 +61,7 @@ class LatentCoder:
     def encode(self, x: Tensor) -> Encoded:
         """The streams of an image, decoded again and compared. Shapes: x (1, 3, H, W) in [0, 1], sides multiples of 64.
 
-        Raises: BitstreamError if the latents are not finite, larger than MAX_SYMBOL, or do not come back.
+        Raises: BitstreamError if the latents are not finite, larger than MAX_SYMBOL, or decode to others.
         """
         check_sides(x)
         y = self.codec.analysis(x)
@@ -81,7 +81,7 @@ class LatentCoder:
 
     @torch.no_grad()
     def decode(self, z_stream: bytes, y_stream: bytes, height: int, width: int) -> tuple[Symbols, Tensor]:
-        """What the streams of an image of that padded size say, and the latent y_hat (1, latent_channels, H/16, W/16).
+        """The symbols in the streams of an image of that padded size, and the latent y_hat (1, latent_channels, H/16, W/16).
 
         Any bytes are safe to pass.
         Raises: BitstreamError if the streams are too short for so many pixels.

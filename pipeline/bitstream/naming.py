@@ -1,4 +1,4 @@
-"""Which file `compress` and `decompress` make of which, checked before any work is done."""
+"""Which file `compress` and `decompress` write for which input, checked before any work is done."""
 
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -67,7 +67,7 @@ def _is_compressed(path: Path) -> bool:
 def _refuse_image_name(path: Path) -> None:
     if path.suffix.lower() in Image.registered_extensions():
         raise OutputError(
-            f"{path}: the name of an image, and what is written is none; name it {path.with_suffix('.illm')}"
+            f"{path}: this names an image, but a compressed file is written; name it {path.with_suffix('.illm')}"
         )
 
 

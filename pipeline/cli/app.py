@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline import __version__
+from pipeline import __version__, log
 from pipeline.cli import cluster, codec, registry
 from pipeline.cli.arguments import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError, is_out_of_memory
+from pipeline.log import logger
 from pipeline.processes.signals import clean_up_when_interrupted, die_with_parent
 from pipeline.storage import outputs
 
@@ -38,7 +39,7 @@ Example:
 """
 
 INTERRUPTED = 128 + 2  # exit code after Ctrl-C where there was nothing to save
-_CONTINUES = "interrupted; the same command does it again, and a stage goes on from what it has saved"
+_CONTINUES = "interrupted; the same command starts again, and a stage resumes from what it has saved"
 
 
 def _version(wanted: bool) -> None:
@@ -49,11 +50,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def illm(
-    version: Annotated[
+    _show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    log_level: Annotated[
+        log.Level,
+        typer.Option(envvar=log.LEVEL_ENV, case_sensitive=False, help="Least severe messages on standard error."),
+    ] = log.Level.INFO,
 ) -> None:
-    """Train, judge and use MS-ILLM image codecs. `illm COMMAND -h` tells more of each."""
+    """Train, evaluate and use MS-ILLM image codecs. `illm COMMAND -h` explains each command."""
+    log.install(log_level)
 
 
 def _stage(name: str, summary: str) -> None:
@@ -71,7 +77,7 @@ def _stage(name: str, summary: str) -> None:
             print(f"{name}: already done: {done}")
             return
         artifact = stage.run(cfg, folder)
-        if os.environ.get("RANK", "0") == "0":
+        if log.is_rank_zero():
             print(f"{name}: done: {artifact}")
 
     command.__doc__ = f"{summary}\n\n{STAGE_HELP.format(name=name)}"
@@ -129,21 +135,22 @@ def fetch_weights() -> None:
 
 
 def main() -> None:
-    """Runs a command; turns what a user can mend into one line and a documented exit code."""
+    """Runs a command; turns what a user can fix into one line and a documented exit code."""
     die_with_parent()
     clean_up_when_interrupted()
     code = exit_code(app)
     code = exit_code(_flush) or code
-    # a normal exit takes torch's modules apart for a second or two, and gloo's threads sometimes abort in it
+    # a normal exit spends a second or two on tearing down torch's modules, and gloo's threads sometimes abort in it
     os._exit(code)
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command line and tells what went wrong, if anything: what `main` does, without ending the process."""
+    """Runs a command line, prints its error and returns the exit code: what `main` does, without ending the process."""
+    log.install()
     try:
         command()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # Typer has made this of Ctrl-C, and said nothing
+        if stop.code == INTERRUPTED:  # Typer's answer to Ctrl-C, without a message
             return _tell(_CONTINUES, INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else 1
     except (UserError, Preempted) as error:
@@ -159,7 +166,7 @@ def exit_code(command: Callable[[], object]) -> int:
 
 
 def _flush() -> None:
-    """Raises: OSError that names what could not be written; SystemExit if nobody reads any more."""
+    """Raises: OSError that names what could not be written; SystemExit if the pipe is closed."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -170,7 +177,7 @@ def _flush() -> None:
 
 
 def _what_to_mend(error: Exception) -> str | None:
-    """One line about trouble with files or memory; None for what may be our mistake."""
+    """One line about trouble with files or memory; None for what may be a bug."""
     if is_out_of_memory(error):
         return "out of memory; take less at once (a smaller data.batch_size or image), or end other programs"
     if not isinstance(error, OSError) or error.errno is None:
@@ -188,6 +195,5 @@ def _what_to_mend(error: Exception) -> str | None:
 
 
 def _tell(message: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # the other processes of a distributed run say the same
-        print(f"illm: {message}", file=sys.stderr)
+    logger.error(message)
     return code

@@ -27,7 +27,7 @@ ConfigsOption = Annotated[Path, typer.Option(help="Folder with one configuration
 RunsOption = Annotated[Path, typer.Option(help="Each stage runs in RUNS/STAGE.")]
 WordsArgument = Annotated[list[str] | None, typer.Argument(metavar="STAGE.key=value ...", help="Overrides.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the commands, submit nothing.")]
-GpusOption = Annotated[int, typer.Option(min=0, help="Per node; 0: train on the processor.")]
+GpusOption = Annotated[int, typer.Option(min=0, help="Per node; 0: train on the CPU.")]
 
 WorkersOption = Annotated[int, typer.Option(min=1, help="Processes that train a stage.")]
 
@@ -51,7 +51,7 @@ def submit_slurm(
     runs: RunsOption = Path("runs"),
     nodes: Annotated[int, typer.Option(min=1, help="For each stage that trains.")] = 1,
     gpus: GpusOption = 0,
-    cpus: Annotated[int, typer.Option(min=0, help="Per process that trains; 0: what the site gives.")] = 0,
+    cpus: Annotated[int, typer.Option(min=0, help="Per process that trains; 0: the site's default.")] = 0,
     time: Annotated[str, typer.Option(help="As sbatch takes it, for instance 24:00:00.")] = "",
     partition: Annotated[str, typer.Option(help="Default: the cluster's.")] = "",
     sbatch: Annotated[str, typer.Option(help='More options, for instance "--account=a --qos=b".')] = "",
@@ -100,7 +100,7 @@ def submit_slurm_sweep(
     sbatch: SbatchOption = "",
     dry_run: DryRunOption = False,
 ) -> None:
-    """A sweep as an array of jobs, without Ray. For searches that neither learn nor stop trials."""
+    """A sweep as an array of jobs, without Ray. For searches whose trials do not depend on each other."""
     from pipeline import config as configs
     from pipeline.cluster import slurm
     from pipeline.sweep import space, stage
@@ -149,7 +149,7 @@ def sweep_results(
 @app.command()
 def doctor(
     folder: Annotated[Path, typer.Option(help="Where runs will be.")] = Path("runs"),
-    nodes: Annotated[int, typer.Option(help="On so many SLURM nodes, through srun; 0: here.")] = 0,
+    nodes: Annotated[int, typer.Option(help="On this many SLURM nodes, through srun; 0: here.")] = 0,
     srun: Annotated[str, typer.Option(help='Options of srun, for instance "--partition=p --gpus-per-node=8".')] = "",
 ) -> None:
     """Check that this machine, or the nodes of a cluster, have what jobs need."""

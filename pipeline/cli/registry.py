@@ -21,9 +21,9 @@ app = typer.Typer()
 def promote(
     config: ConfigArgument,
     words: WordsArgument = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge and show the gates; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Evaluate and show the gates; change nothing.")] = False,
     force: Annotated[
-        str, typer.Option(metavar="REASON", help="Go on although gates fail; the reason is recorded.")
+        str, typer.Option(metavar="REASON", help="Promote although gates fail; the reason is recorded.")
     ] = "",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Recorded with the promotion.")] = "",
 ) -> None:
@@ -45,9 +45,9 @@ def rollback(
     name: NameArgument,
     reason: Annotated[str, typer.Option(help="Recorded in the history.")],
     alias: AliasOption = "champion",
-    to: Annotated[str, typer.Option(metavar="VERSION", help="Default: the version before the present one.")] = "",
+    to: Annotated[str, typer.Option(metavar="VERSION", help="Default: the version before the current one.")] = "",
 ) -> None:
-    """Point an alias at a version it stood for before."""
+    """Point an alias back at an earlier version."""
     from pipeline.registry import rollback as back
 
     print(back.rollback(name, alias, to, reason))
@@ -109,7 +109,7 @@ def prune(
     runs: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
     older_than: Annotated[
-        float, typer.Option(metavar="DAYS", min=0, help="Only what nobody changed for so long.")
+        float, typer.Option(metavar="DAYS", min=0, help="Only what has not changed for this long.")
     ] = 30,
 ) -> None:
     """List artifacts and checkpoints that no registered version and no unfinished run needs."""

@@ -60,9 +60,9 @@ def run(folder: Path) -> Iterator[Finding]:
 
 
 def on_nodes(nodes: int, folder: Path, options: list[str]) -> int:
-    """Runs the doctor on so many nodes through srun, now; returns the exit code."""
+    """Runs the doctor on this many nodes through srun, now; returns the exit code."""
     if shutil.which("srun") is None:
-        raise DoctorFailed("srun is not on the PATH: this is no SLURM log-in node")
+        raise DoctorFailed("srun is not on the PATH: this is not a SLURM login node")
     command = ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--time=5", "--immediate=120", "--label", *options]
     words = illm_command(["doctor", "--folder", str(folder)])
     return subprocess.run([*command, *words], check=False).returncode
@@ -211,7 +211,7 @@ def _slurm(_folder: Path) -> Iterator[Finding]:
 
 
 def _together(folder: Path) -> Iterator[Finding]:
-    """What only several nodes can tell: whether they see the same files, each other, and the same time."""
+    """What only several nodes can check: whether they see the same files, each other, and the same time."""
     number, count = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_STEP_NUM_NODES"])
     place = folder / f".doctor-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
     place.mkdir(parents=True, exist_ok=True)
@@ -242,7 +242,7 @@ def _together(folder: Path) -> Iterator[Finding]:
 
 
 def _until(waiting_for: Callable[[], list[int]]) -> list[int]:
-    """What is still waited for when nothing is left, or patience is."""
+    """What is still missing when everything is there, or after the timeout."""
     deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
     while (left := waiting_for()) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""What `illm doctor` says of GPUs, and of the compiler that makes programs for them."""
+"""The checks of `illm doctor` on GPUs, and on the compiler that torch.compile needs."""
 
 import importlib
 import os
@@ -35,7 +35,7 @@ def gpus(_folder: Path) -> Iterator[Finding]:
         has_driver = Path("/proc/driver/nvidia/version").exists()
         if has_driver:
             yield Finding(
-                "FAIL", "GPU", f"a driver but no usable GPU; {built}", "look at nvidia-smi and its driver's age"
+                "FAIL", "GPU", f"a driver but no usable GPU; {built}", "check nvidia-smi and the driver's version"
             )
         else:
             yield Finding("note", "GPU", "none: trains on the CPU", "ask the scheduler for one: --gpus 1")
@@ -61,7 +61,7 @@ def _readings() -> Finding:
     except ImportError:
         return Finding("note", "GPU readings", "none: nvidia-ml-py is missing", "make setup")
     except Exception as error:  # NVML's own kinds
-        return Finding("note", "GPU readings", f"none: {error}", "runs go on without them; look at the driver")
+        return Finding("note", "GPU readings", f"none: {error}", "runs work without them; check the driver")
 
 
 def compiler(_folder: Path) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipeline import config, stages
+from pipeline import config, log, stages
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
@@ -36,7 +36,7 @@ FORWARDED_ENV = (
 
 
 class StageFailed(UserError):
-    """A stage ended with an error that it has told already."""
+    """A stage ended with an error that it has printed already."""
 
     def __init__(self, stage: str, code: int, message: str):
         super().__init__(f"{stage}: {message}")
@@ -49,7 +49,7 @@ def run(steps: Sequence[PlannedStage], workers: int, gpus: float) -> None:
     Raises: StageFailed with the stage's exit code.
     """
     ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True)
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # the shard stage spreads its pieces there
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # the shard stage distributes its chunks there
     for step in steps:
         if step.done:
             print(f"{step.stage}: already done: {step.folder / 'artifact'}", flush=True)
@@ -93,22 +93,23 @@ def _train(step: PlannedStage, workers: int, gpus: float) -> None:
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """One process of a stage: Ray has set its rank and made the process group. What a user can mend is not tried again."""
+    """One process of a stage: Ray has set its rank and made the process group. What a user has to fix is not retried."""
     os.environ.update(given["env"])
     os.chdir(given["here"])
+    log.install(os.environ.get(log.LEVEL_ENV, log.Level.INFO))
     step: PlannedStage = given["step"]
     module = stages.get(step.stage)
     try:
         module.run(config.load(module.StageConfig, step.config, step.overrides), step.folder)
     except (UserError, Preempted) as error:
         if "another process of this run is gone" in str(error):
-            raise  # a worker died: Ray starts all of them again
+            raise  # a worker died: Ray restarts all of them
         about = {"code": error.exit_code, "message": str(error)}
         disk.write_atomic(Path(given["refusal"]), json.dumps(about).encode())
 
 
 def _task(step: PlannedStage, gpus: float) -> None:
-    """Runs a stage's command as a task; once more if its node dies. Sharding is driven from here and spreads itself."""
+    """Runs a stage's command as a task, retried if its node dies. Sharding is driven from here and distributes itself."""
     if step.stage == "shard":
         code = _command(step.words, str(Path.cwd()), _environment() | {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]})
     else:

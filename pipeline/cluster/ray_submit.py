@@ -15,7 +15,7 @@ from pipeline.processes.command import illm_command
 def submit(words: Sequence[str], address: str, wait: bool, dry_run: bool) -> int:
     """Submits `illm on-ray WORDS` in this folder and with this Python; returns the job's exit code, if it is waited for.
 
-    Raises: UserError if the cluster cannot be reached or does not take it.
+    Raises: UserError if the cluster cannot be reached or does not accept it.
     """
     name = time.strftime("illm-%Y%m%d-%H%M%S")
     stages = shlex.join(illm_command(["on-ray", *words]))
@@ -27,7 +27,7 @@ def submit(words: Sequence[str], address: str, wait: bool, dry_run: bool) -> int
     if dry_run:
         print(shlex.join(command))
         return 0
-    # the token of a cluster that asks for one lies in ~/.ray/auth_token or $RAY_AUTH_TOKEN
+    # the token of a cluster that requires one is in ~/.ray/auth_token or $RAY_AUTH_TOKEN
     environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
     ended = subprocess.run(command, env=environment, check=False, capture_output=not wait, text=True)
     if ended.returncode and not wait:
@@ -46,6 +46,6 @@ def _why(output: str, address: str) -> str:
         (line for line in reversed(lines) if "Error" in line or "No such" in line), lines[-1] if lines else "no answer"
     )
     return (
-        f"{address} does not take the job: {told[:300]}; is the cluster up, is requirements/jobs.txt installed, and does "
+        f"{address} did not accept the job: {told[:300]}; is the cluster up, is requirements/jobs.txt installed, and does "
         "RAY_AUTH_TOKEN or ~/.ray/auth_token hold the cluster's token?"
     )

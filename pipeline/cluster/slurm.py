@@ -18,7 +18,7 @@ TASK = "%TASK%"  # in an array's words: the number of the task; stage.sbatch rep
 
 
 class SlurmError(UserError):
-    """SLURM is not there, or refused."""
+    """SLURM is not available, or refused a job."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Resources:
 
     nodes: int = 1
     gpus: int = 0  # per node
-    cpus: int = 0  # per process that trains; 0: what the site gives
+    cpus: int = 0  # per process that trains; 0: the site's default
     time: str = ""  # as sbatch takes it; empty: the partition's default
     partition: str = ""
     options: Sequence[str] = field(default_factory=tuple)  # further options of sbatch, for every job
@@ -56,7 +56,7 @@ class Job:
     folder: Path | None = None
 
     def command(self, logs: Path, submitted: Mapping[str, str] | None = None) -> list[str]:
-        """The line of sbatch; without the numbers of `submitted` jobs one that only asks whether SLURM would take it."""
+        """The line of sbatch; without the numbers of `submitted` jobs one that only tests whether SLURM would accept it."""
         array = any(option.startswith("--array") for option in self.options)
         words = ["sbatch", "--parsable", f"--job-name=illm-{self.name}"]
         words += [f"--output={logs}/{'%A-%a' if array else '%j'}-{self.name}.log", f"--comment=illm {self.folder}"]
@@ -98,7 +98,7 @@ def shard_jobs(config: Path, folder: Path, overrides: Sequence[str], parts: int,
 
 
 def sweep_jobs(folder: Path, trials: int, at_once: int, resources: Resources) -> list[Job]:
-    """A sweep's trials as an array, and a job that collects what came of them."""
+    """A sweep's trials as an array, and a job that collects their results."""
     array = [f"--array=0-{trials - 1}%{at_once}", *resources.of("gan")]
     return [
         Job("trial", array, ["trial", str(folder), TASK], None, folder.resolve()),
@@ -107,9 +107,9 @@ def sweep_jobs(folder: Path, trials: int, at_once: int, resources: Resources) ->
 
 
 def submit(jobs: Sequence[Job], folder: Path, dry_run: bool) -> Iterator[str]:
-    """Submits all jobs or none; yields what a user wants to know. folder: the logs go below it.
+    """Submits all jobs or none; yields lines for the user. folder: the logs go below it.
 
-    Raises: SlurmError with sbatch's own words if it refuses one; the jobs before it are cancelled then.
+    Raises: SlurmError with sbatch's own words if it refuses one; the jobs before it are canceled then.
     """
     if not SCRIPT.is_file():
         raise ConfigError(f"{SCRIPT} is not here; submit from the project's folder, which all nodes have to see")
@@ -119,7 +119,7 @@ def submit(jobs: Sequence[Job], folder: Path, dry_run: bool) -> Iterator[str]:
             yield shlex.join(job.command(logs, {other.name: f"JOB_OF_{other.name}" for other in jobs}))
         return
     if shutil.which("sbatch") is None:
-        raise SlurmError("sbatch is not on the PATH: this is no SLURM log-in node; --dry-run shows what would be run")
+        raise SlurmError("sbatch is not on the PATH: this is not a SLURM login node; --dry-run shows what would be run")
     _refuse_queued(jobs)
     for job in jobs:
         _sbatch(job, job.command(logs))
@@ -158,7 +158,9 @@ def _refuse_queued(jobs: Sequence[Job]) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if shown.returncode:
-        raise SlurmError(f"squeue: {shown.stderr.strip() or 'failed'}; is the controller up? `scontrol ping` tells")
+        raise SlurmError(
+            f"squeue: {shown.stderr.strip() or 'failed'}; is the controller up? Check with `scontrol ping`"
+        )
     comments = dict(line.split(" ", 1)[::-1] for line in shown.stdout.splitlines() if " " in line)
     taken = [f"{job.folder} (job {comments[comment]})" for job in jobs if (comment := f"illm {job.folder}") in comments]
     if taken:

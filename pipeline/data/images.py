@@ -22,7 +22,7 @@ EXTENSIONS = {
 }  # fmt: skip
 _FORMATS = [name for name in EXTENSIONS if name != "MPO"]  # Pillow opens those as JPEG
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm"}
-_BAND = 2**21  # pixels whose colours are converted at a time: that takes some 30 bytes for each
+_BAND = 2**21  # pixels whose colors are converted at a time: that takes some 30 bytes for each
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -37,7 +37,7 @@ _DAMAGE = (
 _SRGB = ImageCms.createProfile("sRGB")
 
 Image.MAX_IMAGE_PIXELS = None  # our bound is `max_pixels`
-warnings.filterwarnings("ignore", module="PIL")  # tells of damage that it can live with; worse is an error
+warnings.filterwarnings("ignore", module="PIL")  # it warns of damage that it tolerates; worse is an error
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Decoded:
 
 
 def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """The first frame of an image file as 8-bit sRGB: turned as its EXIF orientation says, colours by its ICC profile.
+    """The first frame of an image file as 8-bit sRGB: turned as its EXIF orientation says, colors by its ICC profile.
 
-    Raises: DataError if it is no image of a known format, truncated, or has more than `max_pixels` pixels.
+    Raises: DataError if it is not an image of a known format, truncated, or has more than `max_pixels` pixels.
     """
     try:
         data = content if isinstance(content, bytes) else content.read_bytes()
@@ -76,7 +76,7 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 
 def pixels_in(content: bytes) -> int:
-    """How many pixels the header of an image file promises; 0 if it is none."""
+    """How many pixels the header of an image file declares; 0 if it is not an image."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return image.width * image.height
@@ -85,7 +85,7 @@ def pixels_in(content: bytes) -> int:
 
 
 def decode_jpeg(content: bytes, width: int, height: int, shrink: int = 1) -> Pixels:
-    """The pixels of a plain JPEG file: 8-bit grey or RGB, without profile or orientation. Twice as fast as `decode`.
+    """The pixels of a plain JPEG file: 8-bit gray or RGB, without profile or orientation. Twice as fast as `decode`.
 
     shrink: 1, 2, 4 or 8; each pixel is then the mean of about shrink x shrink, at an eighth to a half of the work.
     Shapes: returns (ceil(height / shrink), ceil(width / shrink), 3).
@@ -106,7 +106,7 @@ def _decode(image: Image.Image, data: bytes) -> Decoded:
     profile = image.info.get("icc_profile")
     turned = image.getexif().get(0x0112, 1) != 1
     if image.format == "JPEG" and image.mode in ("L", "RGB") and not profile and not turned:
-        with suppress(DataError):  # damage that Pillow can live with
+        with suppress(DataError):  # damage that Pillow tolerates
             return Decoded(decode_jpeg(data, *image.size), extension, plain_jpeg=True)
     deep = _is_deep(image, data)
     ImageOps.exif_transpose(image, in_place=True)
@@ -127,7 +127,7 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Pixels, bool]:
-    """Pixels, and whether they were transparent somewhere; in bands, since the steps between take several times their
+    """Pixels, and whether they were transparent somewhere; in bands, since the intermediate steps take several times their
     memory."""
     width, height = image.size
     rows = max(1, _BAND // max(1, width))
@@ -149,7 +149,7 @@ def _grey(image: Image.Image) -> NDArray[np.float64]:
 
 
 def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tuple[Pixels, bool]:
-    """white: the value of 16 and 32 bit grey that is shown as white."""
+    """white: the value of 16 and 32 bit gray that is shown as white."""
     if image.mode.startswith(("I", "F")):  # Pillow's convert() would clip, not scale
         grey = np.clip(np.rint(_grey(image) / white * 255), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2), False
@@ -165,7 +165,7 @@ def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tup
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts colours by the file's ICC profile; a damaged or unfitting one is ignored, as viewers do."""
+    """Converts colors by the file's ICC profile; a damaged or mismatched one is ignored, as viewers do."""
     if not profile:
         return image
     try:

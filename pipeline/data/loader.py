@@ -4,7 +4,6 @@ So the order does not depend on ranks or workers, and a run resumes by naming th
 neither, which is why training reads samples by index and not through its pipeline.
 """
 
-import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pipeline.data.order import SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.transforms import in_unit_range, to_float
 from pipeline.errors import DataError, UnreachableError
+from pipeline.log import ANY_RANK, logger
 
 
 class LoaderConfig(Config):
@@ -43,7 +43,7 @@ class LoaderConfig(Config):
     flip: bool = True
     """Mirror crops left-right with probability 1/2."""
     fixed_crops: bool = False
-    """One crop per image, the same in every epoch, so that what follows from it can be kept."""
+    """One crop per image, the same in every epoch, so that what is computed from it can be cached."""
     shuffle_shards: PositiveInt = 64
     """Number of shards whose samples are shuffled together; they have to be on disk at the same time."""
     shard_cache_gb: Annotated[PositiveFloat, Changeable()] = 50.0
@@ -105,7 +105,7 @@ class BatchShard:
 
 
 def check_memory(cfg: LoaderConfig, share: BatchShard) -> None:
-    """Raises: DataError if the pixels of the batches at hand, and of one in floats, are more than this machine has free."""
+    """Raises: DataError if the pixels of the loaded batches, and of one in floats, are more than this machine has free."""
     needed = share.size * 3 * cfg.crop_size**2 * (BATCHES_AHEAD + 2 + 4)
     free = psutil.virtual_memory().available
     if needed > free:
@@ -143,14 +143,14 @@ class Crops:
                 out[...] = self._crop(number, rng)
                 return LoadedCrop(position, image, bad, True)
             except UnreachableError:
-                raise  # another sample in its place would make training depend on the network's moods
+                raise  # another sample in its place would make training depend on network failures
             except DataError:
                 bad.append(self.reader.name(number))
                 number = int(rng.integers(len(self.reader)))
         return LoadedCrop(position, image, bad, False)
 
     def look_ahead(self, position: int) -> None:
-        """Has the shards fetched that the stream needs from `position` on, and after those at hand."""
+        """Fetches the shards that the stream needs from `position` on, and the next ones, in the background."""
         if (at := self.order.group_at(position)) != self._at:
             self._at = at
             for epoch, group in (at, self.order.group_after(*at)):
@@ -214,7 +214,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless training batches of this process, beginning at position `start` of the stream; pixels in uint8.
 
-    pinned: in memory from which a GPU takes them without anybody waiting.
+    pinned: in page-locked memory, for asynchronous copies to a GPU.
     Raises: DataError if there is no training image, or more samples are unreadable than the config allows.
     """
     if not len(reader):
@@ -224,7 +224,7 @@ def batches(
     for pixels, samples in _ahead(crops, positions(share, start), cfg.num_workers, pinned):
         for name in (name for sample in samples for name in sample.bad):
             if name not in all_bad:
-                print(f"skipping unreadable sample {name}", file=sys.stderr)
+                logger.warning(f"skipping unreadable sample {name}", extra=ANY_RANK)
                 all_bad.add(name)
         if len(all_bad) > cfg.max_bad_samples or not all(sample.found for sample in samples):
             listed = "\n".join(f"  {name}" for name in sorted(all_bad)[:20])
@@ -263,7 +263,7 @@ def _ahead(
 
 
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
-    """Crops of validation images without scaling: as many from each as needed, from its centre or spread over it.
+    """Crops of validation images without scaling: as many from each as needed, from its center or spread over it.
 
     Shapes: returns (N, 3, validation_crop, validation_crop) in [0, 1], N at most cfg.validation_crops.
     Raises: DataError if the shards have no validation image.

@@ -2,7 +2,7 @@
 
 Every epoch visits all shards in a new random order, `shuffle_shards` at a time, and the samples of those in random order.
 So a small data set is permuted as a whole, and of a large one only some shards are needed at any moment. Nothing grows
-with the number of samples but the permutation of the shards at hand.
+with the number of samples but the permutation of the current shards.
 """
 
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ class ShardReader:
         return self.shards[place], rows[order[number - int(self._starts[place])]]
 
     def name(self, number: int) -> str:
-        """What to call a sample when telling the user about it."""
+        """The name of a sample in messages."""
         return self._name(*self.sample(number))
 
     def _name(self, shard: Shard, sample: ShardSample) -> str:
@@ -114,7 +114,7 @@ class ShardReader:
         except (ValueError, TypeError):
             sound = False
         if not sound:
-            raise DataError(f"{path}: no table of samples as this version writes it; make the shards again")
+            raise DataError(f"{path}: not a table of samples of this version; make the shards again")
         return rows, [i for i, row in enumerate(rows) for _ in range(row.repeats)]
 
     def prepare(self, places: list[int]) -> None:
@@ -140,18 +140,18 @@ def _sound(row: ShardSample) -> bool:
 
 
 def _check(folder: Path | None, shard: Shard) -> None:
-    """Names and, of a local shard, that tar and table are plain files of their sizes and inside the folder."""
+    """Names and, of a local shard, that tar and table are regular files of their sizes and inside the folder."""
     if not (_DIGEST.fullmatch(shard.sha256) and _DIGEST.fullmatch(shard.table_sha256)):  # names of files in the cache
-        raise DataError(f"{folder or ''}/index.json: {shard.sha256!r} is no SHA-256; make the shards again")
+        raise DataError(f"{folder or ''}/index.json: {shard.sha256!r} is not a SHA-256; make the shards again")
     if not _TAR_NAME.fullmatch(shard.file):
-        raise DataError(f"{folder or ''}/index.json: {shard.file!r} is no name of a shard; make the shards again")
+        raise DataError(f"{folder or ''}/index.json: {shard.file!r} is not the name of a shard; make the shards again")
     if folder is None:
         return
     for name, expected in ((shard.file, shard.bytes), (shard.table, shard.table_bytes)):
         path = folder / name
         refuse_outside(folder, name)
         if not path.is_file():
-            what = "no plain file" if path.exists() else "missing, but the index lists it"
+            what = "not a regular file" if path.exists() else "missing, but the index lists it"
             raise DataError(f"{path}: {what}; make the shards again")
         if (size := path.stat().st_size) != expected:
             raise DataError(f"{path}: {size} bytes, expected {expected} (truncated or changed); make the shards again")

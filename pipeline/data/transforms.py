@@ -13,7 +13,7 @@ from pipeline.data.images import Pixels
 
 
 def recompressed(pixels: Pixels, quality: int) -> Pixels:
-    """What is left of an image after JPEG at that quality."""
+    """An image after JPEG compression at that quality."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "jpeg", quality=quality)
     with Image.open(stream) as image:
@@ -38,7 +38,7 @@ def pad_to(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def spread_crops(pixels: Pixels, size: int, count: int) -> list[Pixels]:
-    """Up to `count` windows of (size, size) that do not overlap, evenly spread over the image; one is the centre.
+    """Up to `count` windows of (size, size) that do not overlap, evenly spread over the image; one is the center.
 
     Two are not opposite corners: those show less than the rest, and a codec's rate on them misleads.
     """
@@ -69,7 +69,7 @@ class Window(NamedTuple):
 def random_window(height: int, width: int, rng: np.random.Generator) -> Window:
     """A window of 8 to 100 % of the area and aspect 3/4 to 4/3.
 
-    Source: Szegedy et al. 2015, as in the MS-ILLM release; after ten failed draws the largest centred square.
+    Source: Szegedy et al. 2015, as in the MS-ILLM release; after ten failed draws the largest centered square.
     """
     for _ in range(10):
         area = height * width * rng.uniform(0.08, 1)

@@ -18,7 +18,7 @@ from pipeline.registry import resolve
 
 
 def run(first: str, second: str, model: str, images: str, limit: int, as_json: bool) -> str:
-    """What the user sees. first, second: an alias of the model, a run folder, or a models:/ URI."""
+    """The table or JSON for the user. first, second: an alias of the model, a run folder, or a models:/ URI."""
     names = [named(word, model) for word in (first, second)]
     found = HeldOut(images, limit)
     # not under their own names: these may be paths, or the same codec twice
@@ -54,7 +54,7 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
 
 
 def named(word: str, model: str) -> str:
-    """What a word of the command line stands for."""
+    """The artifact name that a word of the command line stands for."""
     return word if word.startswith("models:/") or "/" in word or Path(word).exists() else f"models:/{model}@{word}"
 
 

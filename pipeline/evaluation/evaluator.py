@@ -31,7 +31,7 @@ from pipeline.models.lpips import load_lpips
 class Measurement:
     """One image through one model. lpips is None without its weights, ms_ssim for sides below 176 pixels.
 
-    latent: SHA-256 of what the encoder meant the file to say (`Symbols.digest`); None for JPEG and its like.
+    latent: SHA-256 of the symbols that the encoder coded (`Symbols.digest`); None for JPEG and WebP.
     """
 
     image: str
@@ -71,10 +71,10 @@ class Evaluator:
     def measure(self, images: Iterable[tuple[str, Pixels]], count: int, folder: Path) -> None:
         """Writes `files/` and `reconstructions/` and measures all of them.
 
-        Raises: BitstreamError naming every image whose file does not decode to the latent that its encoder meant.
+        Raises: BitstreamError naming every image whose file does not decode to the latent that its encoder coded.
         """
-        for codec in self.codecs.values():  # a first use is slow, and must not count as the first codec's slowness
-            with suppress(BitstreamError):  # the images will tell, by name
+        for codec in self.codecs.values():  # the first use is slow and must not count in the first codec's time
+            with suppress(BitstreamError):  # errors are reported per image below
                 codec.decompress(codec.compress(np.zeros((64, 64, 3), np.uint8)))
         failures: list[str] = []
         console = Console(stderr=True)
@@ -181,7 +181,7 @@ def read_csv(path: Path) -> list[Measurement]:
         return TypeAdapter(list[Measurement]).validate_python(rows)
     except ValidationError as error:
         raise ArtifactError(
-            f"{path}: no table of measurements ({error.error_count()} problems); evaluate again"
+            f"{path}: not a table of measurements ({error.error_count()} problems); evaluate again"
         ) from None
 
 

@@ -24,7 +24,7 @@ def psnr_db(ours: Pixels, original: Pixels) -> float:
 def ms_ssim(ours: Pixels, original: Pixels) -> float | None:
     """Multi-scale structural similarity of 8-bit images, in [0, 1]; None if a side is shorter than 176 pixels.
 
-    Per colour channel, then averaged; odd sides are repeated to even ones between scales.
+    Per color channel, then averaged; odd sides are padded to even ones by repetition between scales.
     Source: Wang, Simoncelli and Bovik 2003; details as in the MS-ILLM release.
     """
     if min(original.shape[:2]) < MS_SSIM_MIN_SIDE:

@@ -87,7 +87,7 @@ class Synthesis(nn.Module):
 
     def __init__(self, cfg: CodecConfig):
         super().__init__()
-        self.recompute = False  # while training, forget what the residual blocks computed and do it again
+        self.recompute = False  # activation checkpointing of the residual blocks while training
         widest = cfg.channels[-1]
         self.head = nn.Sequential(  # no activation here, as published
             ChannelNorm(cfg.latent_channels),
@@ -143,7 +143,7 @@ class HyperSynthesis(nn.Sequential):
 
 
 class Codec(nn.Module):
-    """Encoder g_a, decoder g_s, hyper transforms h_a and h_s (means and scales apart), and two entropy models.
+    """Encoder g_a, decoder g_s, hyper transforms h_a and h_s (means and scales separately), and two entropy models.
 
     Source: Muckley et al. 2023 (MS-ILLM), arXiv:2301.11189; Minnen et al. 2018, arXiv:1809.02736.
     """
@@ -233,7 +233,7 @@ class Codec(nn.Module):
         return digest.digest()[:4]
 
     def medians(self) -> Tensor:
-        """Centres of the hyper-latent's symbols. Shapes: returns (1, hyper_channels, 1, 1)."""
+        """Centers of the hyper-latent's symbols. Shapes: returns (1, hyper_channels, 1, 1)."""
         return self.hyper_entropy.quantiles[:, 0, 1].detach().reshape(1, -1, 1, 1)
 
     def means_and_scales(self, z: Tensor) -> tuple[Tensor, Tensor]:

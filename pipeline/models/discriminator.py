@@ -1,4 +1,4 @@
-"""The two discriminators: one names the label of every patch or calls it fake, the other says real or fake."""
+"""The two discriminators: one classifies every patch by its label or as fake, the other as real or fake."""
 
 from typing import Annotated, Literal
 
@@ -81,30 +81,30 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:
-        """What the reconstruction pays for being seen through: a scalar."""
+        """The generator's loss: how well the discriminator recognizes reconstructions. A scalar."""
         raise NotImplementedError
 
     def real_loss(self, real_logits: Tensor, labels: Tensor) -> Tensor:
-        """What the discriminator pays for its mistakes about original crops: a scalar, to be added to `fake_loss`."""
+        """The discriminator's loss on original crops: a scalar, to be added to `fake_loss`."""
         raise NotImplementedError
 
     def fake_loss(self, fake_logits: Tensor) -> Tensor:
-        """What the discriminator pays for its mistakes about reconstructions: a scalar."""
+        """The discriminator's loss on reconstructions: a scalar."""
         raise NotImplementedError
 
     def fooling_rate(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Share of each image's patches that pass as real, and as what they are where labels count. Returns (B,)."""
+        """Share of each image's patches classified as real (by the label discriminator: as their label). Returns (B,)."""
         raise NotImplementedError
 
     def fake_rate(self, logits: Tensor) -> Tensor:
-        """Mean share of patches called fake. A scalar."""
+        """Mean share of patches classified as fake. A scalar."""
         raise NotImplementedError
 
 
 def build(
     cfg: LabelDiscriminatorConfig | PatchDiscriminatorConfig, num_labels: int, latent_channels: int
 ) -> Discriminator:
-    """The configured discriminator; the patch discriminator has no use for `num_labels`."""
+    """The configured discriminator; the patch discriminator ignores `num_labels`."""
     if isinstance(cfg, PatchDiscriminatorConfig):
         return PatchDiscriminator(cfg, latent_channels)
     return LabelDiscriminator(cfg, num_labels, latent_channels)

@@ -11,9 +11,9 @@ from typing import Any
 
 
 def _stand_in() -> ModuleType:
-    """The package CompressAI, not executed but for the two functions its entropy models ask for.
+    """The package CompressAI, not executed except for the two functions that its entropy models use.
 
-    The first look at anything else it should have executes it after all.
+    The first access to anything else executes it after all.
     """
     spec = importlib.util.find_spec("compressai")
     assert spec is not None

@@ -1,6 +1,6 @@
 """Weights that training starts from.
 
-PyTorch's own shrink signals from layer to layer, and a first layer that is not centred sees little but brightness, which
+PyTorch's own shrink signals from layer to layer, and a first layer that is not centered sees little but brightness, which
 ChannelNorm takes away: training then spends hundreds of steps at a constant image.
 """
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from pipeline.models.codec import Codec
 from pipeline.models.labeler import Labeler
 
-# "he": ours, centred on mid-grey; "pytorch": torch's own, as in the release
+# "he": ours, centered on mid-gray; "pytorch": torch's own, as in the release
 Init = Literal["he", "pytorch"]
 MID_GREY = 0.5
-# of the codec's last layer: the first image is nearly grey, and not noise that would have to be unlearned
+# of the codec's last layer: the first image is nearly gray, and not noise that would have to be unlearned
 LAST_LAYER = 0.1
 
 
 @torch.no_grad()
 def he_labeler(labeler: Labeler) -> None:
-    """He's initialisation of every convolution, with the first and the last layer centred on mid-grey.
+    """He's initialization of every convolution, with the first and the last layer centered on mid-gray.
 
     Source: He et al. 2015, arXiv:1502.01852.
     """
@@ -31,7 +31,7 @@ def he_labeler(labeler: Labeler) -> None:
 
 @torch.no_grad()
 def he_codec(codec: Codec) -> None:
-    """He's initialisation of analysis and synthesis, centred on mid-grey; the hyperprior keeps PyTorch's.
+    """He's initialization of analysis and synthesis, centered on mid-gray; the hyperprior keeps PyTorch's.
 
     Source: He et al. 2015, arXiv:1502.01852.
     """
@@ -58,7 +58,7 @@ def fan_in(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
 
 
 def _centre(first: nn.Module, last: nn.Module) -> None:
-    """Makes mid-grey the zero of the first layer, and what the last layer gives for zeros."""
+    """Makes mid-gray the zero of the first layer, and what the last layer gives for zeros."""
     assert isinstance(first, nn.Conv2d)
     assert isinstance(last, nn.Conv2d)
     assert first.bias is not None

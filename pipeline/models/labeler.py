@@ -26,7 +26,7 @@ class LabelerConfig(Config):
 
 
 class LabelerOutput(NamedTuple):
-    """x_hat (B, 3, H, W); z and codes (B, code_dim, H/8, W/8) unit vectors before and after quantisation; labels (B, H/8, W/8)."""
+    """x_hat (B, 3, H, W); z and codes (B, code_dim, H/8, W/8) unit vectors before and after quantization; labels (B, H/8, W/8)."""
 
     x_hat: Tensor
     z: Tensor
@@ -150,7 +150,7 @@ class Labeler(nn.Module):
         """Shapes: x (B, 3, H, W) in [0, 1], H and W multiples of 8. Without `quantise` the decoder sees z itself."""
         z = self.embed(x)
         labels = self.nearest(z)
-        # an embedding and no index, whose gradient several CPU threads would add up in any order
+        # not indexing, whose gradient several CPU threads would sum in varying order
         codes = F.embedding(labels, F.normalize(self.codebook, dim=1)).permute(0, 3, 1, 2)  # (B, code_dim, h, w)
         seen = z + (codes - z).detach() if quantise else z  # straight-through: the gradient skips the rounding
         return LabelerOutput(self.decoder(self.from_code(seen)), z, codes, labels)

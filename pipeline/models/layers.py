@@ -7,13 +7,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-Width = Annotated[
-    int, Field(gt=0, le=65536)
-]  # channels; bounded, since descriptions of networks come from strangers too
+Width = Annotated[int, Field(gt=0, le=65536)]  # channels; bounded, since descriptions of networks may be untrusted
 
 
 class ChannelNorm(nn.Module):
-    """Normalises each pixel over its channels, so results do not depend on image size.
+    """Normalizes each pixel over its channels, so results do not depend on image size.
 
     Shapes: x (B, C, H, W); returns the same.
     Source: Mentzer et al. 2020 (HiFiC), arXiv:2006.09965.

@@ -13,7 +13,7 @@ class Lpips(nn.Module):
     """LPIPS (AlexNet, v0.1) of each image pair.
 
     Shapes: x_hat, x (B, 3, H, W) in [0, 1]; returns (B,), lower is closer.
-    Feature vectors are normalised by sqrt(sum(f^2 + 1e-8)): with the usual epsilon outside the root, the gradient of an
+    Feature vectors are normalized by sqrt(sum(f^2 + 1e-8)): with the usual epsilon outside the root, the gradient of an
     all-zero feature is not a number.
     Source: Zhang et al. 2018, arXiv:1801.03924; stable root as in the MS-ILLM release.
     """

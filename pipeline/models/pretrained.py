@@ -1,4 +1,4 @@
-"""Weights other people trained: where they lie, how they are verified, where they come from. Nothing loads unverified."""
+"""Third-party weights: where they are, how they are verified, where they come from. Nothing loads unverified."""
 
 import hashlib
 import os

@@ -30,10 +30,10 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
     """Publishes the network in `file` as an artifact in `folder`; returns lines for the user.
 
     `overrides` change the architecture, which is the published one by default. Missing entropy tables are built.
-    Raises: ArtifactError if the file is no state dict of that architecture, or `folder` has an artifact.
+    Raises: ArtifactError if the file is not a state dict of that architecture, or `folder` has an artifact.
     """
     if (folder / "artifact").exists():
-        raise ArtifactError(f"{folder / 'artifact'}: is there already and never overwritten; choose another --output")
+        raise ArtifactError(f"{folder / 'artifact'}: exists already and is never overwritten; choose another --output")
     cls: type[CodecConfig] | type[LabelerConfig] = CodecConfig if kind == "codec" else LabelerConfig
     cfg = config.parse(cls, {}, overrides, "import-reference")
     try:
@@ -81,7 +81,7 @@ def export_file(artifact: Artifact, file: Path | None, names: Names, force: bool
 def _codec(cfg: CodecConfig, state: dict[str, Tensor]) -> Codec:
     codec = Codec(cfg)
     codec.load_weights(state)
-    # tables that are built from others than such quantiles never end
+    # building tables from other quantiles would never end
     quantiles = codec.hyper_entropy.quantiles
     if not all(bool(p.isfinite().all()) for p in codec.parameters()) or bool((quantiles.abs() > MAX_SYMBOL).any()):
         raise ArtifactError(

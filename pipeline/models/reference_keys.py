@@ -47,7 +47,7 @@ def import_state(file_state: Mapping[str, object], cfg: Architecture) -> Importe
     """
     inner = file_state.get("state_dict", file_state)
     if not isinstance(inner, Mapping):
-        raise ArtifactError(f"holds no state dict, but {type(inner).__name__}")
+        raise ArtifactError(f"holds a {type(inner).__name__}, expected a state dict")
     theirs = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
     ignored: list[str] = []
     if any(key.startswith("model.") for key in theirs):

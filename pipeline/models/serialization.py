@@ -33,7 +33,7 @@ def save(folder: Path, module: nn.Module, cfg: Config) -> None:
 
 
 def share_like(example: Path, file: Path) -> None:
-    """Gives a file that safetensors wrote, which only its owner may read, the rights of another one."""
+    """Gives a file that safetensors wrote, which only its owner may read, the permissions of another one."""
     shutil.copymode(example, file)
 
 
@@ -47,7 +47,7 @@ def load_codec(artifact: Artifact) -> Codec:
     try:
         checked_tables(codec)
     except ValueError as error:
-        raise ArtifactError(f"{artifact.path / WEIGHTS}: {error}; get the artifact again from who made it") from None
+        raise ArtifactError(f"{artifact.path / WEIGHTS}: {error}; get the artifact again from its source") from None
     return codec.requires_grad_(False).eval()
 
 
@@ -72,7 +72,7 @@ def _model_config(artifact: Artifact, cls: type[C]) -> C:
 def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
     """The network that `model.yaml` describes, if the weights file is large enough to fill it."""
     cfg = _model_config(artifact, cls)
-    with torch.device("meta"):  # takes no memory, whatever a stranger's file asks for
+    with torch.device("meta"):  # takes no memory, whatever an untrusted file describes
         needed = sum(p.numel() * p.element_size() for p in network(cfg).parameters())
     found = (artifact.path / WEIGHTS).stat().st_size if (artifact.path / WEIGHTS).is_file() else 0
     if needed > found:

@@ -11,9 +11,9 @@ from functools import cache
 
 @contextmanager
 def running(workers: int | None = None) -> Iterator[None]:
-    """Ray is up inside. workers: processors of a Ray of our own, by default all.
+    """Ray is running within it. workers: processors of a Ray of our own, by default all.
 
-    Ray listens on every network interface, whatever address it is given, and runs what it is sent. So one of our own asks for
+    Ray listens on every network interface, whatever address it is given, and runs what it is sent. So one of our own requires
     a token that only this process and those it starts know. Import ray inside: it looks for the token when it is imported.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

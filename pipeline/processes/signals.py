@@ -10,18 +10,18 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO
 
-_PARENT_ENV = "ILLM_PARENT_PID"  # environment: the process whose end this one must not outlive
+_PARENT_ENV = "ILLM_PARENT_PID"  # environment: the parent process, which this one must not outlive
 _PR_SET_PDEATHSIG = 1
-# What asks a stage to save and leave: a cluster, a terminal that closes, Ctrl-C. Not SIGUSR1, whose default stays: libraries
+# On these a stage saves and exits: from a cluster, a closing terminal, Ctrl-C. Not SIGUSR1, whose default stays: libraries
 # and launchers have uses of their own for it.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 _TOGETHER = 0.3  # seconds within which SIGINTs are one Ctrl-C: a terminal sends one, and the launcher passes another on
 
 
 def handled_signals() -> list[int]:
-    """The signals of STOP, without those that this process was started to ignore, as under nohup.
+    """`STOP_SIGNALS` without those that this process was started to ignore, as under nohup.
 
-    SIGUSR2 counts nevertheless: job scripts let it be ignored until the stage listens.
+    SIGUSR2 is always included: job scripts ignore it until the stage handles it.
     """
     ignorable = (signal.SIGHUP, signal.SIGINT)
     return [number for number in STOP_SIGNALS if number not in ignorable or signal.getsignal(number) != signal.SIG_IGN]
@@ -56,7 +56,7 @@ def clean_up_when_interrupted() -> None:
 
 @contextmanager
 def forward_signals(pids: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
-    """Within it, the signals that ask to stop go to the processes that are there then; gives the signals that came."""
+    """Within it, stop signals are forwarded to the processes that `pids` returns; yields the signals that were received."""
     received: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -74,7 +74,7 @@ def forward_signals(pids: Callable[[], Iterable[int]]) -> Iterator[list[int]]:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], log: IO[str] | None = None) -> tuple[int, list[int]]:
-    """Runs a command to its end, in our environment and that; gives its exit code and the signals that were passed on to it.
+    """Runs a command in this process's environment plus `environment`; returns its exit code and the signals forwarded to it.
 
     log: gets its output. Unlike `subprocess.run`, this lets it save when Ctrl-C is pressed.
     """
@@ -84,23 +84,23 @@ def run(command: Sequence[str], environment: Mapping[str, str], log: IO[str] | N
 
 
 def die_with_parent_env() -> dict[str, str]:
-    """Environment of a process that gets SIGTERM when this one is gone."""
+    """Environment of a child process that gets SIGTERM when this one ends."""
     return {_PARENT_ENV: str(os.getpid())}
 
 
 def die_with_parent() -> None:
-    """Does what `tied` asked for; on Linux."""
+    """Has the kernel send SIGTERM when the parent ends, if `die_with_parent_env` asked for it; on Linux."""
     parent = os.environ.pop(_PARENT_ENV, "")
     if parent:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != int(parent):  # it ended before
+            if os.getppid() != int(parent):  # it has ended already
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, the signals of `process.STOP` only raise a flag; gives a function that reads the flag.
+    """Within it, `STOP_SIGNALS` only set a flag; yields a function that reads it.
 
     A second one changes nothing; the third Ctrl-C raises KeyboardInterrupt, and what was not saved is lost.
     """

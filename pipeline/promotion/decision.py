@@ -1,4 +1,4 @@
-"""Judges a codec for promotion: its gates, and the champion side by side with it on the same images."""
+"""Evaluates a codec for promotion: its gates, and the champion side by side with it on the same images."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class PromotionConfig(Config):
 
 @dataclass
 class Decision:
-    """What is decided on, and the verdicts."""
+    """The candidate, the champion and the verdicts."""
 
     codec: Artifact
     evaluation: Artifact
@@ -151,8 +151,8 @@ def _measure(
 def _undecodable(
     cfg: PromotionConfig, codec: ImageCodec, evaluation: Artifact, images: EvaluatedImages, rows: Rows
 ) -> GateResult:
-    """Whether the evaluation's files decode here to the latent that their encoder meant, and to the pixels that were
-    measured, but for rounding: another number of threads or another processor sums in another order.
+    """Whether the evaluation's files decode here to the latent that their encoder coded, and to the pixels that were
+    measured, except for rounding: another number of threads or another processor sums in another order.
     """
     meant = {row.image: row.latent for row in rows}
     bad = []
@@ -185,7 +185,9 @@ def _bitstream(cfg: PromotionConfig, ours: ImageCodec, theirs: ImageCodec | None
 
 def _check_known(cfg: PromotionConfig, measured: list[str], models: set[str]) -> None:
     problems = [
-        f"gates: {name} was not measured; there is {', '.join(measured)}" for name in cfg.gates if name not in measured
+        f"gates: {name} was not measured; expected one of {', '.join(measured)}"
+        for name in cfg.gates
+        if name not in measured
     ]
     problems += [
         f"against_champion: {name}: expected one of {', '.join(gates.RELATIVE)}"
@@ -194,7 +196,7 @@ def _check_known(cfg: PromotionConfig, measured: list[str], models: set[str]) ->
     ]
     families = (*cfg.bd_rate.ours, *cfg.bd_rate.theirs) if cfg.bd_rate else ()
     problems += [
-        f"bd_rate: {name} was not evaluated; there is {', '.join(sorted(models))}"
+        f"bd_rate: {name} was not evaluated; expected one of {', '.join(sorted(models))}"
         for name in families
         if name not in models
     ]

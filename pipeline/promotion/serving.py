@@ -19,7 +19,7 @@ MAX_PIXELS = "ILLM_SERVE_MAX_PIXELS"
 
 
 def most_pixels() -> int:
-    """33 megapixels, unless the environment says otherwise: requests are answered side by side and share the memory."""
+    """33 megapixels, unless the environment says otherwise: concurrent requests share the memory."""
     return int(os.environ.get(MAX_PIXELS) or 2**25)
 
 
@@ -32,7 +32,7 @@ def _check_size(height: int, width: int) -> None:
 
 
 class FileCodec:
-    """Turns files into files; the network is loaded when the first comes."""
+    """Turns files into files; the network is loaded with the first one."""
 
     def __init__(self, folder: str):
         self._folder = folder

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, RegistryChanged
+from pipeline.log import logger
 from pipeline.registry.alias_log import HISTORY, Action, AliasChange, claim, end, log_run, offered, read, version_stack
 from pipeline.text import printable
 from pipeline.tracking import store
@@ -179,7 +180,7 @@ def _wait_for_pending(client: "MlflowClient", name: str, log: str, alias: str) -
                 _set(client, name, previous_of(alias), _before_top(read(client, log, alias)))
         else:
             if not waiting:
-                print(
+                logger.info(
                     f"waiting for a change of {name}@{alias} that {printable(last.who)} began at {printable(last.when)}, "
                     f"{CLAIM_TIMEOUT_S:.0f} s at most"
                 )

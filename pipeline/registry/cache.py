@@ -1,7 +1,7 @@
 """What registries said and what came from them: a folder per store, below the user's cache folder.
 
-It holds `names/` (what a name stood for when it was last asked), `DIGEST.lineage.json` and `DIGEST/`, a codec's artifact.
-An entry that is damaged, or of another store, is as good as none. Where nothing can be written, nothing is kept.
+It holds `names/` (what a name stood for when it was last looked up), `DIGEST.lineage.json` and `DIGEST/`, a codec's artifact.
+An entry that is damaged, or of another store, is ignored. Where nothing can be written, nothing is kept.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Version:
 
 
 def folder() -> Path:
-    """Of the present store: `registry/` and a digest of the store's address, below $ILLM_CACHE or ~/.cache/illm."""
+    """Of the current store: `registry/` and a digest of the store's address, below $ILLM_CACHE or ~/.cache/illm."""
     from pipeline.storage import cache
 
     return cache.home() / "registry" / hashlib.sha256(store.identity().encode()).hexdigest()[:16]
@@ -45,7 +45,7 @@ def remember(uri: str, version: Version) -> None:
 
 
 def recall(uri: str) -> tuple[str, Version] | None:
-    """When this store was last asked for a name, and what it stood for; None if that is not known."""
+    """When a name was last looked up in this store, and what it stood for; None if that is not known."""
     try:
         known = json.loads(_record(uri).read_text(encoding="utf-8"))
         asked, of = str(known.pop("asked")), known.pop("store")

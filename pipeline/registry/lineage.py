@@ -1,6 +1,6 @@
 """From an artifact back to the shards: every ancestor, by digest, and how far it could be verified here.
 
-A manifest's digest covers its files' digests and its parents' digests, so a chain of manifests vouches for itself: it needs
+A manifest's digest covers its files' digests and its parents' digests, so a chain of manifests verifies itself: it needs
 no server, and manifests may come from anywhere (the run folders here, or the copy packed with a registered version).
 """
 

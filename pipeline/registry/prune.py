@@ -23,7 +23,7 @@ DEPTH = 6  # folders below the given one in which runs are looked for
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that may go, and why."""
+    """A folder that can be removed, and why."""
 
     path: Path
     reason: str
@@ -31,12 +31,12 @@ class Leftover:
 
 
 def find(folder: Path, older_than_days: float) -> list[Leftover]:
-    """What may go below `folder`, if nothing in it changed for so long.
+    """What can be removed below `folder`, if nothing in it has changed for this long.
 
     Kept are: unfinished runs with their checkpoints, inputs and trials, and every artifact that a registered version was made from,
     evaluated with or promoted by, whatever its age.
 
-    Raises: ArtifactError if there is no such folder; TrackingError if the registry cannot be asked, since then all is kept.
+    Raises: ArtifactError if there is no such folder; TrackingError if the registry is unavailable; then nothing is listed.
     """
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; expected the one that holds the runs, for instance runs")
@@ -48,7 +48,7 @@ def find(folder: Path, older_than_days: float) -> list[Leftover]:
     unfinished = {place for place in places if place not in finished}
     for place, manifest in finished.items():
         if unfinished.intersection(place.parents):
-            continue  # a trial of a sweep that goes on
+            continue  # a trial of an unfinished sweep
         if manifest.digest not in needed:
             found.append((place / "artifact", f"{manifest.kind}: no registered version and no unfinished run needs it"))
         found += [(place / name, "of a finished run") for name in ("checkpoints", "work") if (place / name).is_dir()]
@@ -71,7 +71,7 @@ def as_text(leftovers: list[Leftover]) -> str:
 
 
 def remove(leftovers: list[Leftover]) -> None:
-    """Removes them. An artifact loses its manifest first, so that what is half removed is no artifact."""
+    """Removes them. An artifact loses its manifest first, so that what is half removed is not an artifact."""
     for leftover in leftovers:
         (leftover.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(leftover.path)
@@ -116,7 +116,7 @@ def _size(path: Path) -> tuple[int, float]:
     """Bytes below a folder, and when anything in it last changed."""
     found = []
     for entry in [path, *path.rglob("*")]:
-        with suppress(FileNotFoundError):  # somebody works there
+        with suppress(FileNotFoundError):  # removed by another process meanwhile
             found.append(entry.lstat())
     return sum(s.st_size for s in found if not stat.S_ISDIR(s.st_mode)), max(
         (s.st_mtime for s in found), default=time.time()

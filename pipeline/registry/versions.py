@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts.artifact import Artifact, digest_of
 from pipeline.artifacts.manifest import MANIFEST, Manifest
 from pipeline.errors import ArtifactError, TrackingError
+from pipeline.log import logger
 from pipeline.registry import aliases, cache
 from pipeline.registry.cache import DIGEST
 from pipeline.registry.cache import Version as Version
@@ -30,7 +30,7 @@ _URI = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<alias>[A-Za-z0-9_-]
 def register(name: str, package: Path, artifact: Artifact, run_id: str, tags: dict[str, str], about: str) -> Version:
     """Uploads a package to its tracked run and makes it the next version of a model.
 
-    The same codec is one version: what an interrupted promotion registered, or a challenger's, is taken again.
+    The same codec is one version: what an interrupted promotion registered, or a challenger's, is reused.
     """
     client = store.client()
     with store.mlflow_errors("register a model"):
@@ -57,7 +57,7 @@ def tag(version: Version, tags: dict[str, str]) -> None:
 def find(uri: str) -> Version:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for.
 
-    If the store cannot be reached: the one it stood for when it was last asked here, with a warning.
+    If the store is unavailable: the one found at the last successful look-up on this machine, with a warning.
 
     Raises: ArtifactError if the URI is malformed or nothing is registered under it; TrackingError.
     """
@@ -143,12 +143,12 @@ def _ask(client: "MlflowClient", name: str, alias: str | None, number: str) -> "
 
 
 def _remembered(uri: str, reason: str) -> Version:
-    """What this store said of a name when it was last asked here, with a warning. Raises: TrackingError if it never was."""
+    """The version found at the last successful look-up, with a warning. Raises: TrackingError if there was none."""
     known = cache.recall(uri)
     if known is None:
         raise TrackingError(f"{uri}: {reason}; try again, or correct MLFLOW_TRACKING_URI") from None
     asked, version = known
-    print(f"warning: {reason}; {uri} is taken as of {printable(asked)}", file=sys.stderr)
+    logger.warning(f"{reason}; using {uri} as of {printable(asked)}")
     return version
 
 
@@ -189,7 +189,7 @@ def _get(uri: str, version: Version, name: str, folder: Path) -> Path:
         found = mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/{name}", dst_path=str(folder))
     except Exception as error:  # artifact stores raise errors of their own kinds
         raise TrackingError(
-            f"{uri}: {name} cannot be had from {store.masked_uri()} ({store.first_line(error)})"
+            f"{uri}: {name} cannot be downloaded from {store.masked_uri()} ({store.first_line(error)})"
         ) from None
     return Path(found)
 

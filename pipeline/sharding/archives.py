@@ -1,6 +1,6 @@
 """The members of tar and zip archives, as places that can be read without unpacking. Archives may be hostile.
 
-Names are only ever labels: nothing is written under them. Links, devices and folders are no images.
+Names are only ever labels: nothing is written under them. Links, devices and folders are not images.
 """
 
 import tarfile
@@ -13,7 +13,7 @@ from pipeline.errors import DataError, UnreachableError
 from pipeline.storage import fetch
 from pipeline.text import reason
 
-# What another attempt would not change
+# What a retry would not change
 _FINAL = (
     tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, ImportError, FileNotFoundError,
     PermissionError,
@@ -35,8 +35,8 @@ class Member:
 def members(archive: str) -> Iterator[Member]:
     """What is in an archive, in its order; where it is damaged, one last member says so.
 
-    Raises: DataError if it is no archive, or one that has to be unpacked to be read; UnreachableError if it is
-    elsewhere and cannot be had now.
+    Raises: DataError if it is not an archive, or one that has to be unpacked to be read; UnreachableError if it is
+    remote and unavailable now.
     """
     try:
         with fetch.opened(archive) as stream:
@@ -50,14 +50,14 @@ def members(archive: str) -> Iterator[Member]:
                 )
     except DataError:
         raise
-    except Exception as error:  # of the archive, or of the store that it lies in
+    except Exception as error:  # of the archive, or of the store that it is in
         if fetch.is_url(archive) and not _is_final(error):
             raise UnreachableError(f"{archive}: cannot be reached now ({reason(error)}); try again") from None
         raise DataError(f"{archive}: not a readable archive ({reason(error)})") from None
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether another attempt to open a remote archive would end in the same way."""
+    """Whether a retry of opening a remote archive would fail in the same way."""
     # fsspec says "not found" of a server that does not answer, too
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     status = getattr(cause, "status", None)  # of aiohttp's errors
@@ -103,7 +103,7 @@ def _zip(stream: BinaryIO) -> Iterator[Member]:
 
 
 def _zip_data_offset(stream: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after its own header, whose length the directory does not tell."""
+    """Where a member's bytes begin: after its own header, whose length the directory does not hold."""
     stream.seek(entry.header_offset)
     header = stream.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":

@@ -15,7 +15,7 @@ _FREQUENCIES = np.cos(np.pi * np.arange(_LOW)[:, None] * (2 * np.arange(_SIDE) +
 
 
 def perceptual_hash(pixels: Pixels) -> int:
-    """Which of the 64 lowest frequencies of the image, scaled to 32x32 and grey, lie above their median.
+    """Which of the 64 lowest frequencies of the image, scaled to 32x32 and gray, lie above their median.
 
     Source: the pHash of Zauner 2010, with the constant term left out of the median.
     """
@@ -26,7 +26,7 @@ def perceptual_hash(pixels: Pixels) -> int:
 
 
 def _grey(pixels: Pixels) -> Image.Image:
-    """Made in bands: Pillow takes four bytes for each coloured pixel."""
+    """Made in bands: Pillow takes four bytes for each colored pixel."""
     height, width = pixels.shape[:2]
     grey, rows = Image.new("L", (width, height)), max(1, _BAND // width)
     for top in range(0, height, rows):

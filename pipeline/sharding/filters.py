@@ -171,7 +171,7 @@ def _reason(pixels: Pixels, rules: FilterConfig) -> str | None:
     if rules.max_aspect and long > rules.max_aspect * short:
         return f"too long: {width}x{height}, sides further apart than 1:{rules.max_aspect:g}"
     if rules.min_colors and (found := _colours(pixels)) < rules.min_colors:
-        return f"no photo: {found} colours, expected at least {rules.min_colors}"
+        return f"not a photo: {found} colors, expected at least {rules.min_colors}"
     return None
 
 

@@ -30,7 +30,7 @@ class Item:
 def read_item(item: Item, max_bytes: int) -> bytes:
     """The bytes of an item.
 
-    Raises: DataError if they cannot be had, or are more than `max_bytes`.
+    Raises: DataError if they cannot be read, or are more than `max_bytes`.
     """
     if item.problem:
         raise DataError(item.problem)

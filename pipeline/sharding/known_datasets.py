@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from pipeline.data.images import SUFFIXES, decode
 from pipeline.errors import DataError
+from pipeline.log import logger
 from pipeline.sharding.items import Item, read_item
 
 # SHA-256 of the RGB pixels, row by row, of Kodak's images: its first 16 hex digits
@@ -57,9 +58,9 @@ DATASETS = {
     ),
     "div2k/train": DatasetSpec("DIV2K_train_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 800, _numbers(1, 800)),
     "div2k/valid": DatasetSpec("DIV2K_valid_HR.zip in data.vision.ee.ethz.ch/cvl/DIV2K", "research only", 100, _numbers(801, 900)),
-    "clic2020/professional-train": DatasetSpec(_CLIC.format("Professional_train.zip"), "Unsplash licence", 585),
-    "clic2020/professional-valid": DatasetSpec(_CLIC.format("Professional_valid.zip"), "Unsplash licence", 41),
-    "clic2020/professional-test": DatasetSpec(_CLIC.format("Professional_test.zip"), "Unsplash licence", 250),
+    "clic2020/professional-train": DatasetSpec(_CLIC.format("Professional_train.zip"), "Unsplash license", 585),
+    "clic2020/professional-valid": DatasetSpec(_CLIC.format("Professional_valid.zip"), "Unsplash license", 41),
+    "clic2020/professional-test": DatasetSpec(_CLIC.format("Professional_test.zip"), "Unsplash license", 250),
     "clic2020/mobile-train": DatasetSpec(_CLIC.format("Mobile_train.zip"), "as given by CLIC", 1048),
     "clic2020/mobile-valid": DatasetSpec(_CLIC.format("Mobile_valid.zip"), "as given by CLIC", 61),
     "clic2020/mobile-test": DatasetSpec(_CLIC.format("Mobile_test.zip"), "as given by CLIC", 178),
@@ -73,7 +74,7 @@ DATASETS = {
 
 
 def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
-    """Compares what a source holds with what its recipe expects; prints the difference.
+    """Compares what a source holds with what its recipe expects; warns of a difference if `allow_missing`.
 
     Raises: DataError if something is missing or another image, unless `allow_missing`.
     """
@@ -88,7 +89,7 @@ def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
     if recipe.folders and (flat := [i.name for i in images if len(PurePosixPath(i.name).parts) < 2]):
         problems.append(f"{len(flat)} images are in no class folder: {_some(flat)}")
     if recipe.names and (others := [stem for stem in stems if stem not in set(recipe.names)]):
-        problems.append(f"{len(others)} are no part of it: {_some(others)}")
+        problems.append(f"{len(others)} are not part of it: {_some(others)}")
     changed = [item.name for item in images if _differs(item, recipe)]
     if changed:
         problems.append(f"{len(changed)} are other images under the same name: {_some(changed)}")
@@ -97,7 +98,7 @@ def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
     message = f"recipe {name}: {'; '.join(problems)}; get it from {recipe.where} ({recipe.terms})"
     if not allow_missing:
         raise DataError(f"{message}; or accept it with allow_missing: true")
-    print(f"warning: {message}")
+    logger.warning(message)
 
 
 def _differs(item: Item, recipe: DatasetSpec) -> bool:

@@ -15,7 +15,7 @@ FILE = "items.jsonl"
 
 
 def found(places: Iterable[Source]) -> list[Item]:
-    """What the sources hold, after the checks of their recipes. Raises: DataError if a source or a recipe is no good."""
+    """What the sources hold, after the checks of their recipes. Raises: DataError if a source or a recipe is invalid."""
     return [item for source in places for item in _checked(source)]
 
 
@@ -24,7 +24,7 @@ def _checked(source: Source) -> list[Item]:
     if source.known_dataset is not None:
         if source.known_dataset not in known_datasets.DATASETS:
             raise DataError(
-                f"no recipe is called {source.known_dataset!r}; there are {', '.join(known_datasets.DATASETS)}"
+                f"unknown recipe {source.known_dataset!r}; expected one of {', '.join(known_datasets.DATASETS)}"
             )
         known_datasets.check(source.known_dataset, items, source.allow_missing)
     return items

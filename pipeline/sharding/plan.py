@@ -26,7 +26,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of what the shard's bytes follow from."""
+        """Digest of everything that determines the shard's bytes."""
         rows = [f"{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}" for photo, _ in self.photos]
         return hashlib.sha256("\n".join([self.store, *rows]).encode()).hexdigest()
 

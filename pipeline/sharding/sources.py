@@ -27,7 +27,7 @@ LISTS = (".txt", ".csv", ".parquet")
 LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
 COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
 
-# What packages ship: the colour images (of the stereo pair, one view), and a wheel of all hues, which these few lack
+# What packages ship: the color images (of the stereo pair, one view), and a wheel of all hues, which these few lack
 _SAMPLES: dict[str, dict[str, list[str]]] = {
     SAMPLES: {
         "skimage": [
@@ -133,7 +133,7 @@ def _one(name: str, source: Source) -> Iterator[Item]:
 def _one_of_many(name: str, source: Source) -> Iterator[Item]:
     """Likewise; an unreadable archive among other files is refused like an image.
 
-    Raises: UnreachableError for one that cannot be had now, since what is refused here is never tried again.
+    Raises: UnreachableError for one that is unavailable now, since what is refused here is never retried.
     """
     try:
         yield from _one(name, source)
@@ -148,12 +148,12 @@ def _item(name: str, source: Source, problem: str = "") -> Item:
 
 
 def _label(name: str) -> str:
-    """What to call a file in tables that everybody reads: without what a signed URL gives away or a terminal obeys."""
+    """What to call a file in public tables: without the secrets of a signed URL, and without control characters."""
     return printable(redaction.masked(name))
 
 
 def _forbidden(name: str, path: str) -> str:
-    """Why an entry of the list at `path`, which a stranger may have written, is not opened; "" if it is."""
+    """Why an entry of the list at `path`, which may be untrusted, is not opened; "" if it is."""
     scheme, remote = name.partition("://")[0].lower(), is_url(name)
     if remote and scheme not in LISTED and not name.startswith(f"{path.rpartition('/')[0]}/"):
         return f"a list may not name {scheme}:// URLs, only {', '.join(f'{known}://' for known in LISTED)}"
@@ -204,7 +204,7 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file"), str(path.absolute())
     try:
         return fetch.open_remote(url)
-    except (ImportError, ValueError) as error:  # a protocol that needs another package, or that nobody knows
+    except (ImportError, ValueError) as error:  # a protocol that needs another package, or an unknown one
         raise DataError(f"{url}: {reason(error)}") from None
 
 

@@ -24,7 +24,7 @@ from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
 
 def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
-    """Writes a tar and its table into `folder`; their bytes follow from the plan alone. Done before: does nothing.
+    """Writes a tar and its table into `folder`; their bytes follow from the plan alone. Does nothing if they exist.
 
     Returns: the shard, or the photos whose files changed or vanished since they were examined: then nothing is written.
     """
@@ -83,7 +83,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
 
 
 def _original(photo: AcceptedImage, item: Item, plan: Plan) -> bytes | None:
-    """The bytes that were examined; None if they are no longer there. Raises: UnreachableError if a server is gone."""
+    """The bytes that were examined; None if they are no longer there. Raises: UnreachableError if a server is unavailable."""
     spooled = Path(plan.spool) / photo.sha256
     try:
         content = spooled.read_bytes() if spooled.is_file() else read_item(item, plan.max_bytes)

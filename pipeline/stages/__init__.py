@@ -12,14 +12,14 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class About:
-    """A stage's module, the kind of artifact that it publishes, and what that is for people."""
+    """A stage's module, the kind of artifact that it publishes, and a description of that."""
 
     module: str
     makes: Kind
     output: str
 
 
-# In the order of the pipeline. Modules are imported when asked for: they pull in torch.
+# In the order of the pipeline. Modules are imported on demand: they pull in torch.
 TABLE = {
     "shard": About("pipeline.stages.shard", "shards", "a 'shards' artifact: WebDataset tars, tables, index"),
     "vqvae": About("pipeline.stages.vqvae", "labeler", "a 'labeler' artifact"),

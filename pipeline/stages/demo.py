@@ -21,7 +21,7 @@ FIRST, SECOND = "promote-pretrained", "promote"  # run folders of the two promot
 
 
 class StageFailed(UserError):
-    """A stage's command ended with an error that it has already told."""
+    """A stage's command ended with an error that it has already printed."""
 
     def __init__(self, stage: str, code: int):
         super().__init__(

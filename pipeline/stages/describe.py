@@ -23,7 +23,7 @@ C = TypeVar("C", bound=Config)
 
 
 def describe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Everything `illm describe` tells, as plain data.
+    """Everything `illm describe` shows, as plain data.
 
     Raises: ConfigError if the file does not name its stage or does not fit it.
     """
@@ -83,7 +83,7 @@ class _Networks:
         return {name: _count([part]) for name, part in self.parts.items()}
 
     def multiply_adds(self) -> dict[str, float]:
-        """Forward, per image pixel; the labeler's as in labelling: its encoder."""
+        """Forward, per image pixel; the labeler's as in labeling: its encoder."""
         x = torch.empty(1, 3, 256, 256, device="meta")
         calls: dict[str, Callable[[], object]] = {}
         if self.codec is not None:
@@ -127,7 +127,7 @@ class _Networks:
         )
 
     def _architecture(self, path: Path, role: Literal["codec", "labeler"], made_by: str, kind: type[C]) -> C:
-        """The config's own architecture, or its input artifact's; where that is not there yet, the one that the config
+        """The config's own architecture, or its input artifact's; if that does not exist yet, the one that the config
         beside this one would make."""
         own = getattr(self.cfg, role)
         if isinstance(own, kind):

@@ -16,6 +16,7 @@ from pipeline.evaluation.anchors import Anchor
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.report import print_table
+from pipeline.log import logger
 from pipeline.models import pretrained, serialization
 from pipeline.registry import resolve
 from pipeline.tracking.run import tracked_run
@@ -51,7 +52,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     }
     given = run_folder.Inputs(named | images.parents, facts)
     with ownership.held(folder) as still_ours:
-        # another process may have finished the run while this one waited for it to leave
+        # another process may have finished the run while this one waited for it to exit
         if done := run_folder.finished(folder, cfg):
             return done
         run_folder.claim(folder, cfg, given)
@@ -68,7 +69,7 @@ def _evaluate(
 ) -> Path:
     for name in pretrained.FILES:
         if pretrained.find(name) is None:
-            print(pretrained.how_to_get(name))
+            logger.warning(pretrained.how_to_get(name))
     with tracked_run("evaluate", folder, cfg, given) as tracker:
         for uri, shards in images.parents.values():
             tracker.dataset(uri, shards, "evaluation")

@@ -61,7 +61,7 @@ class StageConfig(TrainingConfig):
         if self.needs_labels and self.labeler is None:
             raise ValueError("the label discriminator needs labeler=, a 'labeler' artifact")
         if self.frozen_cache_mb and not self.data.fixed_crops:
-            raise ValueError("frozen_cache_mb needs data.fixed_crops=true: other crops never come again")
+            raise ValueError("frozen_cache_mb needs data.fixed_crops=true: other crops never repeat")
         return self
 
 
@@ -85,7 +85,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
 
 
 class FrozenOutputs(NamedTuple):
-    """What the frozen networks make of crops: labels (B, H/8, W/8), y_hat (B, latent_channels, H/16, W/16), bits (B,)."""
+    """Outputs of the frozen networks for crops: labels (B, H/8, W/8), y_hat (B, latent_channels, H/16, W/16), bits (B,)."""
 
     labels: Tensor
     y_hat: Tensor
@@ -93,7 +93,7 @@ class FrozenOutputs(NamedTuple):
 
 
 class FrozenOutputCache:
-    """What the frozen networks made of crops that come again, in the host's memory, until that is full.
+    """The frozen networks' outputs for crops that repeat, in the host's memory, until that is full.
 
     A batch is found or computed whole: results of a batch of another size could differ in their last bits.
     """
@@ -161,9 +161,9 @@ class GanTask:
         return {f"train/{name}": value for name, value in metrics.items()}
 
     def _encode_and_label(self, part: Batch) -> FrozenOutputs:
-        """What the frozen networks make of a part of the batch: of all crops, or of those that are reconstructed.
+        """Outputs of the frozen networks for a part of the batch: of all crops, or of those that are reconstructed.
 
-        The real half needs its latent too, as the discriminator's context, but nobody needs it decoded.
+        The real half needs its latent too, as the discriminator's context, but not its reconstruction.
         """
         stride = 1 if self.adversary else 2
         x, images = part.x[::stride], part.images[::stride]
@@ -177,7 +177,7 @@ class GanTask:
     def _reconstruct(
         self, part: Batch, seen: FrozenOutputs, learns: bool, share: float, last: bool
     ) -> dict[str, Tensor]:
-        """Reconstructions and what both networks pay for them, over one part of the batch, which counts with its share."""
+        """Reconstructions and both networks' losses on them, over one part of the batch, which counts with its share."""
         stride = 2 if self.adversary else 1
         x, y_hat, bits = part.x[0::2], seen.y_hat[0::stride], seen.bits[0::stride]
         with self.generator.accumulate(last), torch.set_grad_enabled(learns):
@@ -196,13 +196,13 @@ class GanTask:
         return {name: value.detach() for name, value in metrics.items()}
 
     def labels(self, x: Tensor) -> Tensor:
-        """Labels of an image's patches, zeros where nobody asks for them. Shapes: x (B, 3, H, W); returns (B, H/8, W/8)."""
+        """Labels of an image's patches, zeros where no loss needs them. Shapes: x (B, 3, H, W); returns (B, H/8, W/8)."""
         if self.labeler is None:
             return torch.zeros(len(x), x.shape[2] // PATCH, x.shape[3] // PATCH, dtype=torch.int64, device=x.device)
         return self.labeler.label(x)
 
     def validate(self) -> dict[str, float]:
-        """As in pretraining, and how far the discriminator believes the reconstructions."""
+        """As in pretraining, and how often the discriminator takes reconstructions for real."""
 
         def measure(x: Tensor) -> dict[str, Tensor]:
             y_hat, bits = self.codec.encode(x)
@@ -229,7 +229,7 @@ class Adversary:
         self.trainable = runtime.trainable("discriminator", self.network, optimizer, cfg.fit.steps, published=False)
 
     def fake_step(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """What the generator pays for these reconstructions, and the gradient of that at the reconstructions.
+        """The generator's loss on these reconstructions, and its gradient at the reconstructions.
 
         One forward pass serves both sides. The generator takes the gradient at its reconstructions, which touches no
         weight; the discriminator takes that of its own loss at its weights. Nothing can leak from one to the other.
@@ -260,7 +260,7 @@ class Adversary:
     @torch.no_grad()
     def fooling_rate(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor) -> Tensor:
         """Share of each reconstruction's patches that pass. Returns (B,)."""
-        self.network.eval()  # spectral norm estimates nothing anew while it is measured
+        self.network.eval()  # spectral norm's estimates stay fixed while it is measured
         fooling_rate = self.network.fooling_rate(self.network(x_hat, y_hat), labels)
         self.network.train()
         return fooling_rate

@@ -39,7 +39,7 @@ def plan(
     stage of this chain. processes: how many will train one stage.
     Raises: ConfigError that names every mistake and every input that is not there and that no earlier stage makes.
     """
-    problems = [f"stage {name!r} stands twice" for name in set(names) if list(names).count(name) > 1]
+    problems = [f"stage {name!r} appears twice" for name in set(names) if list(names).count(name) > 1]
     known = stages.STAGES[:-1]
     problems += [f"stage {name!r}: expected one of {', '.join(known)}" for name in names if name not in known]
     problems += [
@@ -90,7 +90,7 @@ def _preflight(cfg: Any, before: Sequence[str], folder: Path, processes: int) ->
             if found != marker.kind:
                 yield f"{key}: {value} is {a_kind(found)} artifact, expected {marker.kind!r}"
         except UserError as error:
-            yield f"{key}: {error}, or name {' or '.join(makers_of(marker.kind))} among the stages before"
+            yield f"{key}: {error}, or name {' or '.join(makers_of(marker.kind))} among the earlier stages"
     stage = run_folder.stage_of(cfg)
     if stage == "shard":
         yield from _missing_sources(cfg)

@@ -37,7 +37,7 @@ class FixedRate(Config):
 class TargetRate(Config):
     """A price of a bit that depends on whether the image is above the target, as published.
 
-    Where most images are easy, the realised mean stays below the target; "calibrated" mends that.
+    Where most images are easy, the realized mean stays below the target; "calibrated" corrects that.
     """
 
     kind: Literal["target"]
@@ -64,7 +64,7 @@ class CalibratedRate(Config):
 
 
 class Calibration:
-    """The price of a bit until now: part of every checkpoint.
+    """The current price of a bit: part of every checkpoint.
 
     It stays within a factor of RANGE of the first one: a price that followed a rate below its target for long could
     reach zero, from which no factor leads back.
@@ -134,7 +134,7 @@ class QuantileStep:
         self.quantiles.requires_grad_(True)
         loss = self.entropy.loss()
         (gradient,) = torch.autograd.grad(loss, [self.quantiles])
-        # of weights that are spoilt; the step is told as a bad one, and the quantiles stay numbers
+        # the weights are not finite: the step is reported as skipped, and the quantiles stay finite
         self.quantiles.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         self.quantiles.requires_grad_(False)
         self.optimizer.step()
@@ -215,7 +215,7 @@ class PretrainTask:
         return validation_means(self.runtime, self.crops, measure)["bpp"]
 
     def export(self, folder: Path) -> None:
-        # On a copy: the tables are no part of what a checkpoint of this run holds.
+        # On a copy: the tables are not part of this run's checkpoints.
         codec = Codec(self.cfg.codec)
         with self.trainable.ema_weights():
             codec.load_state_dict(self.codec.state_dict())

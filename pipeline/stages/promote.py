@@ -31,7 +31,7 @@ class StageConfig(PromotionConfig):
 
 
 def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", why: str = "") -> Path:
-    """Judges, registers, moves the alias, and publishes the decision. force: a reason to go on without the gates.
+    """Evaluates, registers, moves the alias, and publishes the decision. force: a reason to promote although gates fail.
 
     Raises: GatesNotMet naming every gate that does not hold; nothing is registered then. RegistryChanged if somebody else
     moved the alias in the meantime.
@@ -94,7 +94,7 @@ def _refusal(cfg: StageConfig, decision: Decision) -> GatesNotMet:
     total = len(decision.verdicts)
     return GatesNotMet(
         f"{cfg.codec} is not promoted; {len(decision.failed)} of {total} gates do not hold:\n{listed}\n"
-        '  --force "REASON" goes on all the same and records the reason'
+        '  --force "REASON" promotes it anyway and records the reason'
     )
 
 
@@ -149,9 +149,9 @@ def _record(cfg: StageConfig, decision: Decision, version: str, reason: str, for
 
 
 def _tags(cfg: StageConfig, decision: Decision, record: Mapping[str, Any], run_id: str) -> dict[str, str]:
-    """What the version's page shows of this promotion; the alias's own tags, so that several aliases get along."""
+    """What the version's page shows of this promotion; the alias's own tags, so that several aliases do not collide."""
     failing = ", ".join(verdict.gate for verdict in decision.failed)
-    told = f"forced; failing: {failing}" if record["forced"] else f"{len(decision.verdicts)} judged, none fails"
+    told = f"forced; failing: {failing}" if record["forced"] else f"{len(decision.verdicts)} evaluated, none fails"
     own = {key: str(record[key]) for key in ("who", "when", "why")}
     own |= {"gates": told, "decision": f"run {run_id}, artifact/decision.json"}
     own["report"] = f"run {decision.evaluation.manifest.run_id}, artifact/report.html"

@@ -1,12 +1,11 @@
 """Turns images from anywhere into WebDataset tars with an index.
 
 Two passes, each in pieces that can be done anywhere and again: every image is examined; then shards are planned, which
-depends on nothing but the images, and written. What is done is kept in `work/`, so a killed job goes on.
+depends on nothing but the images, and written. Finished pieces are kept in `work/`, so a killed job resumes.
 """
 
 import math
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import publish
 from pipeline.data.shards import SPLITS
 from pipeline.errors import DataError
+from pipeline.log import logger
 from pipeline.sharding import card, listing, writer
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import NameLists, described
@@ -134,11 +134,10 @@ def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: Tracker, still_o
 
 
 def _warn_of_few(cfg: StageConfig, count: int) -> None:
-    """Says so if there are too few validation images, unless none were asked for."""
+    """Warns of too few validation images, unless none were requested."""
     wanted = cfg.validation_fraction > 0 or any(source.split == "valid" for source in cfg.sources())
     if wanted and count < MIN_VALIDATION_IMAGES:
-        print(
-            f"warning: {count} validation image(s), too few to judge a codec by; shard more images, "
-            f"or raise validation_fraction ({cfg.validation_fraction:g}) in another run=",
-            file=sys.stderr,
+        logger.warning(
+            f"{count} validation image(s), too few to evaluate a codec on; shard more images, "
+            f"or raise validation_fraction ({cfg.validation_fraction:g}) in another run="
         )

@@ -1,6 +1,5 @@
 """What the three training stages share: inputs, run folder, tracker, loop, publication."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch, BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
+from pipeline.log import logger
 from pipeline.tracking.run import tracked_run
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
@@ -54,7 +54,7 @@ def train(
     loader.check_memory(cfg.data, share)
     with ExitStack() as held:  # on the main process, for as long as the stage runs
         still_ours = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
-        # another process may have finished the run while this one waited for it to leave
+        # another process may have finished the run while this one waited for it to exit
         if not (done := runtime.on_main(lambda: run_folder.finished(folder, cfg))):
             runtime.on_main(lambda: run_folder.claim(folder, cfg, given))
             done = _train(runtime, cfg, folder, kind, given, make_task, share, still_ours)
@@ -83,8 +83,7 @@ def _train(
     torch.manual_seed(cfg.seed)  # initial weights: the same on every process
     task = make_task(runtime, crops)
     stage = run_folder.stage_of(cfg)
-    if runtime.is_main:
-        print(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)), file=sys.stderr)
+    logger.info(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)))
     with tracked_run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.control.leaving_on_error():
         tracker.dataset(cfg.data.shards, shards, "training")
         metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)
@@ -114,7 +113,7 @@ def announcement(
         "steps": f"{cfg.fit.steps}; logs every {cfg.fit.log_every}, validates every {cfg.fit.validate_every}, "
         f"saves every {cfg.fit.checkpoint_every}",
         **given.facts,
-        "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command goes on",
+        "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command resumes",
     }
     return "\n".join([f"{stage}:", *(f"  {name:<7}{value}" for name, value in lines.items())])
 

@@ -172,7 +172,7 @@ class VqvaeTask:
 
 
 def with_noise(x: Tensor) -> Tensor:
-    """Images plus Gaussian noise of two grey levels, the same noise each time. Shapes: x (B, 3, H, W) in [0, 1]."""
+    """Images plus Gaussian noise of two gray levels, the same noise each time. Shapes: x (B, 3, H, W) in [0, 1]."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
     return (x + noise * (2 / 255)).clamp(0, 1)
 

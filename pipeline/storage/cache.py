@@ -33,7 +33,7 @@ class ShardCache:
         self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="shards")
 
     def path(self, name: str, size: int, sha256: str) -> Path:
-        """Where the file is; downloads it if it is not here. Its digest was verified when it came.
+        """Where the file is; downloads it if it is missing. Its digest is verified at download.
 
         Raises: DataError if it cannot be fetched, or is larger than the cache may be.
         """
@@ -60,7 +60,7 @@ class ShardCache:
                 continue
 
     def want(self, name: str, size: int, sha256: str) -> None:
-        """Downloads the file in the background. Failures are left to whoever reads it."""
+        """Downloads the file in the background. Failures are raised when it is read."""
 
         def go() -> None:
             with suppress(DataError, OSError):

@@ -24,7 +24,7 @@ def sha256(path: Path) -> str:
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """A plain file, whatever its name looks like, opened for reading; never waits for a pipe.
+    """A regular file, whatever its name looks like, opened for reading; never waits for a pipe.
 
     Raises: OSError if it cannot be opened or is something else, such as a FIFO, which nobody may ever write to.
     """
@@ -47,7 +47,7 @@ def _refuse_special(mode: int, path: str | Path) -> None:
 
 
 def content_of(path: Path, most: int = MAX_BYTES) -> bytes:
-    """A whole file. Raises: OSError if it has more than `most` bytes or is no plain file."""
+    """A whole file. Raises: OSError if it has more than `most` bytes or is not a regular file."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > most:
@@ -154,7 +154,7 @@ WAIT_ENV = "ILLM_FILE_WAIT_S"  # environment: how long to wait for a file that h
 
 
 def wait_for_file(*paths: Path) -> bool:
-    """Whether one of the files is there, now or within the patience."""
+    """Whether one of the files is there, now or within the timeout."""
     deadline = time.monotonic() + float(os.environ.get(WAIT_ENV) or 0)
     while not any(path.is_file() for path in paths):
         if time.monotonic() >= deadline:
@@ -162,5 +162,5 @@ def wait_for_file(*paths: Path) -> bool:
         time.sleep(0.5)
         for folder in {folder for path in paths for folder in (path.parent.parent, path.parent)}:
             if folder.is_dir():
-                list(folder.iterdir())  # to list a folder makes NFS look again
+                list(folder.iterdir())  # listing a folder makes NFS refresh its cache
     return True

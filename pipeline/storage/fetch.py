@@ -1,4 +1,4 @@
-"""Bytes from anywhere fsspec reads: with retries, and going on where a connection broke."""
+"""Bytes from anywhere fsspec reads: with retries, and resuming where a connection broke."""
 
 import io
 import random
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import requests
 
 ATTEMPTS = 5  # in a row without a single new byte
-TRAINING_ATTEMPTS = 10  # for what training cannot go on without: some three minutes
+TRAINING_ATTEMPTS = 10  # for data that training cannot continue without: about three minutes
 MAX_BREAKS = 100  # of one file
 FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
 _PROTOCOLS = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
-PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 451)  # answers that another attempt would not change
+PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 451)  # answers that a retry would not change
 
 
 class _Gone(Exception):
-    """Another attempt would not help."""
+    """A retry would not help."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def is_url(name: str) -> bool:
 
 def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The store of a URL and the file's name there. Raises: ImportError, ValueError if there is no such protocol."""
-    if url.startswith(("http://", "https://")):  # where `::` is no chain of protocols
+    if url.startswith(("http://", "https://")):  # where `::` is not a chain of protocols
         return fsspec.filesystem("http"), url
     return fsspec.core.url_to_fs(url)
 
@@ -71,7 +71,7 @@ def content(url: str, max_bytes: int = 2**30) -> bytes:
 
 
 def download(url: str, target: Path, size: int, sha256: str) -> None:
-    """Writes a file of known size and digest to `target`; goes on with what an earlier attempt left beside it.
+    """Writes a file of known size and digest to `target`; resumes from what an earlier attempt left beside it.
 
     Raises: DataError if it cannot be fetched or is another file.
     """
@@ -91,7 +91,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
 def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int = -1, attempts: int = ATTEMPTS) -> None:
     """Appends to `stream` what it lacks of a file, or of its `size` bytes at `offset`; stops beyond `max_bytes`.
 
-    Raises: UnreachableError if the file cannot be had, or the attempts are used up.
+    Raises: UnreachableError if the file is unavailable, or all attempts failed.
     """
     failures, most, version = 0, stream.seek(0, io.SEEK_END), ""
     for _ in range(MAX_BREAKS):
@@ -102,7 +102,7 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
             with _opened(url, offset + have, offset + size if size >= 0 else None, version) as opened:
                 if opened.start != offset + have:
                     if opened.start > offset:
-                        raise _Gone("the server sends another part than the one asked for")
+                        raise _Gone("the server sends another part than the one requested")
                     stream.truncate(stream.seek(0))
                 version = opened.version
                 for chunk in opened.chunks:
@@ -134,7 +134,7 @@ def _opened(url: str, start: int, end: int | None, version: str) -> Iterator[_Op
         return
     try:
         fs, path = open_remote(url)
-    except ValueError as error:  # nobody knows the protocol
+    except ValueError as error:  # an unknown protocol
         raise _Gone(reason(error)) from None
     with fs.open(path, "rb", block_size=CHUNK) as file:
         file.seek(start)

@@ -1,4 +1,4 @@
-"""Files that commands write for a user: nothing that is there is replaced unasked, and a place is checked before the work."""
+"""Files that commands write for a user: nothing is replaced unless that is requested, and a place is checked before the work."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; any name may be asked for, even one that is too long."""
+    """Whether a folder is there; any name is accepted, even one that is too long."""
     return stat.S_ISDIR(_mode(path))
 
 
@@ -79,7 +79,7 @@ def refuse_to_replace(path: Path, force: bool, inputs: Collection[tuple[int, int
 def write(path: Path | None, content: bytes, force: bool = False) -> None:
     """Writes an output. A file is replaced at once and whole, where a link leads; pipes and devices are written into.
 
-    Raises: OutputError if it came to be there since it was checked; OSError that names it; SystemExit if nobody reads.
+    Raises: OutputError if it came to be there since it was checked; OSError that names it; SystemExit if the pipe is closed.
     """
     try:
         if path is None:

@@ -1,7 +1,6 @@
 """Delivers what a run's journal holds to the MLflow store."""
 
 import json
-import sys
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import INDEXED
 from pipeline.artifacts.run_folder import RECORDS
+from pipeline.log import logger
 from pipeline.tracking import store
 from pipeline.tracking.journal import Record, StoreUnavailable
 
@@ -20,9 +20,9 @@ MAX_METRICS, MAX_PARAMS = 1000, 100  # in one call, by MLflow's rules
 
 
 def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
-    """Delivers records to MLflow, whose store ignores a metric that it has already, time and all.
+    """Delivers records to MLflow, whose store ignores an identical metric.
 
-    Raises: Away if it is to be tried again.
+    Raises: StoreUnavailable if it is to be retried.
     """
     for kind, alike in groupby(records, key=lambda record: record["kind"]):
         for part in [list(alike)] if kind == "metrics" else ([record] for record in alike):
@@ -31,9 +31,8 @@ def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
             except Exception as error:  # artifact stores raise errors of their own kinds
                 if store.is_unavailable(error):
                     raise StoreUnavailable(store.first_line(error)) from error
-                print(
-                    f"{store.masked_uri()} refused a record of run {run_id} ({store.first_line(error)}); it stays in {RECORDS}",
-                    file=sys.stderr,
+                logger.warning(
+                    f"{store.masked_uri()} refused a record of run {run_id} ({store.first_line(error)}); it stays in {RECORDS}"
                 )
 
 

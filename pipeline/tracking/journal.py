@@ -6,7 +6,6 @@ to which byte they were delivered. A thread delivers; whoever records never wait
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipeline.artifacts.run_folder import DELIVERED, RECORDS
 from pipeline.errors import NO_SPACE
+from pipeline.log import logger
 from pipeline.storage import disk
 
 BATCH_SIZE = 200  # records handed over together
@@ -91,14 +91,16 @@ class Journal:
                 self._send(records)
             except StoreUnavailable as error:
                 if not told:
-                    print(f"{self.store} is away ({error}); what it misses is kept in {self._path}", file=sys.stderr)
+                    logger.warning(
+                        f"{self.store} is unavailable ({error}); records are kept in {self._path} until it is reachable"
+                    )
                 told = True
                 if self._hurry.wait(pause):
                     self._hurry.clear()  # closing: one more try at once, then in the usual rhythm
                 pause = min(2 * pause, MAX_RETRY_S)
                 continue
             if told:
-                print(f"{self.store} is back and gets what it missed", file=sys.stderr)
+                logger.info(f"{self.store} is reachable again; the records kept meanwhile are delivered")
             pause, told = FIRST_RETRY_S, False
             self._sent = end
             with suppress(OSError):  # a full disk: then some are delivered again, and the store knows them

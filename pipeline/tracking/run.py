@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pipeline import config, redaction
 from pipeline.artifacts.artifact import Artifact
 from pipeline.artifacts.run_folder import RUN_ID_FILE, Inputs
 from pipeline.errors import Preempted, TakenOver
+from pipeline.log import logger
 from pipeline.storage import disk
 from pipeline.tracking import provenance, store
 from pipeline.tracking.delivery import send, send_params
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT = "ILLM_PARENT_RUN"  # environment: the run below which this process's run hangs
-# Seconds to wait at the end of a run for a store that is away or slow; a stopped one has to leave
+# Seconds to wait at the end of a run for a store that is unavailable or slow; a stopped run has to exit
 DELIVERY_TIMEOUT_S = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
 MAX_PARAM, MAX_TAG = 6000, 5000  # characters
 
@@ -102,7 +102,7 @@ def tracked_run(stage: str, folder: Path, cfg: config.Config, given: Inputs, ena
         status, state = "KILLED", "interrupted"
         raise
     except TakenOver as error:
-        status, state = "", str(error)  # the run goes on elsewhere: how it ends is told there
+        status, state = "", str(error)  # the run continues elsewhere, where its end is recorded
         raise
     except Exception as error:
         state = f"failed: {redaction.masked(str(error) or type(error).__name__).splitlines()[0][:300]}"
@@ -146,12 +146,12 @@ def run_group(
         yield Group(client, run_id)
         status = "FINISHED"
     finally:
-        with suppress(Exception):  # the store may be away; what the stages found out matters more
+        with suppress(Exception):  # the store may be unavailable; the stages' outcome matters more
             client.set_terminated(run_id, status)
 
 
 def deliver_rest(folder: Path) -> None:
-    """Delivers what a finished run still holds for its store."""
+    """Delivers the records of a finished run that its store does not have yet."""
     record = folder / RUN_ID_FILE
     left = undelivered(folder) if record.is_file() else 0
     if not left:
@@ -160,14 +160,14 @@ def deliver_rest(folder: Path) -> None:
     try:
         client = store.client()
     except store.NoAnswer as error:
-        print(f"{error.reason}: {_kept(left, folder)}", file=sys.stderr)
+        logger.warning(f"{error.reason}: {_kept(left, folder)}")
         return
     _close(Journal(folder, run_id, store.masked_uri(), partial(send, client, run_id)), folder, "FINISHED")
 
 
 def _close(journal: Journal, folder: Path, status: str) -> None:
     if left := journal.close(DELIVERY_TIMEOUT_S[status]):
-        print(_kept(left, folder), file=sys.stderr)
+        logger.warning(_kept(left, folder))
 
 
 def _kept(left: int, folder: Path) -> str:
@@ -200,14 +200,14 @@ def _name(stage: str, folder: Path) -> str:
 
 
 def _begun(stage: str, folder: Path, given: Inputs) -> tuple["MlflowClient", str]:
-    """The store's client, and the id of the folder's run. A run that is resumed does not wait for a server to be back."""
+    """The store's client, and the id of the folder's run. A run that is resumed does not wait for an unavailable server."""
     record = folder / RUN_ID_FILE
     try:
         client = store.client()
     except store.NoAnswer:
         if not record.is_file() or not store.is_server():
             raise
-        return store.unasked(), record.read_text().strip()  # it hears of this later
+        return store.unasked(), record.read_text().strip()  # it gets the records later
     with store.mlflow_errors("record"):
         return client, _open(client, stage, folder, _tags(stage, folder, given))
 
@@ -224,7 +224,7 @@ def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]
             return run_id
         except MlflowException as error:
             if store.is_unavailable(error):
-                return run_id  # it hears of this later
+                return run_id  # it gets the records later
         # the store was removed or changed: begin a new run
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent

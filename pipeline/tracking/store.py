@@ -5,7 +5,6 @@ import logging
 import os
 import queue
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipeline import redaction
 from pipeline.errors import RegistryChanged, TrackingError
+from pipeline.log import logger
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HOME = Path("runs")  # of the default store: runs/mlflow.db and runs/mlflow-artifacts
 ANSWER_TIMEOUT_S = 45.0  # seconds that a server has for its first answer, with all retries
-WARN_AFTER_S = 5.0  # seconds of waiting for it after which the user is told
+WARN_AFTER_S = 5.0  # seconds of waiting for it after which a message says so
 T = TypeVar("T")
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -35,8 +35,8 @@ REFUSALS = (
 COLLISIONS = ("UniqueViolation", "UNIQUE constraint failed", "duplicate key value", "Duplicate entry", "IntegrityError")
 ABOUT_RUNS = """Runs of the image codec's stages, written by `illm` (also through `make` and job scripts).
 
-- A run is named after its folder below `runs/`. Preempted and resumed, it stays one run: the tag `status` and a tag per
-  attempt tell.
+- A run is named after its folder below `runs/`. Preempted and resumed, it stays one run: see the tag `status` and one tag
+  per attempt.
 - **Parameters** are the stage's whole configuration; **tags** name the code, the machine, the command and the parents.
 - **Datasets** are the shards, by digest. **Artifacts**: `artifact/` is what the stage handed on, `provenance/` what made it.
 - Runs of one pipeline or sweep hang below its run: open the + before its name.
@@ -66,7 +66,7 @@ def page_command() -> str:
 
 
 class NoAnswer(TrackingError):
-    """The store cannot be reached, or is busy: another try may succeed."""
+    """The store cannot be reached, or is busy: a retry may succeed."""
 
     def __init__(self, reason: str):
         self.reason = reason
@@ -91,7 +91,7 @@ def is_server() -> bool:
 def client() -> "MlflowClient":
     """A client of the store at `uri()`, which has answered; created if it is a SQLite file and not there yet.
 
-    Raises: NoAnswer if a server has not answered within ANSWER seconds; TrackingError if it cannot be used at all.
+    Raises: NoAnswer if a server has not answered within ANSWER_TIMEOUT_S; TrackingError if it cannot be used at all.
     """
     database = _database()
     if database:
@@ -100,7 +100,7 @@ def client() -> "MlflowClient":
 
 
 def reader() -> "MlflowClient":
-    """Like `client`, for who only looks: makes no file and no folder.
+    """Like `client`, for reading only: creates no file and no folder.
 
     Raises: NoStore if the store would be a SQLite file that is not there.
     """
@@ -157,13 +157,11 @@ def mlflow_errors(doing: str) -> Iterator[None]:
                 f"cannot {doing} in {masked_uri()}: another process wrote the same at the same moment ({reason}); "
                 "run the same command again"
             ) from error
-        raise TrackingError(
-            f"cannot {doing} in {masked_uri()}: {reason}; mend that and run the same command"
-        ) from error
+        raise TrackingError(f"cannot {doing} in {masked_uri()}: {reason}; fix that and run the same command") from error
 
 
 def retried(write: Callable[[], object], tries: int = 5) -> None:
-    """Writes what may be written twice, again if another process wrote the same row at the same moment."""
+    """Runs an idempotent write, again if another process wrote the same row at the same moment."""
     for left in reversed(range(tries)):
         try:
             write()
@@ -203,7 +201,7 @@ def _mlflow() -> ModuleType:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the journal tries again for as long as it takes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the journal retries for as long as it takes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
     import mlflow
 
@@ -254,7 +252,7 @@ def _file(database: Path, making: bool) -> "MlflowClient":
 
 
 def _within_answer(question: Callable[[], T]) -> T:
-    """What a function returns within ANSWER seconds. A server that drips bytes keeps every shorter timeout waiting."""
+    """What a function returns within ANSWER_TIMEOUT_S. A server that drips bytes keeps every shorter timeout waiting."""
     answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -266,7 +264,7 @@ def _within_answer(question: Callable[[], T]) -> T:
     threading.Thread(target=ask, name="first answer", daemon=True).start()
     with suppress(queue.Empty):
         return _answer(*answers.get(timeout=WARN_AFTER_S))
-    print(f"waiting for {masked_uri()}, {ANSWER_TIMEOUT_S:.0f} s at most", file=sys.stderr, flush=True)
+    logger.info(f"waiting for {masked_uri()}, {ANSWER_TIMEOUT_S:.0f} s at most")
     with suppress(queue.Empty):
         return _answer(*answers.get(timeout=ANSWER_TIMEOUT_S - WARN_AFTER_S))
     raise NoAnswer(f"{masked_uri()} has not answered within {ANSWER_TIMEOUT_S:.0f} s")
@@ -280,9 +278,9 @@ def _answer(value: T | None, error: BaseException | None) -> T:
 
 @contextmanager
 def _locked(path: Path, making: bool) -> Iterator[None]:
-    """Within it nobody else makes tables. making: else the lock is only waited for, and no file is made for it."""
+    """Within it no other process makes tables. making: else the lock is only waited for, and no file is made for it."""
     with ExitStack() as stack:
-        with suppress(OSError):  # who may only read makes no tables either
+        with suppress(OSError):  # without the permission to write no tables are made either
             stream = stack.enter_context(path.open("w" if making else "r"))
             fcntl.flock(stream, fcntl.LOCK_EX if making else fcntl.LOCK_SH)
         yield

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from pipeline.tracking.journal import Journal
 
-SAMPLE_EVERY = 10.0  # seconds between two looks at the machine
+SAMPLE_EVERY = 10.0  # seconds between two samples
 
 
 class SystemMetrics:

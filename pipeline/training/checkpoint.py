@@ -1,4 +1,4 @@
-"""Checkpoints: what resumes this run. Save beside the training, find the newest good one, prune.
+"""Checkpoints: what resumes this run. Save in the background, find the newest valid one, prune.
 
 A checkpoint is a folder `checkpoints/step-000001000` with `state.pt` and a `manifest.json` that holds its digest. It is
 written under a scratch name, flushed and renamed, so a kill at any moment leaves the earlier ones as they were. Its
@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NO_SPACE
+from pipeline.log import logger
 from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
 
@@ -53,7 +53,7 @@ def save(
             os.fsync(stream.fileno())
         about = {"progress": asdict(progress), "sha256": digesting.digest.hexdigest()}
         write_atomic(scratch / "manifest.json", json.dumps(about).encode())
-        if target.exists():  # a damaged one that resume passed over
+        if target.exists():  # a damaged one that resuming skipped
             shutil.rmtree(target)
         scratch.rename(target)
     except BaseException:
@@ -66,7 +66,7 @@ def save(
 
 
 class Saver:
-    """Saves while training goes on: only the copy of the state to the host's memory is waited for.
+    """Saves in the background: training waits only for the copy of the state to the host's memory.
 
     Leaving its context lets what is being written end, so that an error that ends training costs no checkpoint, and nothing
     is written any more when the folder may be somebody else's. Only Ctrl-C does not wait.
@@ -87,10 +87,10 @@ class Saver:
             self._thread.join()
 
     def save(self, progress: TrainProgress, state: dict[str, Any], needed: bool) -> float:
-        """Begins to save a copy of `state`, after the save before has ended; returns how long training stood still, in s.
+        """Begins to save a copy of `state`, after the previous save has ended; returns how long training was blocked, in s.
 
-        Want of space is only told, unless the checkpoint is `needed`.
-        Raises: OSError if the save before failed otherwise.
+        A full disk is only a warning, unless the checkpoint is `needed`.
+        Raises: OSError if the previous save failed for another reason.
         """
         started = time.perf_counter()
         self.wait()
@@ -122,10 +122,9 @@ class Saver:
             if needed or error.errno not in NO_SPACE:
                 self._error = error
                 return
-            print(
-                f"no checkpoint at step {progress.step}: {error.strerror}; training goes on, the one before is kept. "
-                f"Free some space for {self.folder}",
-                file=sys.stderr,
+            logger.warning(
+                f"no checkpoint at step {progress.step}: {error.strerror}; training continues, the previous one is kept. "
+                f"Free some space for {self.folder}"
             )
 
 
@@ -144,7 +143,7 @@ class _Digesting:
 
 
 def on_host(state: Any) -> Any:
-    """A copy of nested dicts, lists and tensors whose tensors lie in the host's memory and are nobody else's."""
+    """A copy of nested dicts, lists and tensors whose tensors are in the host's memory and not shared."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -155,7 +154,7 @@ def on_host(state: Any) -> Any:
 
 
 def restore(folder: Path, step: int | None = None) -> tuple[TrainProgress, dict[str, Any]] | None:
-    """The newest undamaged checkpoint, or that of `step`, on the CPU; says which damaged ones it passed over."""
+    """The newest undamaged checkpoint, or that of `step`, on the CPU; warns of the damaged ones that it skipped."""
     for path in _newest_first(folder / "checkpoints") if step is None else [path_of(folder, step)]:
         try:
             about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -165,7 +164,7 @@ def restore(folder: Path, step: int | None = None) -> tuple[TrainProgress, dict[
             return progress, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
-            print(f"checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
+            logger.warning(f"checkpoint {path} is damaged ({reason}); trying the previous one")
     return None
 
 

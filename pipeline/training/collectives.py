@@ -1,7 +1,6 @@
-"""How the processes of a run meet, and what they tell each other beside the training."""
+"""How the ranks of a run connect, and the control messages that they exchange besides training."""
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +14,20 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import TrainingError
+from pipeline.log import logger
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # over the CPU, where processes wait while the main one saves or publishes
-# Of the devices' own collectives. They wait for a process whose shards are out of reach, which the loader sits out for
+# Of the devices' own collectives. They wait for a rank whose shards are unavailable, which the loader retries for
 # up to 14 minutes; that a process has died is noticed over the CPU.
 DEVICE_PATIENCE = timedelta(minutes=15)
-PULSE = 1.0  # seconds between two signs of life
-GRACE = 10.0  # seconds that a process has to leave by itself after another one died
+PULSE = 1.0  # seconds between two heartbeats
+GRACE = 10.0  # seconds that a process has to exit by itself after another one died
 
 
 class ControlGroup:
-    """What processes tell each other beside the training, over the CPU, so that no device is waited for.
+    """Control messages between ranks, over the CPU, so that no device is waited for.
 
-    A thread exchanges signs of life with the other processes. So a process leaves, too, if its main thread hangs, for
+    A thread exchanges heartbeats with the other ranks. So a process exits even if its main thread hangs, for
     instance in a copy to a device that waits for a dead process.
     """
 
@@ -41,11 +41,11 @@ class ControlGroup:
             self._listener.start()
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether any process said yes one call ago, the same on all; alone, what was just said.
+        """Whether any rank passed True one call ago, the same on all; with a single process, `flag` itself.
 
         Every call hands in a flag and takes the sum of the one before, which had a whole step to arrive. A process that
-        died is noticed here too, however long the device's own collectives would wait for it. A yes is the last word:
-        processes leave then, each in its time, and that is no death.
+        died is noticed here too, however long the device's own collectives would wait for it. After a True, the
+        ranks exit, each at its own time, which is not an error.
         Raises: TrainingError if another process is gone.
         """
         if self.size == 1:
@@ -77,8 +77,8 @@ class ControlGroup:
 
     @contextmanager
     def leaving_on_error(self) -> Iterator[None]:
-        """Within it, an error is this process's own way out: what it has to finish, such as a checkpoint that is being
-        written, is not cut off when the others, who have the same error, are gone before.
+        """Within it, this process exits by its own error: what it has to finish, such as a checkpoint that is being
+        written, is not cut off when the others, which have the same error, exit first.
         """
         try:
             yield
@@ -93,18 +93,18 @@ class ControlGroup:
             self._listener.join()
 
     def _gone(self, error: RuntimeError) -> TrainingError:
-        """The main thread knows, and leaves by itself."""
+        """The main thread knows, and exits by itself."""
         self._left.set()
         return TrainingError(_told(error))
 
     def _listen(self) -> None:
-        """Exchanges signs of life, until all processes are about to end or one of them is dead."""
+        """Exchanges heartbeats, until all processes are about to end or one of them is dead."""
         try:
             while self._num_ending() < self.size:
                 self._ending.wait(PULSE)
         except RuntimeError as error:
             if not (self._ending.is_set() or self._left.wait(GRACE)):
-                print(f"illm: {_told(error)}", file=sys.stderr, flush=True)
+                logger.critical(_told(error))
                 os._exit(TrainingError.exit_code)
 
     def _num_ending(self) -> int:

@@ -24,7 +24,7 @@ def on_cpu_by_choice() -> bool:
 def usable_gpu() -> bool:
     """Whether this process trains on a GPU.
 
-    Raises: TrainingError if there is one, or one was asked for, that torch cannot use; or fewer than local processes.
+    Raises: TrainingError if there is one, or one was requested, that torch cannot use; or fewer than local processes.
     """
     if on_cpu_by_choice():
         return False

@@ -81,12 +81,12 @@ class Trainable:
         """One optimizer step after `step` earlier ones; returns the gradient's 2-norm before clipping.
 
         A gradient that the guard refuses changes nothing, neither weights nor moments; the norm is then returned as not
-        finite. Processes agree, because they share the gradient, and nobody waits for the device to find out.
+        finite. Processes agree, because they share the gradient, and without waiting for the device.
         """
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.cfg.max_grad_norm, foreach=True)
         refused = self.guard.refuses(norm)
         self._set_learning_rate(step)
-        self.optimizer.found_inf = refused  # type: ignore[attr-defined]  # fused AdamW heeds it
+        self.optimizer.found_inf = refused  # type: ignore[attr-defined]  # fused AdamW skips the update if it is set
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self._after(norm, refused)
@@ -96,7 +96,7 @@ class Trainable:
         return nullcontext() if self.ema is None else self.ema.applied()
 
     def sync_master_weights(self) -> None:
-        """To be called after somebody else changed weights in place."""
+        """To be called after weights were changed in place from outside."""
 
     def floats(self) -> list[Tensor]:
         """Weights, buffers and averaged weights: what validation and publication may use."""
@@ -212,8 +212,8 @@ class ZeroTrainable(Trainable):
 def _settle_buckets(engine: DistributedDataParallel, weights: list[nn.Parameter]) -> None:
     """Has DDP arrange its buckets for good, with a backward pass that changes nothing.
 
-    DDP arranges them anew before the second step of every process, and more than two processes then add up gradients in
-    another order. So the first step after a resume would round otherwise than the same step of a run that went on.
+    DDP arranges them again before the second step of every process, and more than two processes then add up gradients in
+    another order. So the first step after a resume would round otherwise than the same step of an uninterrupted run.
     """
     engine.reducer.prepare_for_backward([])
     torch.autograd.backward(torch.stack([weight.sum() for weight in weights]).sum())

@@ -1,6 +1,6 @@
 """`accelerate launch` for our stages: `illm launch [options of accelerate launch] -m pipeline STAGE ...`.
 
-Two things that Accelerate's own command does not do: stop signals reach the ranks, which save and leave, and its exit code
+Two things that Accelerate's own command does not do: stop signals reach the ranks, which save and exit, and its exit code
 is theirs. So a job script can tell a preempted stage (75) from a failed one.
 """
 
@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import psutil
@@ -16,15 +15,16 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pipeline.errors import Preempted
+from pipeline.log import logger
 from pipeline.processes.signals import STOP_SIGNALS, forward_signals
 
 
 def launch(words: Sequence[str]) -> int:
     """Starts the ranks and waits for them; returns their exit code. words: what `accelerate launch` takes."""
     args = launch_command_parser().parse_args(list(words))
-    # what it says of ranks that end is told here, and by the ranks
+    # its messages about ranks that end are printed here, and by the ranks
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    # torch's launcher would answer the others by giving the ranks 30 seconds; this one is for who cannot wait
+    # on other signals torch's launcher kills the ranks after 30 seconds; SIGQUIT remains for an immediate stop
     args.signals_to_handle = "SIGQUIT"
     with forward_signals(lambda: [child.pid for child in psutil.Process().children()]) as received:
         return _launch(args, received)
@@ -45,5 +45,5 @@ def _launch(args: object, received: list[int]) -> int:
     if not own:
         told = ", ".join(f"rank {rank} by signal {-code}" for rank, code in codes.items())
         hint = "; 9 is often a lack of memory" if -signal.SIGKILL in codes.values() else ""
-        print(f"launch: ended on {os.uname().nodename}: {told}{hint}", file=sys.stderr)
+        logger.error(f"launch: ended on {os.uname().nodename}: {told}{hint}")
     return max(own, default=1)

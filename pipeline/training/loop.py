@@ -111,18 +111,18 @@ def fit(
 
 
 def _validate(task: Task, step: int) -> dict[str, float]:
-    """What validation says, the same on every process. Raises: TrainingError if it is not finite."""
+    """The metrics of a validation, the same on every process. Raises: TrainingError if it is not finite."""
     validated = task.validate()
     if wrong := [name for name, value in validated.items() if not math.isfinite(value)]:
         raise TrainingError(
-            f"validation at step {step}: {', '.join(wrong)} not finite; nothing was written, the checkpoint before is kept. "
+            f"validation at step {step}: {', '.join(wrong)} not finite; nothing was written, the previous checkpoint is kept. "
             f"{REMEDY}"
         )
     return validated
 
 
 def _save(runtime: Runtime, saver: checkpoint.Saver, progress: TrainProgress, last: bool) -> float:
-    """Begins to save, and waits for the last one to be whole; returns how long training stood still, in s."""
+    """Begins to save, and waits for the last one to complete; returns how long training was blocked, in s."""
     runtime.check_weights(progress.step)
     # the others wait for the main process over the CPU, where that may take long
     stall = runtime.on_main(partial(saver.save, progress, runtime.state_dict(), needed=last))
@@ -132,7 +132,7 @@ def _save(runtime: Runtime, saver: checkpoint.Saver, progress: TrainProgress, la
 
 
 def _resumed(runtime: Runtime, folder: Path) -> TrainProgress:
-    """Where training goes on, with the state of that moment."""
+    """Where training resumes, after loading the state of that moment."""
     if (found := _newest_checkpoint(runtime, folder)) is None:
         return TrainProgress(step=0, samples=0)
     progress, state = found

@@ -1,22 +1,21 @@
 """Means of metrics over the steps between two log lines, kept on the device."""
 
-import sys
-
 import torch
 from torch import Tensor
 
 from pipeline.errors import TrainingError
+from pipeline.log import logger
 from pipeline.training.runtime import Runtime
 
 OR_SPIKES = ", or a spike where skip_grad_spikes is set"
-REMEDY = "A lower optimizer.lr in a new run= usually mends this"
+REMEDY = "A lower optimizer.lr in a new run= usually fixes this"
 
 
 class MetricAverager:
     """Sums of metrics since they were last taken, kept on the device; values that are not finite are left out.
 
     A step with such a value is a bad one: its update changed nothing (Trainable.update). `sound` is whether the last
-    step before metrics were taken was a good one: within a row of bad ones the weights may be spoilt already, though finite.
+    step before metrics were taken was a good one: within a row of bad ones the weights may be corrupted already, though finite.
     """
 
     def __init__(self, runtime: Runtime, max_skipped_steps: int):
@@ -59,10 +58,9 @@ class MetricAverager:
                 f"were refused, and the last checkpoint from before them is kept. {REMEDY}"
             )
         means = {name: s / n for name, s, n in zip(self.names, sums, finite, strict=True) if n}
-        if bad_steps and self.runtime.is_main:
-            print(
-                f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite{OR_SPIKES}",
-                file=sys.stderr,
+        if bad_steps:
+            logger.warning(
+                f"skipped {bad_steps} of {self.count} steps before step {step}: {blamed} not finite{OR_SPIKES}"
             )
         self.count = 0
         return means | ({"train/skipped_steps": float(bad_steps)} if bad_steps else {})

@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.log import logger
+
 # name of the metric -> how it is shown
 SHOWN = {
     "train/loss": "loss {:.4g}",
@@ -75,8 +77,7 @@ class ProgressDisplay:
 
     def _line(self, text: str) -> None:
         if self.enabled:
-            self.console.print(f"{self.title}: {text}", highlight=False, soft_wrap=True)
-            sys.stderr.flush()
+            logger.info(f"{self.title}: {text}")
 
 
 class ThroughputMeter:
@@ -105,7 +106,7 @@ class ThroughputMeter:
         self.num_samples += num_samples
 
     def take(self) -> dict[str, float]:
-        """Rates since the last call. Samples of all processes; memory of this process: on the GPU, or else in all."""
+        """Rates since the last call. Samples of all processes; memory of this process: on the GPU, or else resident."""
         seconds = time.perf_counter() - self.started - self.away
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
@@ -138,9 +139,6 @@ class Profiler:
             target = self.folder / f"trace-step-{self.first}-{self.last}.json.gz"
             self.profiler.export_chrome_trace(str(target))
             costliest = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-            print(self.profiler.key_averages().table(sort_by=costliest, row_limit=12), file=sys.stderr)
-            print(
-                f"trace of steps {self.first + 1} to {self.last}: {target}; open it in https://ui.perfetto.dev",
-                file=sys.stderr,
-            )
+            logger.info(self.profiler.key_averages().table(sort_by=costliest, row_limit=12))
+            logger.info(f"trace of steps {self.first + 1} to {self.last}: {target}; open it in https://ui.perfetto.dev")
             self.profiler = None

@@ -1,7 +1,6 @@
 """Device, ranks and what all of them agree on. With engines.py and launch.py, all that imports accelerate or deepspeed."""
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import Changeable, Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
+from pipeline.log import logger
 from pipeline.training.collectives import ControlGroup, init_process_group, timeout_of
 from pipeline.training.device import Precision, settle_arithmetic, usable_gpu
 from pipeline.training.engines import Trainable, ZeroTrainable, launched_zero_stage, zero_config
@@ -66,13 +66,13 @@ class Runtime:
             backend = "nccl" if has_gpu else "gloo"
             init_process_group(backend)
             handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout_of(backend)))
-        # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision does not count.
+        # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision is ignored.
         if self.zero_stage:
             if not has_gpu and torch.cuda.is_available():
                 raise TrainingError(
                     "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
                 )
-            os.environ.pop("ACCELERATE_USE_CPU", None)  # with it Accelerate would drop DeepSpeed without a word
+            os.environ.pop("ACCELERATE_USE_CPU", None)  # with it Accelerate would silently drop DeepSpeed
             os.environ.pop(
                 "ACCELERATE_CONFIG_DS_FIELDS", None
             )  # the launch file says the stage; zero_config says the rest
@@ -165,7 +165,7 @@ class Runtime:
     def check_weights(self, step: int) -> None:
         """Looks at every weight of every trained network, and waits for the device; all processes call it together.
 
-        Says if processes hold different bits, which they do where a device computes wrongly or is of another kind.
+        Warns if ranks hold different bits, which happens where a device computes wrongly or is of another kind.
         Raises: TrainingError if a weight is not finite.
         """
         held = [value for part in self._stateful.values() if isinstance(part, Trainable) for value in part.floats()]
@@ -174,11 +174,11 @@ class Runtime:
         everyones = self.gather(torch.cat([finite[None], digests])[None]).cpu()  # (processes, 1 + tensors)
         if not everyones[:, 0].all():
             raise TrainingError(
-                f"weights are not finite at step {step}; no checkpoint was written, the one before is kept. "
-                "A lower optimizer.lr in a new run= usually mends this"
+                f"weights are not finite at step {step}; no checkpoint was written, the previous one is kept. "
+                "A lower optimizer.lr in a new run= usually fixes this"
             )
-        if self.is_main and (everyones != everyones[0]).any():
-            print(f"processes hold different weights at step {step}; the main process's are saved", file=sys.stderr)
+        if (everyones != everyones[0]).any():
+            logger.warning(f"ranks hold different weights at step {step}; those of rank 0 are saved")
 
     def place(self, module: nn.Module) -> nn.Module:
         """`module` on this device, its 4-d weights in the memory layout that convolutions like best."""
@@ -209,7 +209,7 @@ class Runtime:
         return everyones
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returned on the main process, on every process; what a user can mend is raised on all."""
+        """What `action` returned on the main process, on every process; a user's error is raised on all."""
         if self.num_processes == 1:
             return action()
         box: list[Any] = [None, None]
@@ -248,7 +248,7 @@ class Generators:
 
 
 def mix_seed(seed: int, number: int) -> int:
-    """A 63-bit seed from two numbers; neighbouring inputs give unrelated seeds (splitmix64's finaliser)."""
+    """A 63-bit seed from two numbers; neighboring inputs give unrelated seeds (splitmix64's finalizer)."""
     value = (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) % 2**64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64

@@ -147,7 +147,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
 try:
     codec.compress(np.zeros((2048, 2048, 3), np.uint8))
 except BitstreamError as error:
-    sys.exit(0 if "more than this process may have" in str(error) else 3)
+    sys.exit(0 if "more than this process may allocate" in str(error) else 3)
 sys.exit(4)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

@@ -75,7 +75,7 @@ def test_two_photos_of_a_shells_glob_are_both_compressed_and_both_kept(there, co
 
 @pytest.mark.parametrize("name", ["b.png", "new.jpg", "b.PNG"])
 def test_an_image_is_no_name_for_a_compressed_file(there, name):
-    assert_refused(there, "compress", "a.png", "-o", name, "--force", told=f"{name}: the name of an image")
+    assert_refused(there, "compress", "a.png", "-o", name, "--force", told=f"{name}: this names an image")
 
 
 @pytest.mark.parametrize("name", ["photo.illm", "sub/../photo.illm", "link.illm", "hard.illm"])

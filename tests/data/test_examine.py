@@ -30,7 +30,7 @@ def result(content: bytes, path: str = "x.png", **rules: object):
         (96, 128, {"max_aspect": 1.33}, "too long: 128x96"),
         (96, 128, {"max_pixels": 96 * 128 - 1}, "128x96 pixels are more than 12287"),
         (96, 128, {"min_colors": 1000}, None),
-        (96, 128, {"min_colors": 12289}, "no photo: "),
+        (96, 128, {"min_colors": 12289}, "not a photo: "),
         (15, 128, {}, "too small: 128x15"),
     ],
 )
@@ -42,7 +42,7 @@ def test_rules(height, width, rules, reason):
 def test_a_drawing_has_few_colours():
     drawing = np.zeros((200, 200, 3), np.uint8)
     drawing[50:100] = (255, 0, 0)
-    assert "no photo: 2 colours" in result(encoded(Image.fromarray(drawing)), min_colors=64).reason
+    assert "not a photo: 2 colors" in result(encoded(Image.fromarray(drawing)), min_colors=64).reason
 
 
 def test_lists_allow_and_deny_by_path_name_and_digest(tmp_path):

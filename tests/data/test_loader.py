@@ -102,7 +102,7 @@ def damaged(shards: Artifact, tmp_path, every: int) -> ShardReader:
     return reader
 
 
-def test_an_unreadable_sample_is_replaced_and_named(shards, tmp_path, capsys):
+def test_an_unreadable_sample_is_replaced_and_named(shards, tmp_path, capsys, cli_log):
     reader = damaged(shards, tmp_path, every=4)
     batches = loader.batches(config(), reader, 0, BatchShard(0, 4, 1), 0)
     assert all(len(batch.x) == 4 for batch in itertools.islice(batches, 6))

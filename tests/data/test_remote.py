@@ -109,7 +109,7 @@ def test_what_another_process_removes_from_the_cache_meanwhile_is_fetched_again(
     assert {Path(name).suffix for name in removed} == {".tar", ".jsonl"}
 
 
-def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_place(run_folder, capsys):
+def test_a_server_that_is_gone_stops_training_and_no_other_sample_takes_the_place(run_folder, capsys, cli_log):
     with serving(run_folder.parent) as server:
         name = f"{server.url}/run"
         cfg = LoaderConfig(shards=name, batch_size=4, crop_size=64, num_workers=2, shuffle_shards=1)

@@ -158,7 +158,7 @@ def test_a_link_out_of_the_folder_or_a_pipe_is_no_shard(tmp_path, suffix):
         ShardReader(made, "train")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(DataError, match="no plain file"):
+    with pytest.raises(DataError, match="not a regular file"):
         ShardReader(made, "train")
 
 

@@ -88,7 +88,7 @@ def test_two_sweeps_do_not_share_a_folder(smoke, tmp_path, monkeypatch):
     base = ["sweep", ROOT / "configs/sweep/smoke.yaml", f"run={tmp_path}/sweep", *(f"{k}={v}" for k, v in BASE.items())]
     base += [f"promote={ROOT}/configs/smoke/promote.yaml"]
     with ownership.held(tmp_path / "sweep"):
-        assert_one_clear_line(illm_here(*base, cwd=smoke), f"process {os.getpid()} on", "works here")
+        assert_one_clear_line(illm_here(*base, cwd=smoke), f"in use by process {os.getpid()} on")
     assert not (tmp_path / "sweep/run.yaml").exists()
 
 

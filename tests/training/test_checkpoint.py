@@ -41,7 +41,7 @@ def test_milestones_stay(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "no state"])
-def test_a_damaged_one_is_passed_over_with_a_message(tmp_path, capsys, damage):
+def test_a_damaged_one_is_passed_over_with_a_message(tmp_path, capsys, cli_log, damage):
     saved(tmp_path, 5, 10)
     newest = tmp_path / "checkpoints" / "step-000000010"
     content = bytearray((newest / "state.pt").read_bytes())

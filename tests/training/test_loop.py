@@ -62,7 +62,7 @@ def train(folder, steps: int, bad: set[int], **settings: int) -> tuple[Line, dic
     return task, metrics, logged
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path, capsys):
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path, capsys, cli_log):
     task, metrics, logged = train(tmp_path, 20, bad={6, 7})
     assert task.weights[6] == task.weights[7] == task.weights[8]  # the weight before steps 6, 7 and 8
     assert len(set(task.weights)) == 20 - 2
@@ -217,7 +217,7 @@ def test_as_many_as_allowed_in_a_row_do_not_stop_it_even_across_two_logs(tmp_pat
         train(tmp_path / "more", 20, bad={3, 4, 5, 6, 7}, max_skipped_steps=4)
 
 
-def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk, capsys):
+def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk, capsys, cli_log):
     class Freeing(Line):
         """Too large for the disk while a file of another program lies there, which is gone at step 12."""
 
@@ -238,7 +238,7 @@ def test_a_full_disk_does_not_stop_training_until_the_last_checkpoint(small_disk
     cfg = FitConfig(steps=20, log_every=5, checkpoint_every=5, validate_every=100)
     fit(task, batches, runtime, small_disk / "run", cfg, lambda step, metrics: None)
     told = capsys.readouterr().err
-    assert "no checkpoint at step 5: No space left on device; training goes on" in told
+    assert "no checkpoint at step 5: No space left on device; training continues" in told
     assert "no checkpoint at step 10" in told
     assert "no checkpoint at step 15" not in told
     assert checkpoint.restore(small_disk / "run")[0].step == 20
@@ -264,7 +264,7 @@ def test_metrics_are_means_over_steps():
     assert window.take(4) == {"a": 5.0, "b": 0.0}
 
 
-def test_a_spike_is_skipped_and_told_where_that_is_asked_for(tmp_path, capsys):
+def test_a_spike_is_skipped_and_told_where_that_is_asked_for(tmp_path, capsys, cli_log):
     class Spiking(Line):
         def __init__(self, runtime: Runtime, steps: int, spikes: set[int], skip: float | None):
             super().__init__(runtime, steps, set())
@@ -286,7 +286,7 @@ def test_a_spike_is_skipped_and_told_where_that_is_asked_for(tmp_path, capsys):
         assert ("skipped 1 of 10 steps before step 130: train/line_norm" in capsys.readouterr().err) is told
 
 
-def test_a_trace_of_some_steps_can_be_asked_for(tmp_path, capsys):
+def test_a_trace_of_some_steps_can_be_asked_for(tmp_path, capsys, cli_log):
     train(tmp_path, 10, bad=set(), profile_steps=2)
     (path,) = tmp_path.glob("trace-step-*.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]

@@ -17,8 +17,10 @@ pytestmark = pytest.mark.dist
 
 RANK = """
 import sys, threading
+from pipeline import log
 from pipeline.training import collectives as talk
 
+log.install()
 talk.GRACE = float(sys.argv[1])
 talk.init_process_group("gloo")
 talks = talk.ControlGroup(2)
@@ -112,8 +114,8 @@ def test_processes_that_drifted_apart_are_told():
     outcomes = [(rank.communicate(timeout=60), rank.returncode) for rank in start_two(DIFFERS, grace=60)]
     assert [code for _, code in outcomes] == [0, 0], outcomes
     told = [err for (_, err), _ in outcomes]
-    assert [text.count("processes hold different weights at step") for text in told] == [1, 0]
-    assert "different weights at step 7; the main process's are saved" in told[0]
+    assert [text.count("ranks hold different weights at step") for text in told] == [1, 0]
+    assert "different weights at step 7; those of rank 0 are saved" in told[0]
 
 
 def test_devices_wait_longer_than_the_loader_may_and_less_than_the_cpu():
