@@ -48,6 +48,7 @@ RENAMED = {
     "worse_by_at_most": "max_regression",
     "worse_by_at_most_percent": "max_regression_percent",
     "new_bitstream": "allow_new_bitstream",
+    "licence": "license",
     "stopping": "scheduler",
     "samples": "num_samples",
     "concurrent": "max_concurrent",

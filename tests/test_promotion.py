@@ -242,7 +242,7 @@ def test_gates_on_what_was_not_measured_are_mistakes(there):
 
 
 def test_what_is_registered_is_all_one_needs_and_holds_no_pickle(there):
-    assert promote(there, "p1", "licence=CC0", "limits=[only for tests]").code == 0
+    assert promote(there, "p1", "license=CC0", "limits=[only for tests]").code == 0
     (source,) = ask(there, "select storage_location from model_versions")[0] or ("",)
     folder = Path(source)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -254,7 +254,7 @@ def test_what_is_registered_is_all_one_needs_and_holds_no_pickle(there):
             list(pickletools.genops(io.BytesIO((folder / name).read_bytes())))
     card = (folder / "README.md").read_text()
     for word in (
-        "licence: CC0",
+        "license: CC0",
         "only for tests",
         "95 % interval",
         "| psnr_db |",

@@ -43,7 +43,7 @@ def pack(
     name: str,
     artifact: Artifact,
     results: Results,
-    licence: str,
+    license: str,
     limits: Sequence[str],
 ) -> str:
     """Writes the folder that is registered; returns its model card.
@@ -67,7 +67,7 @@ def pack(
     ancestors = lineage.manifests(artifact)
     written = [json.loads(manifest.model_dump_json()) for manifest in ancestors]
     (folder / LINEAGE).write_text(json.dumps(written, indent=1), encoding="utf-8")
-    card = _card(name, artifact, ancestors, results, licence, [*limits, *LIMITS])
+    card = _card(name, artifact, ancestors, results, license, [*limits, *LIMITS])
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
@@ -91,7 +91,7 @@ def _example() -> bytes:
 
 def _card(
     name: str, artifact: Artifact, ancestors: Sequence[Manifest], results: Results,
-    licence: str, limits: Sequence[str],
+    license: str, limits: Sequence[str],
 ) -> str:  # fmt: skip
     codec = serialization.load_codec(artifact)
     images, num_images, intervals = results
@@ -105,7 +105,7 @@ def _card(
         bitstream_id=codec.bitstream_id().hex(),
         parameters=sum(p.numel() for p in codec.parameters()),
         weights_mb=weights_mb(artifact),
-        licence=licence,
+        license=license,
         version=__version__,
         images=images,
         num_images=num_images,

@@ -25,7 +25,7 @@ class StageConfig(PromotionConfig):
     """What is promoted on which terms, and what its model card says besides the numbers."""
 
     stage: Literal["promote"] = "promote"
-    licence: str = "not stated"
+    license: str = "not stated"
     limits: tuple[str, ...] = ()
     """Sentences for the model card."""
 
@@ -115,7 +115,7 @@ def _register(cfg: StageConfig, decision: Decision, run_id: str) -> versions.Ver
     with tempfile.TemporaryDirectory(prefix=versions.SCRATCH, dir=_beside(decision.codec)) as scratch:
         results = (f"{images}, evaluation {decision.evaluation.digest[:12]}", decision.num_images, decision.intervals)
         packed = Path(scratch) / "model"
-        about = package.pack(packed, cfg.name, decision.codec, results, cfg.licence, cfg.limits)
+        about = package.pack(packed, cfg.name, decision.codec, results, cfg.license, cfg.limits)
         known = {
             "bitstream_id": decision.bitstream_id,
             "evaluation.digest": decision.evaluation.digest,
