@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline import log
 
 if TYPE_CHECKING:
-    from tests.ranks import Zygote
+    from tests.support.ranks import Zygote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -143,7 +143,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from tests.empty_store import copied
+    from tests.support.empty_store import copied
 
     end = copied(tmp_path_factory.mktemp("store") / "empty.db")
     yield
@@ -182,7 +182,7 @@ def illm(
     """Runs the command line in its own process, as a user would; cold: with a Python of its own, which takes seconds more."""
     environment = os.environ | ILLM | (env or {})
     if not cold:
-        from tests.ranks import shared_zygote
+        from tests.support.ranks import shared_zygote
 
         return shared_zygote().finish(words, cwd, environment, limit)
     command = subprocess.Popen(
@@ -206,14 +206,14 @@ def illm(
 @pytest.fixture(scope="session", autouse=True)
 def end_of_the_zygote() -> Iterator[None]:
     yield
-    if ranks := sys.modules.get("tests.ranks"):
+    if ranks := sys.modules.get("tests.support.ranks"):
         ranks.close_shared_zygote()
 
 
 @pytest.fixture
 def zygote() -> "Iterator[Zygote]":
     """Starts commands that the test goes on beside; what still runs at its end is killed."""
-    from tests.ranks import shared_zygote
+    from tests.support.ranks import shared_zygote
 
     yield shared_zygote()
     shared_zygote().end_jobs()

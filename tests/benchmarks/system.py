@@ -19,7 +19,7 @@ from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 from tests.benchmarks.measure import DEVICE, Row, seconds
 from tests.conftest import ROOT, picture
-from tests.ranks import free_port
+from tests.support.ranks import free_port
 
 
 def saving(folder: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.tables import MAX_SYMBOL
-from tests.bitstream.photos import crops
+from tests.support.photos import crops
 
 DEMO = CodecConfig(channels=(8, 24, 48, 96, 128), latent_channels=64, hyper_channels=48, num_residual_blocks=2)
 WIDE = CodecConfig(channels=(8, 16, 24, 32, 48), latent_channels=192, hyper_channels=128, num_residual_blocks=1)

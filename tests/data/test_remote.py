@@ -22,8 +22,8 @@ from pipeline.sharding.sources import Source
 from pipeline.storage import cache, fetch
 from tests.conftest import write_images
 from tests.data.test_shards import make
-from tests.ranks import free_port, wait_until
-from tests.servers import serving
+from tests.support.ranks import free_port, wait_until
+from tests.support.servers import serving
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Outputs of small networks with weights from a formula: they change when a layer, a padding, a norm or a slope does.
 
-The numbers were taken when tests/test_parity.py found the same layers equal to the authors' implementation.
+The numbers were taken when tests/system/test_parity.py found the same layers equal to the authors' implementation.
 """
 
 import pytest

@@ -23,8 +23,8 @@ from pipeline.stages import shard
 from pipeline.stages.shard import StageConfig
 from pipeline.storage import disk, fetch
 from tests.conftest import ROOT, assert_one_clear_line, illm_here, picture, write_images
-from tests.data.test_sources import write_tar, write_zip
-from tests.servers import serving
+from tests.sharding.test_sources import write_tar, write_zip
+from tests.support.servers import serving
 
 
 def config(source: Path | list, **changes: object) -> StageConfig:

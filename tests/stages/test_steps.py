@@ -19,7 +19,7 @@ from pipeline.stages.vqvae import VqvaeTask
 from pipeline.training.engines import Trainable
 from pipeline.training.runtime import Runtime
 from tests.models.test_networks import SMALL, SMALL_LABELER
-from tests.test_pipeline import RUNS
+from tests.system.test_pipeline import RUNS
 
 COMMON = {"data": LoaderConfig(shards="s", batch_size=4, crop_size=64), "fit": {"steps": 10}}
 DISTORTION = {"mse": 150, "lpips": 1, "if_lpips_missing": "skip"}

@@ -15,7 +15,7 @@ from pipeline.stages.describe import describe
 from pipeline.training.loop import FitConfig
 from pipeline.training.runtime import EngineConfig, Runtime
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
-from tests.test_pipeline import RUNS
+from tests.system.test_pipeline import RUNS
 
 FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "launch")
 VARIANTS = sorted(p for p in CONFIGS.glob("*-*.yaml"))
