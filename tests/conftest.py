@@ -68,7 +68,7 @@ FIRST = (
     "test_parity",
     "test_loop",
     "test_remote",
-    "test_examine",
+    "test_filters",
     "test_store",
 )
 NEXT = (
@@ -76,14 +76,14 @@ NEXT = (
     "test_engines",
     "test_ray_jobs",
     "test_team_server",
-    "test_tracking",
+    "test_tracking_server",
     "test_promotion",
     "test_variants",
     "test_round_trip",
 )
 # Tests of these files may run on several workers at once. Those of any other file run on one, one after the other, and share
 # what their file sets up.
-APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test_tracking")
+APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test_tracking_server")
 
 
 # `make quick` leaves out what starts processes or trains for seconds: what has one of these marks, uses one of these fixtures,
@@ -95,14 +95,14 @@ NOT_QUICK_FILES = (
     "test_round_trip",
     "test_initial",
     "test_hostile_names",
-    "test_room",
+    "test_decode_limit",
     "test_shard",
-    "test_spread",
+    "test_pool",
     "test_remote",
     "test_aliases",
     "test_files",
     "test_boundaries",
-    "test_examine",
+    "test_filters",
 )
 
 
