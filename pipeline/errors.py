@@ -5,7 +5,8 @@ import re
 
 # how torch says it: on the CPU in a RuntimeError, on a GPU in an OutOfMemoryError
 _OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write fails with when the disk is full
+# What a write fails with when the disk is full
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -47,7 +48,8 @@ class GatesNotMet(UserError):
 class Preempted(Exception):
     """Training stopped on a signal after saving a checkpoint; the same command resumes it."""
 
-    exit_code = 75  # EX_TEMPFAIL: "try again", what a job script tests for before it requeues
+    # EX_TEMPFAIL: "try again", what a job script tests for before it requeues
+    exit_code = 75
 
     def __init__(self, step: int):
         self.step = step

@@ -8,8 +8,10 @@ from torch import Tensor
 
 # Muckley et al. 2023: rate weight for each published target in bits per pixel
 PUBLISHED_RATE_WEIGHTS = {0.00875: 32.0, 0.0175: 16.0, 0.035: 8.0, 0.07: 4.0, 0.14: 2.0, 0.3: 1.0, 0.45: 0.5, 0.9: 0.25}
-LOW_RATE_WEIGHT = 2**-4  # for images already at or below the target
-WARMUP_TARGET_FACTOR = 1.429  # HiFiC's 0.20 / 0.14
+# For images already at or below the target
+LOW_RATE_WEIGHT = 2**-4
+# HiFiC's 0.20 / 0.14
+WARMUP_TARGET_FACTOR = 1.429
 WARMUP_WEIGHT_FACTOR = 0.5
 
 

@@ -6,15 +6,20 @@ A secret without either cannot be distinguished from other text. What a pattern 
 
 import re
 
-_DONE = r"(?!\*\*\*(?:[@:&#;\s\"'<>,)\]}]|$))"  # in front of a value: it is not masked already
-_WORD = r"(?<![^\W_])"  # a name begins here, or a part of it after an underscore
+# In front of a value: it is not masked already
+_DONE = r"(?!\*\*\*(?:[@:&#;\s\"'<>,)\]}]|$))"
+# A name begins here, or a part of it after an underscore
+_WORD = r"(?<![^\W_])"
 _VALUE = rf"{_DONE}(?:\"[^\"\n]+\"|'[^'\n]+'|[^\s\"'<>&;]+)"
-_NOTHING = r"(?!(?:none|null|true|false|str)\b)"  # what code and configs say in place of a secret
-_STRONG = (  # names whose value is a secret wherever they stand
+# What code and configs say in place of a secret
+_NOTHING = r"(?!(?:none|null|true|false|str)\b)"
+# Names whose value is a secret wherever they stand
+_STRONG = (
     r"(?:password|passwd|pwd|passphrase|secret|client[_-]?secret|(?:access|refresh|id|auth|session|private|security)[_-]?token"
     r"|api[_-]?key|(?:secret|shared)[_-]?(?:access[_-]?)?key|account[_-]?key|shared[_-]?access[_-]?signature)"
 )
-_IN_QUERY = (  # names whose value is one in an address: elsewhere `key=value` and `token=3` are ordinary words
+# Names whose value is one in an address: elsewhere `key=value` and `token=3` are ordinary words
+_IN_QUERY = (
     r"(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|sig|signature|awsaccesskeyid"
     rf"|key|auth|token|{_STRONG})"
 )

@@ -3,7 +3,8 @@
 import re
 
 _OBJECT = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
-_LONGEST = 50  # characters of a file name's stem; at most 4 bytes each, and file systems take 255 bytes
+# Characters of a file name's stem; at most 4 bytes each, and file systems take 255 bytes
+_LONGEST = 50
 
 
 def printable(text: str) -> str:

@@ -81,7 +81,8 @@ def publish(
         try:
             scratch.rename(target)
         except OSError:
-            if target.exists():  # published by another machine in the meantime
+            # Published by another machine in the meantime
+            if target.exists():
                 raise taken from None
             raise
         disk.fsync_folder(target.parent)

@@ -11,7 +11,8 @@ from pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-INDEXED = (".tar", ".jsonl")  # files of shards, which index.json covers by digest
+# Files of shards, which index.json covers by digest
+INDEXED = (".tar", ".jsonl")
 Kind = Literal["shards", "labeler", "codec", "evaluation", "promotion", "sweep"]
 # What stages read of an artifact: its manifest has to list these, so that they are verified
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -22,7 +23,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "promotion": ("decision.json",),
     "sweep": ("trials.csv",),
 }
-MAX_NAME, MAX_PATH = 255, 1024  # bytes of a file's name, and of its path in the artifact: limits of file systems
+# Bytes of a file's name, and of its path in the artifact: limits of file systems
+MAX_NAME, MAX_PATH = 255, 1024
 
 
 class FileEntry(BaseModel):

@@ -20,9 +20,12 @@ from pipeline.log import logger
 from pipeline.storage import disk
 
 FILE = "owner"
-WAIT_ENV = "ILLM_FOLDER_WAIT_S"  # environment: how long a start waits for an earlier process of the same run to end
-DEFAULT_WAIT_S = 10.0  # seconds, unless the environment sets it
-POLL_INTERVAL_S = 0.1  # seconds
+# Environment: how long a start waits for an earlier process of the same run to end
+WAIT_ENV = "ILLM_FOLDER_WAIT_S"
+# Seconds, unless the environment sets it
+DEFAULT_WAIT_S = 10.0
+# Seconds
+POLL_INTERVAL_S = 0.1
 
 
 @contextmanager

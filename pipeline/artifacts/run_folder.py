@@ -24,8 +24,10 @@ BATCH_SIZE = "data.batch_size"
 class Inputs:
     """The artifacts a stage reads, by role, and facts about the machine that change its results."""
 
-    artifacts: dict[str, tuple[str, Artifact]]  # role -> (the name in the config, the artifact)
-    facts: dict[str, str]  # for instance {"lpips": "absent"}
+    # Role -> (the name in the config, the artifact)
+    artifacts: dict[str, tuple[str, Artifact]]
+    # For instance {"lpips": "absent"}
+    facts: dict[str, str]
 
     def parents(self) -> dict[str, Parent]:
         return {role: artifact.as_parent(name) for role, (name, artifact) in self.artifacts.items()}

@@ -17,8 +17,10 @@ from pipeline.errors import BitstreamError
 
 MAGIC = b"ILLM"
 VERSION = 1
-SIDE_MULTIPLE = 64  # networks see images padded to multiples of it, at the right and at the bottom
-MAX_PIXELS = 2**27  # of the padded image; more are refused before memory is allocated
+# Networks see images padded to multiples of it, at the right and at the bottom
+SIDE_MULTIPLE = 64
+# Of the padded image; more are refused before memory is allocated
+MAX_PIXELS = 2**27
 
 
 @dataclass(frozen=True)

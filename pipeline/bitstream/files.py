@@ -99,7 +99,8 @@ def _told(job: Job, alone: bool) -> Iterator[None]:
 
 
 def _load(codec: str) -> "ImageCodec":
-    from pipeline.bitstream.codec import ImageCodec  # imports torch
+    # Imports torch
+    from pipeline.bitstream.codec import ImageCodec
 
     return ImageCodec.load(codec)
 

@@ -17,7 +17,8 @@ from pipeline.models.tables import MAX_SYMBOL, checked_tables
 
 # rANS may spend less than the ideal by some 2**-14 bits per symbol and 64 bits of state; a wide margin
 SPENT_AT_LEAST, STATE_BITS = 0.25, 128
-STATE_BYTES = 8  # the encoder's last state, with which every stream begins
+# The encoder's last state, with which every stream begins
+STATE_BYTES = 8
 
 
 class Symbols(NamedTuple):
@@ -51,7 +52,8 @@ class LatentCoder:
     def __init__(self, codec: Codec):
         self.codec = codec.eval()
         for network in (codec.hyper_synthesis_mean, codec.hyper_synthesis_scale):
-            network.to(memory_format=torch.contiguous_format)  # another layout rounds differently
+            # Another layout rounds differently
+            network.to(memory_format=torch.contiguous_format)
         self._z, self._y = checked_tables(codec)
         # of one position of z and of y, all channels together
         self._least_z = float(self._z.least_bits.sum())
@@ -118,7 +120,8 @@ def check_length(stream: bytes, least_bits: float, stride: int, height: int, wid
 def to_symbols(values: Tensor) -> Tensor:
     """Rounded to int32, contiguous. Raises: BitstreamError for what is not finite or larger than MAX_SYMBOL."""
     largest = values.abs().max()
-    if not bool(largest <= MAX_SYMBOL):  # so that NaN is refused, too
+    # So that NaN is refused, too
+    if not bool(largest <= MAX_SYMBOL):
         raise BitstreamError(
             f"this codec makes a latent of magnitude {float(largest):g} of the image, and at most {MAX_SYMBOL} can be coded: "
             "its training diverged, or its weights are damaged; use another codec"

@@ -38,7 +38,8 @@ Example:
   illm {name} configs/{name}.yaml run=runs/{name}
 """
 
-INTERRUPTED = 128 + 2  # exit code after Ctrl-C where there was nothing to save
+# Exit code after Ctrl-C where there was nothing to save
+INTERRUPTED = 128 + 2
 _CONTINUES = "interrupted; the same command starts again, and a stage resumes from what it has saved"
 
 
@@ -150,7 +151,8 @@ def exit_code(command: Callable[[], object]) -> int:
     try:
         command()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # Typer's answer to Ctrl-C, without a message
+        # Typer's answer to Ctrl-C, without a message
+        if stop.code == INTERRUPTED:
             return _tell(_CONTINUES, INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else 1
     except (UserError, Preempted) as error:

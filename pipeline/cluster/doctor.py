@@ -25,10 +25,14 @@ from pipeline.storage import disk
 from pipeline.tracking import store
 
 DISTRIBUTION = "illm-pipeline"
-FREE_GB, SHM_GB, OPEN_FILES = 20.0, 1.0, 4096  # below: too little for full-size runs
-SKEW = 5.0  # seconds between two clocks, above which times in logs and caches mislead
-CPUS_PER_GPU = 4  # below, loading may hold up training
-RENDEZVOUS_TIMEOUT_S = 60.0  # seconds that nodes wait for each other
+# Below: too little for full-size runs
+FREE_GB, SHM_GB, OPEN_FILES = 20.0, 1.0, 4096
+# Seconds between two clocks, above which times in logs and caches mislead
+SKEW = 5.0
+# Below, loading may hold up training
+CPUS_PER_GPU = 4
+# Seconds that nodes wait for each other
+RENDEZVOUS_TIMEOUT_S = 60.0
 
 
 class DoctorFailed(UserError):
@@ -53,7 +57,8 @@ def run(folder: Path) -> Iterator[Finding]:
     ):
         try:
             yield from check(folder)
-        except Exception as error:  # a check that breaks is a finding, too
+        except Exception as error:
+            # A check that breaks is a finding, too
             yield Finding("FAIL", check.__name__.strip("_"), f"{type(error).__name__}: {error}", "report this")
     if int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
         yield from _together(folder)
@@ -236,7 +241,8 @@ def _together(folder: Path) -> Iterator[Finding]:
         if abs(skew) > SKEW:
             yield Finding("FAIL", "clock", f"node {number} is {skew:+.0f} s off its file server", "set the clock (NTP)")
         (place / f"{number}.done").touch()
-        if not number:  # the others reach this one, and it clears up after them
+        # The others reach this one, and it clears up after them
+        if not number:
             _until(lambda: [n for n in range(count) if not (place / f"{n}.done").is_file()])
             shutil.rmtree(place, ignore_errors=True)
 

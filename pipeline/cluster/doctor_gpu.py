@@ -60,7 +60,8 @@ def _readings() -> Finding:
         return Finding("ok", "GPU readings", f"of {library.nvmlDeviceGetCount()} GPU(s), recorded with every run")
     except ImportError:
         return Finding("note", "GPU readings", "none: nvidia-ml-py is missing", "make setup")
-    except Exception as error:  # NVML's own kinds
+    except Exception as error:
+        # NVML's own kinds
         return Finding("note", "GPU readings", f"none: {error}", "runs work without them; check the driver")
 
 

@@ -24,7 +24,9 @@ from pipeline.stages import TRAINING
 from pipeline.stages.plan import PlannedStage
 from pipeline.storage import disk
 
-MAX_FAILURES = 10  # workers or nodes that may die during one stage
+# Workers or nodes that may die during one stage
+MAX_FAILURES = 10
+# Of the environment
 FORWARDED_ENV = (
     "ILLM_",
     "MLFLOW_",
@@ -32,7 +34,7 @@ FORWARDED_ENV = (
     "TORCH_HOME",
     "ACCELERATE_USE_CPU",
     "OMP_NUM_THREADS",
-)  # of the environment
+)
 
 
 class StageFailed(UserError):
@@ -49,7 +51,8 @@ def run(steps: Sequence[PlannedStage], workers: int, gpus: float) -> None:
     Raises: StageFailed with the stage's exit code.
     """
     ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True)
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # the shard stage distributes its chunks there
+    # The shard stage distributes its chunks there
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     for step in steps:
         if step.done:
             print(f"{step.stage}: already done: {step.folder / 'artifact'}", flush=True)
@@ -103,7 +106,8 @@ def _worker(given: dict[str, Any]) -> None:
         module.run(config.load(module.StageConfig, step.config, step.overrides), step.folder)
     except (UserError, Preempted) as error:
         if "another process of this run is gone" in str(error):
-            raise  # a worker died: Ray restarts all of them
+            # A worker died: Ray restarts all of them
+            raise
         about = {"code": error.exit_code, "message": str(error)}
         disk.write_atomic(Path(given["refusal"]), json.dumps(about).encode())
 

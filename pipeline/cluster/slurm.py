@@ -14,7 +14,8 @@ from pipeline.stages.plan import PlannedStage
 
 SCRIPT = Path("jobs/slurm/stage.sbatch")
 WITHOUT_GPU = ("shard", "promote")
-TASK = "%TASK%"  # in an array's words: the number of the task; stage.sbatch replaces it
+# In an array's words: the number of the task; stage.sbatch replaces it
+TASK = "%TASK%"
 
 
 class SlurmError(UserError):
@@ -26,20 +27,23 @@ class Resources:
     """What jobs ask for. Stages that do not train take one node and at most one GPU."""
 
     nodes: int = 1
-    gpus: int = 0  # per node
-    cpus: int = 0  # per process that trains; 0: the site's default
-    time: str = ""  # as sbatch takes it; empty: the partition's default
+    # Per node
+    gpus: int = 0
+    # Per process that trains; 0: the site's default
+    cpus: int = 0
+    # As sbatch takes it; empty: the partition's default
+    time: str = ""
     partition: str = ""
-    options: Sequence[str] = field(default_factory=tuple)  # further options of sbatch, for every job
+    # Further options of sbatch, for every job
+    options: Sequence[str] = field(default_factory=tuple)
 
     def of(self, stage: str) -> list[str]:
         training = stage in TRAINING
         gpus = self.gpus if training else min(self.gpus, stage not in WITHOUT_GPU)
         words = [f"--nodes={self.nodes if training else 1}"]
         words += [f"--gpus-per-node={gpus}"] if gpus else []
-        words += (
-            [f"--cpus-per-task={self.cpus * max(gpus, 1)}"] if self.cpus else []
-        )  # one task per node starts them all
+        # One task per node starts them all
+        words += [f"--cpus-per-task={self.cpus * max(gpus, 1)}"] if self.cpus else []
         words += [f"--time={self.time}"] if self.time else []
         words += [f"--partition={self.partition}"] if self.partition else []
         return [*words, *self.options]

@@ -15,19 +15,23 @@ from pipeline.errors import DataError
 from pipeline.text import printable, reason
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
-MAX_PIXELS = 2**27  # larger images are refused before they are decoded
+# Larger images are refused before they are decoded
+MAX_PIXELS = 2**27
 # Pillow's name of a format -> the file name extension that samples of it get. No others are tried: some start programs.
 EXTENSIONS = {
     "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif", "PPM": "ppm",
 }  # fmt: skip
-_FORMATS = [name for name in EXTENSIONS if name != "MPO"]  # Pillow opens those as JPEG
+# Pillow opens those as JPEG
+_FORMATS = [name for name in EXTENSIONS if name != "MPO"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm"}
-_BAND = 2**21  # pixels whose colors are converted at a time: that takes some 30 bytes for each
+# Pixels whose colors are converted at a time: that takes some 30 bytes for each
+_BAND = 2**21
 _DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
-    TypeError,  # these four: what Pillow's readers raise on damaged files of one format or another
+    # These four: what Pillow's readers raise on damaged files of one format or another
+    TypeError,
     KeyError,
     IndexError,
     OverflowError,
@@ -36,8 +40,10 @@ _DAMAGE = (
 )
 _SRGB = ImageCms.createProfile("sRGB")
 
-Image.MAX_IMAGE_PIXELS = None  # our bound is `max_pixels`
-warnings.filterwarnings("ignore", module="PIL")  # it warns of damage that it tolerates; worse is an error
+# Our bound is `max_pixels`
+Image.MAX_IMAGE_PIXELS = None
+# It warns of damage that it tolerates; worse is an error
+warnings.filterwarnings("ignore", module="PIL")
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def _decode(image: Image.Image, data: bytes) -> Decoded:
     profile = image.info.get("icc_profile")
     turned = image.getexif().get(0x0112, 1) != 1
     if image.format == "JPEG" and image.mode in ("L", "RGB") and not profile and not turned:
-        with suppress(DataError):  # damage that Pillow tolerates
+        # Damage that Pillow tolerates
+        with suppress(DataError):
             return Decoded(decode_jpeg(data, *image.size), extension, plain_jpeg=True)
     deep = _is_deep(image, data)
     ImageOps.exif_transpose(image, in_place=True)
@@ -119,7 +126,8 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
     if image.mode.startswith(("I", "F")):
         return True
     if isinstance(image, PngImagePlugin.PngImageFile):
-        return data[24] > 8  # the bit depth in its IHDR
+        # The bit depth in its IHDR
+        return data[24] > 8
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
     # a PPM whose maximum is not 255
@@ -150,7 +158,8 @@ def _grey(image: Image.Image) -> NDArray[np.float64]:
 
 def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tuple[Pixels, bool]:
     """white: the value of 16 and 32 bit gray that is shown as white."""
-    if image.mode.startswith(("I", "F")):  # Pillow's convert() would clip, not scale
+    # Pillow's convert() would clip, not scale
+    if image.mode.startswith(("I", "F")):
         grey = np.clip(np.rint(_grey(image) / white * 255), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2), False
     if image.has_transparency_data:

@@ -121,7 +121,8 @@ class LoadedCrop(NamedTuple):
     position: int
     image: int
     bad: list[str]
-    found: bool  # some readable image
+    # Some readable image
+    found: bool
 
 
 class Crops:
@@ -138,12 +139,14 @@ class Crops:
         number = image = self.order.at(position)
         rng = np.random.default_rng([self.seed, image, 0] if self.cfg.fixed_crops else [self.seed, position])
         bad: list[str] = []
-        while len(bad) < 10:  # an unreadable sample is replaced by a random other one, the same in every run
+        # An unreadable sample is replaced by a random other one, the same in every run
+        while len(bad) < 10:
             try:
                 out[...] = self._crop(number, rng)
                 return LoadedCrop(position, image, bad, True)
             except UnreachableError:
-                raise  # another sample in its place would make training depend on network failures
+                # Another sample in its place would make training depend on network failures
+                raise
             except DataError:
                 bad.append(self.reader.name(number))
                 number = int(rng.integers(len(self.reader)))
@@ -194,7 +197,8 @@ class DecodedCache:
 
     def put(self, index: tuple[int, int], pixels: Pixels) -> None:
         with self._lock:
-            if index not in self.images:  # another thread may have decoded it meanwhile
+            # Another thread may have decoded it meanwhile
+            if index not in self.images:
                 self.images[index] = pixels
                 self.bytes += pixels.nbytes
             while self.bytes > self.max_bytes:

@@ -41,7 +41,8 @@ class ShardReader:
             raise DataError(
                 f"{self.folder / 'index.json'}: written by another version; make the shards again"
             ) from None
-        self.draws = [shard.draws for shard in self.shards]  # numbers in each shard
+        # Numbers in each shard
+        self.draws = [shard.draws for shard in self.shards]
         self._starts = np.cumsum([0, *self.draws])
         for shard in self.shards:
             _check(None if self.cache else self.folder, shard)
@@ -141,7 +142,8 @@ def _sound(row: ShardSample) -> bool:
 
 def _check(folder: Path | None, shard: Shard) -> None:
     """Names and, of a local shard, that tar and table are regular files of their sizes and inside the folder."""
-    if not (_DIGEST.fullmatch(shard.sha256) and _DIGEST.fullmatch(shard.table_sha256)):  # names of files in the cache
+    # Names of files in the cache
+    if not (_DIGEST.fullmatch(shard.sha256) and _DIGEST.fullmatch(shard.table_sha256)):
         raise DataError(f"{folder or ''}/index.json: {shard.sha256!r} is not a SHA-256; make the shards again")
     if not _TAR_NAME.fullmatch(shard.file):
         raise DataError(f"{folder or ''}/index.json: {shard.file!r} is not the name of a shard; make the shards again")

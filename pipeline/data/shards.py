@@ -11,7 +11,8 @@ from typing import Literal
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 StoredFormat = Literal["original", "webp", "jpeg", "pixels"]
-KEY_LENGTH = 20  # hex digits of the image's SHA-256
+# Hex digits of the image's SHA-256
+KEY_LENGTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class ShardSample:
     sha256: str
     width: int
     height: int
-    source: str  # the file's name
+    # The file's name
+    source: str
     dataset: str
     plain_jpeg: bool = False
     repeats: int = 1

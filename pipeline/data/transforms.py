@@ -27,7 +27,8 @@ def pad_to(pixels: Pixels, height: int, width: int) -> Pixels:
         grow_w = min(max(width - pixels.shape[1], 0), max(pixels.shape[1] - 1, 0))
         if grow_h or grow_w:
             pixels = np.pad(pixels, ((0, grow_h), (0, grow_w), (0, 0)), mode="reflect")
-        if (pixels.shape[0] == 1 and height > 1) or (pixels.shape[1] == 1 and width > 1):  # nothing to reflect
+        # Nothing to reflect
+        if (pixels.shape[0] == 1 and height > 1) or (pixels.shape[1] == 1 and width > 1):
             repeat = (
                 2 if pixels.shape[0] == 1 and height > 1 else 1,
                 2 if pixels.shape[1] == 1 and width > 1 else 1,
@@ -54,7 +55,8 @@ def spread_crops(pixels: Pixels, size: int, count: int) -> list[Pixels]:
 
 
 # Torch divides larger operations among threads of its own, for each thread that calls it: as many again as there are cores
-_UNDIVIDED = 2**15 - 1  # elements
+# Elements
+_UNDIVIDED = 2**15 - 1
 
 
 class Window(NamedTuple):
@@ -116,7 +118,8 @@ def scaled(pixels: Pixels, window: Window, size: int, shrink: int = 1) -> Pixels
     top, left = window.top // shrink, window.left // shrink
     bottom, right = -(-(window.top + window.height) // shrink), -(-(window.left + window.width) // shrink)
     part = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None].permute(0, 3, 1, 2)
-    small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)  # on bytes: several times Pillow's speed
+    # On bytes: several times Pillow's speed
+    small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
     return small[0].permute(1, 2, 0).numpy()
 
 

@@ -14,7 +14,8 @@ Anchor = Literal["jpeg", "webp"]
 def encode(pixels: Pixels, anchor: Anchor, target_bytes: int) -> bytes:
     """The file whose size is nearest to `target_bytes` among qualities 1 to 95."""
     low, high = 1, 95
-    while low < high:  # the smallest quality that reaches the target: size grows with quality
+    # The smallest quality that reaches the target: size grows with quality
+    while low < high:
         middle = (low + high) // 2
         if len(_encoded(pixels, anchor, middle)) < target_bytes:
             low = middle + 1

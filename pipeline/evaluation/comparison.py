@@ -14,8 +14,10 @@ from pipeline.evaluation import fid
 from pipeline.evaluation.evaluator import Evaluator, Measurement
 from pipeline.evaluation.metric_table import PER_IMAGE, TIMES, sign
 
-DRAWS = 2000  # resamplings of the images behind an interval
-FIDELITY_DRAWS = 20  # each takes seconds
+# Resamplings of the images behind an interval
+DRAWS = 2000
+# Each takes seconds
+FIDELITY_DRAWS = 20
 CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]

@@ -73,8 +73,10 @@ class Evaluator:
 
         Raises: BitstreamError naming every image whose file does not decode to the latent that its encoder coded.
         """
-        for codec in self.codecs.values():  # the first use is slow and must not count in the first codec's time
-            with suppress(BitstreamError):  # errors are reported per image below
+        # The first use is slow and must not count in the first codec's time
+        for codec in self.codecs.values():
+            # Errors are reported per image below
+            with suppress(BitstreamError):
                 codec.decompress(codec.compress(np.zeros((64, 64, 3), np.uint8)))
         failures: list[str] = []
         console = Console(stderr=True)

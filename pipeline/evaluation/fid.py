@@ -13,7 +13,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from pipeline.data.images import Pixels
 
 PATCH = 256
-MIN_FID_PATCHES = 2048  # below, the covariance of the 2048 features is singular
+# Below, the covariance of the 2048 features is singular
+MIN_FID_PATCHES = 2048
 KID_SUBSET = 1000
 
 

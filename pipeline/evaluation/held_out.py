@@ -26,7 +26,8 @@ class HeldOut:
 
     def __init__(self, images: str, limit: int):
         self.parents: dict[str, tuple[str, Artifact]] = {}
-        is_run = (Path(images) / run_folder.RUN_FILE).is_file()  # whose artifact may be missing, which `read` reports
+        # Whose artifact may be missing, which `read` reports
+        is_run = (Path(images) / run_folder.RUN_FILE).is_file()
         if is_run or (resolve.path_of(images) / MANIFEST).is_file():
             shards = resolve.read(images, "shards")
             self.parents["images"] = (images, shards)

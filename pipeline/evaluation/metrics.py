@@ -6,8 +6,10 @@ from torch import Tensor
 
 from pipeline.data.images import Pixels
 
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
-MS_SSIM_MIN_SIDE = 11 * 2 ** (len(MS_SSIM_WEIGHTS) - 1)  # the window must fit into the coarsest scale
+# Wang et al. 2003
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# The window must fit into the coarsest scale
+MS_SSIM_MIN_SIDE = 11 * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
 
 
 def bits_per_pixel(num_bytes: int, height: int, width: int) -> float:

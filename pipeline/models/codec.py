@@ -14,8 +14,10 @@ from pipeline.config import Config
 from pipeline.models.entropy import EntropyBottleneck, GaussianConditional
 from pipeline.models.layers import ChannelNorm, Width
 
-LATENT_STRIDE = 16  # image pixels per latent position
-HYPER_STRIDE = 64  # image pixels per hyper-latent position; image sides must be multiples of it
+# Image pixels per latent position
+LATENT_STRIDE = 16
+# Image pixels per hyper-latent position; image sides must be multiples of it
+HYPER_STRIDE = 64
 
 # Ballé et al. 2018: 64 standard deviations, evenly spaced in log scale; in single precision, as published, so that
 # the tables agree to the last bit
@@ -87,9 +89,11 @@ class Synthesis(nn.Module):
 
     def __init__(self, cfg: CodecConfig):
         super().__init__()
-        self.recompute = False  # activation checkpointing of the residual blocks while training
+        # Activation checkpointing of the residual blocks while training
+        self.recompute = False
         widest = cfg.channels[-1]
-        self.head = nn.Sequential(  # no activation here, as published
+        # No activation here, as published
+        self.head = nn.Sequential(
             ChannelNorm(cfg.latent_channels),
             nn.Conv2d(cfg.latent_channels, widest, 3, padding=1),
             ChannelNorm(widest),
@@ -170,7 +174,8 @@ class Codec(nn.Module):
         z = self.hyper_analysis(y).float()  # (B, hyper_channels, H/64, W/64)
         z_noisy = z + noise.z
         means, scales = self.means_and_scales(z_noisy)
-        with torch.autocast(x.device.type, enabled=False):  # likelihoods lose whole bits in bf16
+        # Likelihoods lose whole bits in bf16
+        with torch.autocast(x.device.type, enabled=False):
             y = y.float()
             bits = self._hyper_bits(z_noisy) + self._latent_bits(y + noise.y, means, scales)
             with torch.no_grad():

@@ -11,7 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from pipeline import losses
 from pipeline.config import Config
 
-STRIDE = 64  # image sides must be multiples of it
+# Image sides must be multiples of it
+STRIDE = 64
 
 
 class LabelDiscriminatorConfig(Config):
@@ -48,7 +49,8 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.first:
-            x = F.leaky_relu(x, 0.2)  # the shortcut sees the activated input too, as in the reference
+            # The shortcut sees the activated input too, as in the reference
+            x = F.leaky_relu(x, 0.2)
         h = self.conv2(F.leaky_relu(self.conv1(x), 0.2))
         return F.avg_pool2d(h + self.shortcut(x), 2)
 

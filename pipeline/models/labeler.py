@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.models.layers import ChannelNorm, Width
 
-PATCH = 8  # image pixels per label, in each direction
+# Image pixels per label, in each direction
+PATCH = 8
 
 
 class LabelerConfig(Config):
@@ -65,7 +66,8 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, h * w, C)
-        q, k, v = self.qkv(tokens).transpose(1, 2).chunk(3, dim=1)  # each (B, C, h * w)
+        # Each (B, C, h * w)
+        q, k, v = self.qkv(tokens).transpose(1, 2).chunk(3, dim=1)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         attention = (q @ k.transpose(1, 2) * self.temperature).softmax(-1)  # (B, C, C)
         return x + self.proj((attention @ v).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
@@ -152,7 +154,8 @@ class Labeler(nn.Module):
         labels = self.nearest(z)
         # not indexing, whose gradient several CPU threads would sum in varying order
         codes = F.embedding(labels, F.normalize(self.codebook, dim=1)).permute(0, 3, 1, 2)  # (B, code_dim, h, w)
-        seen = z + (codes - z).detach() if quantise else z  # straight-through: the gradient skips the rounding
+        # Straight-through: the gradient skips the rounding
+        seen = z + (codes - z).detach() if quantise else z
         return LabelerOutput(self.decoder(self.from_code(seen)), z, codes, labels)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-Width = Annotated[int, Field(gt=0, le=65536)]  # channels; bounded, since descriptions of networks may be untrusted
+# Channels; bounded, since descriptions of networks may be untrusted
+Width = Annotated[int, Field(gt=0, le=65536)]
 
 
 class ChannelNorm(nn.Module):
@@ -22,7 +23,8 @@ class ChannelNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(channels, 1, 1))
         self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
         self.channels = channels
-        self.eps = eps  # the authors' value, not PyTorch's usual 1e-5
+        # The authors' value, not PyTorch's usual 1e-5
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         # The definition divides the squares by C - 1, layer_norm by C: (x - m) / sqrt(v C / (C - 1) + eps) is

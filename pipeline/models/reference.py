@@ -22,7 +22,8 @@ from pipeline.models.reference_keys import export_state, import_state
 from pipeline.models.tables import MAX_SYMBOL, checked_tables
 from pipeline.storage import disk, outputs
 
-EXTRAS, ORIGIN = "reference.safetensors", "reference.yaml"  # what a later export needs to write the same file again
+# What a later export needs to write the same file again
+EXTRAS, ORIGIN = "reference.safetensors", "reference.yaml"
 Names = Literal["as-imported", "old", "new"]
 
 

@@ -16,7 +16,8 @@ from pipeline.models.labeler import Labeler, LabelerConfig
 
 Architecture = CodecConfig | LabelerConfig
 
-TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # of any size: empty until update()
+# Of any size: empty until update()
+TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
 # Counters of the reference's VQ layer, which nothing reads; our network has none
 _CODES = "bottleneck_op.child.child"
 COUNTERS = tuple(f"{_CODES}.{name}" for name in ("codebook_hits_0", "perplexities", "max_hits", "percentage_hits"))
@@ -28,9 +29,12 @@ class Imported:
     """A reference checkpoint under our names, and what export needs to write the same file again."""
 
     state: dict[str, Tensor]
-    extras: dict[str, Tensor]  # by the reference's names: tensors that our network lacks or holds differently
-    old_names: bool  # CompressAI's before 1.2.7
-    ignored: list[str]  # keys of other networks in a training checkpoint
+    # By the reference's names: tensors that our network lacks or holds differently
+    extras: dict[str, Tensor]
+    # CompressAI's before 1.2.7
+    old_names: bool
+    # Keys of other networks in a training checkpoint
+    ignored: list[str]
 
 
 def names(cfg: Architecture) -> dict[str, str]:
@@ -128,7 +132,8 @@ def _is_table(name: str) -> bool:
 
 
 def _their_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1, *shape) if ours.endswith((".scale", ".shift")) else shape  # ChannelNorm's
+    # ChannelNorm's
+    return (1, *shape) if ours.endswith((".scale", ".shift")) else shape
 
 
 def _new_name(name: str) -> str:
@@ -189,7 +194,8 @@ def _labeler_modules(cfg: LabelerConfig) -> dict[str, str]:
     for level in reversed(range(last + 1)):
         for block in range(cfg.num_blocks + 1):
             up += [f"up.{level}.block.{block}"] + [f"up.{level}.attn.{block}"] * (level == last)
-        up += ["", f"up.{level}.upsample.conv"] * (level > 0)  # the first is the interpolation
+        # The first is the interpolation
+        up += ["", f"up.{level}.upsample.conv"] * (level > 0)
     down += ["mid.0", "mid.1", "mid.2", "norm_out", "", "conv_out"]
     up += ["norm_out", "", "conv_out"]
     named = {

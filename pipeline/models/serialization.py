@@ -72,7 +72,8 @@ def _model_config(artifact: Artifact, cls: type[C]) -> C:
 def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
     """The network that `model.yaml` describes, if the weights file is large enough to fill it."""
     cfg = _model_config(artifact, cls)
-    with torch.device("meta"):  # takes no memory, whatever an untrusted file describes
+    # Takes no memory, whatever an untrusted file describes
+    with torch.device("meta"):
         needed = sum(p.numel() * p.element_size() for p in network(cfg).parameters())
     found = (artifact.path / WEIGHTS).stat().st_size if (artifact.path / WEIGHTS).is_file() else 0
     if needed > found:

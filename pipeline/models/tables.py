@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.models.codec import Codec
 from pipeline.models.entropy import EntropyModel, ans
 
-PRECISION = 16  # bits of a frequency: a row of a table ends with 2**16
+# Bits of a frequency: a row of a table ends with 2**16
+PRECISION = 16
 # |symbol| of what is encoded; trained codecs stay below 2**11. Beyond 2**31 CompressAI's encoder never returns.
 MAX_SYMBOL = 2**15
 

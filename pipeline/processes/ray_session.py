@@ -25,7 +25,8 @@ def running(workers: int | None = None) -> Iterator[None]:
     started_here = not ray.is_initialized()
     if started_here and "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
-    elif started_here:  # "local" keeps Ray from looking for a cluster that is gone
+    elif started_here:
+        # "local" keeps Ray from looking for a cluster that is gone
         ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
@@ -34,6 +35,7 @@ def running(workers: int | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
-@cache  # Ray keeps to the token it found first
+# Ray keeps to the token it found first
+@cache
 def _token() -> str:
     return secrets.token_hex(32)

@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO
 
-_PARENT_ENV = "ILLM_PARENT_PID"  # environment: the parent process, which this one must not outlive
+# Environment: the parent process, which this one must not outlive
+_PARENT_ENV = "ILLM_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 # On these a stage saves and exits: from a cluster, a closing terminal, Ctrl-C. Not SIGUSR1, whose default stays: libraries
 # and launchers have uses of their own for it.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-_TOGETHER = 0.3  # seconds within which SIGINTs are one Ctrl-C: a terminal sends one, and the launcher passes another on
+# Seconds within which SIGINTs are one Ctrl-C: a terminal sends one, and the launcher passes another on
+_TOGETHER = 0.3
 
 
 def handled_signals() -> list[int]:
@@ -94,7 +96,8 @@ def die_with_parent() -> None:
     if parent:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != int(parent):  # it has ended already
+            # It has ended already
+            if os.getppid() != int(parent):
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -114,7 +117,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     try:
         before = {number: signal.signal(number, remember) for number in handled_signals()}
-    except ValueError:  # not in the main thread, for instance in a Ray trial: the host handles signals
+    except ValueError:
+        # Not in the main thread, for instance in a Ray trial: the host handles signals
         before = {}
     try:
         yield lambda: bool(received)

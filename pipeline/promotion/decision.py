@@ -26,7 +26,8 @@ from pipeline.registry import aliases, resolve
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 CHAMPION = "champion"
 Rows = Sequence[Measurement]
-MAX_PIXEL_DIFF = 2  # of 255: how far a pixel decoded on another machine may be from the measured one
+# Of 255: how far a pixel decoded on another machine may be from the measured one
+MAX_PIXEL_DIFF = 2
 
 
 class PromotionConfig(Config):
@@ -56,8 +57,10 @@ class Decision:
 
     codec: Artifact
     evaluation: Artifact
-    champion: str  # version, or ""
-    expected: str  # the version that the alias stands for now, or ""
+    # Version, or ""
+    champion: str
+    # The version that the alias stands for now, or ""
+    expected: str
     bitstream_id: str
     verdicts: list[GateResult]
     values: dict[str, float]
@@ -100,7 +103,8 @@ def evaluate_gates(cfg: PromotionConfig, codec: Artifact, evaluation: Artifact) 
     if champion:
         try:
             theirs = ImageCodec.load(f"models:/{cfg.name}/{champion}")
-        except (ArtifactError, TrackingError) as error:  # a champion that is lost can be replaced by force only
+        except (ArtifactError, TrackingError) as error:
+            # A champion that is lost can be replaced by force only
             verdicts.append(GateResult("champion", str(error), "readable", False))
     verdicts += [_undecodable(cfg, ours, evaluation, images, mine), _bitstream(cfg, ours, theirs, champion)]
     found, times = _measure(cfg, ours, theirs, images)

@@ -16,7 +16,8 @@ from pipeline.evaluation.metric_table import METRICS, TIMES
 
 OWN = (*METRICS, *TIMES, "weights_mb")
 RELATIVE = (*METRICS, *TIMES)
-MIN_IMAGES = 8  # images below which an interval says little
+# Images below which an interval says little
+MIN_IMAGES = 8
 
 
 class Gate(Config):
@@ -98,7 +99,8 @@ class BdRateGate(Config):
 class GateResult:
     """One gate and what came of it. holds: None if it cannot be judged, for instance since there is no champion yet."""
 
-    gate: str  # for instance "psnr_db" or "psnr_db against champion"
+    # For instance "psnr_db" or "psnr_db against champion"
+    gate: str
     value: str
     bound: str
     holds: bool | None

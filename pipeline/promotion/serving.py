@@ -84,5 +84,6 @@ class FileCodec:
         return self._codec
 
 
-def _load_pyfunc(path: str) -> FileCodec:  # MLflow's name
+# MLflow's name
+def _load_pyfunc(path: str) -> FileCodec:
     return FileCodec(str(Path(path) / "codec"))

@@ -38,8 +38,10 @@ class AliasChange:
     run_id: str = ""
     who: str = field(default_factory=provenance.who)
     when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    token: str = field(default_factory=lambda: secrets.token_hex(8))  # tells two equal claims apart
-    end: str = ""  # "", "done" or "interrupted"
+    # Tells two equal claims apart
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    # "", "done" or "interrupted"
+    end: str = ""
 
     @property
     def key(self) -> str:

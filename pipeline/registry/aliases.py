@@ -23,9 +23,12 @@ from pipeline.tracking import store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CLAIM_TIMEOUT_S = 60.0  # seconds
-LONG_AGO = 600.0  # seconds after which a claim is over whatever two machines' clocks say
-MAX_WHY = 1000  # characters
+# Seconds
+CLAIM_TIMEOUT_S = 60.0
+# Seconds after which a claim is over whatever two machines' clocks say
+LONG_AGO = 600.0
+# Characters
+MAX_WHY = 1000
 
 
 def ensure_model(client: "MlflowClient", name: str) -> None:
@@ -51,7 +54,8 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
         client.create_registered_model(name, tags={HISTORY: run_id}, description=about)
         client.set_terminated(run_id)
     except MlflowException:
-        client.delete_run(run_id)  # another process was faster
+        # Another process was faster
+        client.delete_run(run_id)
         client.get_registered_model(name)
 
 
@@ -131,7 +135,8 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
             tried = True
             _set(client, name, alias, version)
         except BaseException:
-            if not tried:  # else the next who comes looks whether it was moved
+            # Else the next who comes looks whether it was moved
+            if not tried:
                 end(client, log, mine, "interrupted")
                 _set(client, name, previous_of(alias), _before_top(read(client, log, alias)))
             raise

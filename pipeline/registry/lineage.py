@@ -27,7 +27,8 @@ from pipeline.tracking import store
 
 State = Literal["files verified", "manifest verified", "damaged", "not here"]
 FIGURES = (".png", ".svg", ".pdf")
-DEPTH = 6  # folders below runs/ in which artifacts are looked for
+# Folders below runs/ in which artifacts are looked for
+DEPTH = 6
 
 
 @dataclass
@@ -36,7 +37,8 @@ class Node:
 
     role: str
     digest: str
-    source: str  # where the child's config found it
+    # Where the child's config found it
+    source: str
     manifest: Manifest | None = None
     state: State = "not here"
     problem: str = ""
@@ -183,7 +185,8 @@ def _packed(name: str) -> list[Manifest]:
     """Manifests that came with registered versions: of `name`, and of all of this store that were ever looked at here."""
     asked: list[Manifest] = []
     if name.startswith("models:/"):
-        from pipeline.registry import versions  # imports mlflow
+        # Imports mlflow
+        from pipeline.registry import versions
 
         asked = versions.ancestry(name)
     return [*cache.manifests(), *asked]
@@ -197,7 +200,8 @@ def _manifests(packed: Iterable[Manifest]) -> dict[str, tuple[Manifest, Path | N
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
         except (ValueError, OSError):
-            continue  # of something else, or just removed
+            # Of something else, or just removed
+            continue
         found[manifest.digest] = (manifest, path.parent)
     return found
 
@@ -213,7 +217,8 @@ def _known(
             if manifest.digest == digest:
                 return manifest, path
         except ArtifactError:
-            pass  # moved, removed, or another one by now
+            # Moved, removed, or another one by now
+            pass
     return known.get(digest, (None, None))
 
 
@@ -226,7 +231,8 @@ def _node(role: str, digest: str, source: str, known: dict[str, tuple[Manifest, 
                 f"{source}: holds another artifact now than {digest[:12]}, which is nowhere below {store.HOME}/"
             )
         return node
-    node.state = "manifest verified"  # it was found by the digest of its own content
+    # It was found by the digest of its own content
+    node.state = "manifest verified"
     if path is not None:
         try:
             artifact = resolve.read(str(path), manifest.kind)

@@ -18,7 +18,8 @@ from pipeline.registry import cache, versions
 from pipeline.registry.versions import SCRATCH
 from pipeline.tracking import store
 
-DEPTH = 6  # folders below the given one in which runs are looked for
+# Folders below the given one in which runs are looked for
+DEPTH = 6
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def find(folder: Path, older_than_days: float) -> list[Leftover]:
     unfinished = {place for place in places if place not in finished}
     for place, manifest in finished.items():
         if unfinished.intersection(place.parents):
-            continue  # a trial of an unfinished sweep
+            # A trial of an unfinished sweep
+            continue
         if manifest.digest not in needed:
             found.append((place / "artifact", f"{manifest.kind}: no registered version and no unfinished run needs it"))
         found += [(place / name, "of a finished run") for name in ("checkpoints", "work") if (place / name).is_dir()]
@@ -116,7 +118,8 @@ def _size(path: Path) -> tuple[int, float]:
     """Bytes below a folder, and when anything in it last changed."""
     found = []
     for entry in [path, *path.rglob("*")]:
-        with suppress(FileNotFoundError):  # removed by another process meanwhile
+        # Removed by another process meanwhile
+        with suppress(FileNotFoundError):
             found.append(entry.lstat())
     return sum(s.st_size for s in found if not stat.S_ISDIR(s.st_mode)), max(
         (s.st_mtime for s in found), default=time.time()

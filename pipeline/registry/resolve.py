@@ -20,7 +20,8 @@ def path_of(name: str) -> Path:
 def _located(name: str) -> tuple[Path, str]:
     """The folder and, if it is a copy of what is elsewhere, the URL."""
     if name.startswith("models:/"):
-        from pipeline.registry import versions  # imports mlflow
+        # Imports mlflow
+        from pipeline.registry import versions
 
         return versions.fetch(name), ""
     if "://" in name:

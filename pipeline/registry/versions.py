@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-MAX_TEXT = 4900  # characters of a description or a tag that every database takes
-CODEC, LINEAGE = "codec", "lineage.json"  # in a version's folder
+# Characters of a description or a tag that every database takes
+MAX_TEXT = 4900
+# In a version's folder
+CODEC, LINEAGE = "codec", "lineage.json"
 _URI = re.compile(r"models:/(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<alias>[A-Za-z0-9_-]+)|/(?P<version>\d+))")
 
 
@@ -174,7 +176,8 @@ def _download(uri: str, version: Version, folder: Path) -> None:
         try:
             codec.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            # Else another process was faster
+            if not folder.is_dir():
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -187,11 +190,13 @@ def _get(uri: str, version: Version, name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         found = mlflow.artifacts.download_artifacts(artifact_uri=f"{version.source}/{name}", dst_path=str(folder))
-    except Exception as error:  # artifact stores raise errors of their own kinds
+    except Exception as error:
+        # Artifact stores raise errors of their own kinds
         raise TrackingError(
             f"{uri}: {name} cannot be downloaded from {store.masked_uri()} ({store.first_line(error)})"
         ) from None
     return Path(found)
 
 
-SCRATCH = ".package."  # begins the names of folders in which versions are packed
+# Begins the names of folders in which versions are packed
+SCRATCH = ".package."

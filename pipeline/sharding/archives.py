@@ -50,7 +50,8 @@ def members(archive: str) -> Iterator[Member]:
                 )
     except DataError:
         raise
-    except Exception as error:  # of the archive, or of the store that it is in
+    except Exception as error:
+        # Of the archive, or of the store that it is in
         if fetch.is_url(archive) and not _is_final(error):
             raise UnreachableError(f"{archive}: cannot be reached now ({reason(error)}); try again") from None
         raise DataError(f"{archive}: not a readable archive ({reason(error)})") from None
@@ -60,7 +61,8 @@ def _is_final(error: BaseException) -> bool:
     """Whether a retry of opening a remote archive would fail in the same way."""
     # fsspec says "not found" of a server that does not answer, too
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    status = getattr(cause, "status", None)  # of aiohttp's errors
+    # Of aiohttp's errors
+    status = getattr(cause, "status", None)
     return isinstance(cause, _FINAL) or status in fetch.PERMANENT_STATUS
 
 

@@ -18,7 +18,8 @@ from pipeline.data.reader import samples_of
 from pipeline.data.shards import Shard, Split
 from pipeline.sharding.filters import AcceptedImage, RejectedFile
 
-SHOWN, THUMBNAIL = 48, 128  # images in the grid; pixels
+# Images in the grid; pixels
+SHOWN, THUMBNAIL = 48, 128
 REFUSED_SHOWN = 50
 
 

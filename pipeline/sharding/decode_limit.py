@@ -8,9 +8,11 @@ from pathlib import Path
 
 from pipeline.storage import disk
 
-BYTES_PER_PIXEL = 8  # while an image is decoded and hashed: Pillow's copy takes 4, our pixels 3, the gray ones 1
+# While an image is decoded and hashed: Pillow's copy takes 4, our pixels 3, the gray ones 1
+BYTES_PER_PIXEL = 8
 _MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-SHARE = _MEMORY // 4 // (os.cpu_count() or 1) // BYTES_PER_PIXEL  # pixels per core that together take a quarter of it
+# Pixels per core that together take a quarter of it
+SHARE = _MEMORY // 4 // (os.cpu_count() or 1) // BYTES_PER_PIXEL
 
 
 @contextmanager

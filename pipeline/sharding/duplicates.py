@@ -10,8 +10,10 @@ from PIL import Image
 from pipeline.data.images import Pixels
 
 _SIDE, _LOW = 32, 8
-_BAND = 2**21  # pixels
-_FREQUENCIES = np.cos(np.pi * np.arange(_LOW)[:, None] * (2 * np.arange(_SIDE) + 1) / (2 * _SIDE))  # rows of a DCT-II
+# Pixels
+_BAND = 2**21
+# Rows of a DCT-II
+_FREQUENCIES = np.cos(np.pi * np.arange(_LOW)[:, None] * (2 * np.arange(_SIDE) + 1) / (2 * _SIDE))
 
 
 def perceptual_hash(pixels: Pixels) -> int:

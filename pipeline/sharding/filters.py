@@ -50,16 +50,22 @@ class AcceptedImage:
     path: str
     dataset: str
     extension: str
-    size: int  # bytes
+    # Bytes
+    size: int
     sha256: str
-    width: int  # as shown
+    # As shown
+    width: int
     height: int
     plain_jpeg: bool
-    note: str = ""  # what decoding left out
-    item: int = -1  # its number among the listed items
+    # What decoding left out
+    note: str = ""
+    # Its number among the listed items
+    item: int = -1
     hash: int = 0
-    repeats: int = 1  # times per epoch
-    group: str = ""  # SHA-256 that stands for the images that look like this one
+    # Times per epoch
+    repeats: int = 1
+    # SHA-256 that stands for the images that look like this one
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,8 @@ def _lines(path: str) -> frozenset[str]:
         raise DataError(f"{path}: cannot read this list ({error}); expected a name or SHA-256 per line") from None
 
 
-FETCHED_AT_ONCE = 8  # by each worker
+# By each worker
+FETCHED_AT_ONCE = 8
 
 
 def examine_chunk(

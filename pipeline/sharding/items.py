@@ -19,10 +19,13 @@ class Item:
 
     name: str
     dataset: str
-    location: str  # path or URL of the file or archive
+    # Path or URL of the file or archive
+    location: str
     offset: int = 0
-    size: int = -1  # stored bytes; -1: the whole file
-    deflated: bool = False  # a member of a zip archive that has to be inflated
+    # Stored bytes; -1: the whole file
+    size: int = -1
+    # A member of a zip archive that has to be inflated
+    deflated: bool = False
     weight: float = 1.0
     problem: str = ""
 

@@ -36,7 +36,8 @@ def write(work: Path, items: Iterable[Item]) -> None:
         (work / name).mkdir(parents=True, exist_ok=True)
     if not (work / FILE).exists():
         lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
-        disk.write_atomic(work / FILE, lines.encode(), private=True)  # URLs of lists may hold credentials
+        # URLs of lists may hold credentials
+        disk.write_atomic(work / FILE, lines.encode(), private=True)
 
 
 def read(work: Path) -> list[Item]:

@@ -45,7 +45,8 @@ def examine_chunks(cfg: ShardConfig, items: list[Item], work: Path, numbers: ran
         examine_chunk, rules=cfg, lists=NameLists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
     )
     workers = _workers(cfg)
-    if len(items) <= cfg.chunk_size:  # a small folder: the threads of one piece are enough
+    # A small folder: the threads of one piece are enough
+    if len(items) <= cfg.chunk_size:
         task, workers = partial(task, threads=workers), 1
     pieces = [items[number * cfg.chunk_size : (number + 1) * cfg.chunk_size] for number in missing]
     for place, found in _shown(map_chunks(task, pieces, workers, cfg.backend), "examining", len(missing)):
@@ -59,7 +60,8 @@ def check_fetched(cfg: ShardConfig, items: list[Item], results: list[AcceptedIma
     failed = {n: r for n, r in enumerate(results) if isinstance(r, RejectedFile) and r.reason.startswith(NOT_FETCHED)}
     if failed and len(failed) > cfg.max_failed_fraction * len(remote):
         for piece in {number // cfg.chunk_size for number in failed}:
-            examined_file(work, piece).unlink()  # so that the next start tries again
+            # So that the next start tries again
+            examined_file(work, piece).unlink()
         listed = "\n".join(f"  {described(r)}" for r in islice(failed.values(), 10))
         raise DataError(
             f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_fraction={cfg.max_failed_fraction:g}); "

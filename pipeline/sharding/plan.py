@@ -22,7 +22,8 @@ class Plan:
     photos: list[tuple[AcceptedImage, Item]]
     store: StoredFormat
     max_bytes: int
-    spool: str  # folder with the bytes of what was fetched
+    # Folder with the bytes of what was fetched
+    spool: str
 
     @property
     def digest(self) -> str:

@@ -24,8 +24,10 @@ from pipeline.text import printable, reason
 
 SAMPLES = "samples://photos"
 LISTS = (".txt", ".csv", ".parquet")
-LISTED = ("http", "https", "s3", "gs", "az")  # protocols that a list may name; others may read what is not meant for it
-COLUMNS = ("url", "path", "file", "image", "filename")  # of a CSV or Parquet list, the first that is there
+# Protocols that a list may name; others may read what is not meant for it
+LISTED = ("http", "https", "s3", "gs", "az")
+# Of a CSV or Parquet list, the first that is there
+COLUMNS = ("url", "path", "file", "image", "filename")
 
 # What packages ship: the color images (of the stereo pair, one view), and a wheel of all hues, which these few lack
 _SAMPLES: dict[str, dict[str, list[str]]] = {
@@ -157,14 +159,16 @@ def _forbidden(name: str, path: str) -> str:
     scheme, remote = name.partition("://")[0].lower(), is_url(name)
     if remote and scheme not in LISTED and not name.startswith(f"{path.rpartition('/')[0]}/"):
         return f"a list may not name {scheme}:// URLs, only {', '.join(f'{known}://' for known in LISTED)}"
-    if remote and "::" in name and scheme not in ("http", "https"):  # `a::b` reads b, from anywhere, by way of a
+    # `a::b` reads b, from anywhere, by way of a
+    if remote and "::" in name and scheme not in ("http", "https"):
         return "a list may not name chains of protocols"
     return "a list on a server may not name files of this machine" if is_url(path) and not remote else ""
 
 
 def _members(archive: str, source: Source) -> Iterator[Item]:
     for member in archives.members(archive):
-        if member.name.endswith(".json") or _hidden(member.name):  # shards hold a record beside each image
+        # Shards hold a record beside each image
+        if member.name.endswith(".json") or _hidden(member.name):
             continue
         yield Item(
             f"{_label(archive)}/{printable(member.name)}",
@@ -182,7 +186,8 @@ def _glob(pattern: str) -> list[str]:
     fs, path = _open(pattern)
     try:
         found = sorted(fs.glob(path))
-    except Exception as error:  # stores raise errors of their own kinds
+    except Exception as error:
+        # Stores raise errors of their own kinds
         raise DataError(f"{pattern}: cannot be listed ({reason(error)})") from None
     return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
 
@@ -192,7 +197,8 @@ def _below(url: str) -> list[str]:
     fs, path = _open(url)
     try:
         found = sorted(fs.find(path))
-    except Exception as error:  # likewise
+    except Exception as error:
+        # Likewise
         raise DataError(f"{url}: cannot be listed ({reason(error)})") from None
     return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
 
@@ -204,7 +210,8 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file"), str(path.absolute())
     try:
         return fetch.open_remote(url)
-    except (ImportError, ValueError) as error:  # a protocol that needs another package, or an unknown one
+    except (ImportError, ValueError) as error:
+        # A protocol that needs another package, or an unknown one
         raise DataError(f"{url}: {reason(error)}") from None
 
 
@@ -227,7 +234,8 @@ def _listed(path: str, suffix: str) -> Iterator[str]:
                     names = lines
     except DataError:
         raise
-    except Exception as error:  # of a store, of pyarrow, of decoding
+    except Exception as error:
+        # Of a store, of pyarrow, of decoding
         raise DataError(f"{path}: cannot be read as a list of images ({reason(error)})") from None
     for name in (name.strip() for name in names):
         if name and not name.startswith("#"):

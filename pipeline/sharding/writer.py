@@ -116,7 +116,8 @@ def assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: P
         for name in (shard.file, shard.table):
             try:
                 os.link(work / name, scratch / name)
-            except OSError:  # a file system without links
+            except OSError:
+                # A file system without links
                 shutil.copyfile(work / name, scratch / name)
             (scratch / name).chmod(0o444)
     (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -36,7 +36,8 @@ TABLE = {
     "sweep": About("pipeline.sweep.stage", "sweep", "a 'sweep' artifact: table of trials, Pareto figure"),
 }
 STAGES = tuple(TABLE)
-TRAINING = ("vqvae", "pretrain", "gan")  # these run as several processes
+# These run as several processes
+TRAINING = ("vqvae", "pretrain", "gan")
 
 
 class Stage(Protocol):

@@ -17,7 +17,8 @@ from pipeline.text import file_name
 from pipeline.tracking import store
 from pipeline.tracking.run import run_group
 
-FIRST, SECOND = "promote-pretrained", "promote"  # run folders of the two promotions
+# Run folders of the two promotions
+FIRST, SECOND = "promote-pretrained", "promote"
 
 
 class StageFailed(UserError):
@@ -85,7 +86,8 @@ def _use(folder: Path) -> None:
     photo.parent.mkdir(parents=True, exist_ok=True)
     photo.write_bytes(content)
     compressed, restored = photo.with_suffix(".illm"), photo.with_name(f"{photo.stem}-restored.png")
-    for before in (compressed, restored):  # of an earlier demo
+    # Of an earlier demo
+    for before in (compressed, restored):
         before.unlink(missing_ok=True)
     _illm(["compress", str(photo), str(compressed), "--codec", model])
     _illm(["decompress", str(compressed), str(restored), "--codec", model])

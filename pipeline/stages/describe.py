@@ -197,7 +197,8 @@ def _saved_bytes(call: Callable[[], object]) -> int:
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()  # the storage itself: its Python wrapper is a new one at every call
+            # The storage itself: its Python wrapper is a new one at every call
+            kept[storage._cdata] = storage.nbytes()
             held.append(tensor)
         return tensor
 

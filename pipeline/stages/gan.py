@@ -260,7 +260,8 @@ class Adversary:
     @torch.no_grad()
     def fooling_rate(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor) -> Tensor:
         """Share of each reconstruction's patches that pass. Returns (B,)."""
-        self.network.eval()  # spectral norm's estimates stay fixed while it is measured
+        # Spectral norm's estimates stay fixed while it is measured
+        self.network.eval()
         fooling_rate = self.network.fooling_rate(self.network(x_hat, y_hat), labels)
         self.network.train()
         return fooling_rate

@@ -31,7 +31,8 @@ class FixedRate(Config):
     """Weight of bits per pixel in the loss."""
 
     def term(self, step: int) -> RateTerm:  # noqa: ARG002
-        return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
+        # Every image is above a target of zero
+        return RateTerm(target_bpp=0.0, weight=self.weight)
 
 
 class TargetRate(Config):
@@ -78,7 +79,8 @@ class Calibration:
         self.weight = self.first
 
     def term(self, step: int) -> RateTerm:  # noqa: ARG002
-        return RateTerm(target_bpp=0.0, weight=self.weight)  # every image is above a target of zero
+        # Every image is above a target of zero
+        return RateTerm(target_bpp=0.0, weight=self.weight)
 
     def measured(self, bpp: float) -> None:
         """Changes the price by the square of the ratio of the measured and the wanted rate, at most fourfold.
@@ -128,7 +130,8 @@ class QuantileStep:
     def __init__(self, codec: Codec, lr: float):
         self.entropy = codec.hyper_entropy
         self.quantiles = codec.hyper_entropy.quantiles.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW([self.quantiles], lr=lr)  # weight decay 0.01, AdamW's default, as published
+        # Weight decay 0.01, AdamW's default, as published
+        self.optimizer = torch.optim.AdamW([self.quantiles], lr=lr)
 
     def step(self) -> Tensor:
         self.quantiles.requires_grad_(True)

@@ -49,7 +49,8 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
         return folder
     given = run_folder.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
     with ownership.held(folder) as still_ours:
-        if done := run_folder.finished(folder, cfg):  # by a process that this one waited for
+        # By a process that this one waited for
+        if done := run_folder.finished(folder, cfg):
             return done
         if decision.failed and not force:
             _record_refusal(cfg, folder, given, decision)
@@ -73,7 +74,8 @@ def _promote(
         version = _register(cfg, decision, tracker.run_id)
         record = _record(cfg, decision, version.number, reason, bool(force))
         versions.tag(version, _tags(cfg, decision, record, tracker.run_id))
-        if decision.expected != version.number:  # else an attempt that was cut short had come this far
+        # Else an attempt that was cut short had come this far
+        if decision.expected != version.number:
             action: Action = "force" if force else "promote"
             still_ours()
             aliases.move(cfg.name, cfg.alias, version.number, action, reason, decision.expected, tracker.run_id)

@@ -27,7 +27,8 @@ from pipeline.sharding.plan import plan_shards
 from pipeline.storage import disk
 from pipeline.tracking.run import Tracker, tracked_run
 
-MIN_VALIDATION_IMAGES = 10  # validation images
+# Validation images
+MIN_VALIDATION_IMAGES = 10
 
 
 class StageConfig(ShardConfig):
@@ -43,7 +44,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     found = _found(cfg, work)
     with ownership.held(folder) as still_ours:
-        if done := _finished(cfg, folder):  # by a job that had the lock before
+        # By a job that had the lock before
+        if done := _finished(cfg, folder):
             return done
         run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
         with tracked_run("shard", folder, cfg, run_folder.NO_INPUTS) as tracker:
@@ -91,7 +93,8 @@ def _found(cfg: StageConfig, work: Path) -> list[Item]:
 def _finished(cfg: StageConfig, folder: Path) -> Path | None:
     done = run_folder.finished(folder, cfg)
     if done:
-        shutil.rmtree(folder / "work", ignore_errors=True)  # a job was killed after it had published
+        # A job was killed after it had published
+        shutil.rmtree(folder / "work", ignore_errors=True)
     return done
 
 

@@ -23,7 +23,8 @@ from pipeline.tracking.run import tracked_run
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
 
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # what torch and numpy both take
+# What torch and numpy both take
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
 class TrainingConfig(Config):
@@ -52,7 +53,8 @@ def train(
         batch_multiple * cfg.engine.gradient_accumulation_steps,
     )
     loader.check_memory(cfg.data, share)
-    with ExitStack() as held:  # on the main process, for as long as the stage runs
+    # On the main process, for as long as the stage runs
+    with ExitStack() as held:
         still_ours = runtime.on_main(lambda: held.enter_context(ownership.held(folder)))
         # another process may have finished the run while this one waited for it to exit
         if not (done := runtime.on_main(lambda: run_folder.finished(folder, cfg))):
@@ -80,7 +82,8 @@ def _train(
     def batches(start: int) -> Iterator[Batch]:
         return loader.batches(cfg.data, reader, cfg.seed, share, start, pinned=runtime.device.type == "cuda")
 
-    torch.manual_seed(cfg.seed)  # initial weights: the same on every process
+    # Initial weights: the same on every process
+    torch.manual_seed(cfg.seed)
     task = make_task(runtime, crops)
     stage = run_folder.stage_of(cfg)
     logger.info(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)))

@@ -13,7 +13,8 @@ from pipeline.errors import DataError
 from pipeline.storage import disk, fetch
 
 DOWNLOADS_AT_ONCE = 4
-IN_USE = (".lock", ".part")  # suffixes of what other processes may be working with
+# Suffixes of what other processes may be working with
+IN_USE = (".lock", ".part")
 
 
 def home() -> Path:
@@ -39,7 +40,8 @@ class ShardCache:
         """
         target = self.folder / f"{sha256}{Path(name).suffix}"
         with suppress(FileNotFoundError):
-            os.utime(target)  # used now
+            # Used now
+            os.utime(target)
             return target
         if size > self.max_bytes:
             raise DataError(f"{self.origin}/{name}: {size} bytes, more than data.shard_cache_gb allows; raise it")
@@ -47,7 +49,8 @@ class ShardCache:
             if not target.is_file():
                 self._make_room(size)
                 fetch.download(f"{self.origin}/{name}", target, size, sha256)
-                self._make_room(0, target)  # others may have come at the same time
+                # Others may have come at the same time
+                self._make_room(0, target)
         return target
 
     def read(self, name: str, size: int, sha256: str, start: int, count: int) -> bytes:

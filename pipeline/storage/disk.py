@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-MAX_BYTES = 2**30  # of a file that is read into memory
+# Of a file that is read into memory
+MAX_BYTES = 2**30
 
 
 def sha256(path: Path) -> str:
@@ -29,15 +30,18 @@ def open_regular(path: str | Path) -> BufferedReader:
     Raises: OSError if it cannot be opened or is something else, such as a FIFO, which nobody may ever write to.
     """
     try:
-        _refuse_special(Path(path).stat().st_mode, path)  # opening a device may do something
+        # Opening a device may do something
+        _refuse_special(Path(path).stat().st_mode, path)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            _refuse_special(os.fstat(descriptor).st_mode, path)  # it may have been replaced meanwhile
+            # It may have been replaced meanwhile
+            _refuse_special(os.fstat(descriptor).st_mode, path)
         except OSError:
             os.close(descriptor)
             raise
         return os.fdopen(descriptor, "rb")
-    except ValueError as error:  # a NUL byte in the name
+    except ValueError as error:
+        # A NUL byte in the name
         raise OSError(errno.EINVAL, str(error)) from None
 
 
@@ -142,7 +146,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 def _remove_leftovers(target: Path) -> None:
     for leftover in target.parent.glob(f".{target.name}.*"):
-        with suppress(OSError):  # somebody else removed it
+        # Somebody else removed it
+        with suppress(OSError):
             descriptor = os.open(leftover, os.O_RDONLY)
             free = lock(descriptor)
             os.close(descriptor)
@@ -150,7 +155,8 @@ def _remove_leftovers(target: Path) -> None:
                 shutil.rmtree(leftover)
 
 
-WAIT_ENV = "ILLM_FILE_WAIT_S"  # environment: how long to wait for a file that has to be there; the job scripts set it
+# Environment: how long to wait for a file that has to be there; the job scripts set it
+WAIT_ENV = "ILLM_FILE_WAIT_S"
 
 
 def wait_for_file(*paths: Path) -> bool:
@@ -162,5 +168,6 @@ def wait_for_file(*paths: Path) -> bool:
         time.sleep(0.5)
         for folder in {folder for path in paths for folder in (path.parent.parent, path.parent)}:
             if folder.is_dir():
-                list(folder.iterdir())  # listing a folder makes NFS refresh its cache
+                # Listing a folder makes NFS refresh its cache
+                list(folder.iterdir())
     return True

@@ -19,14 +19,20 @@ from pipeline.text import reason
 if TYPE_CHECKING:
     import requests
 
-ATTEMPTS = 5  # in a row without a single new byte
-TRAINING_ATTEMPTS = 10  # for data that training cannot continue without: about three minutes
-MAX_BREAKS = 100  # of one file
-FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0  # seconds before another attempt, doubling, with up to half of it at random
+# In a row without a single new byte
+ATTEMPTS = 5
+# For data that training cannot continue without: about three minutes
+TRAINING_ATTEMPTS = 10
+# Of one file
+MAX_BREAKS = 100
+# Seconds before another attempt, doubling, with up to half of it at random
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0
 CHUNK = 2**20
-TIMEOUT = 60.0  # seconds without a byte
+# Seconds without a byte
+TIMEOUT = 60.0
 _PROTOCOLS = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
-PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 451)  # answers that a retry would not change
+# Answers that a retry would not change
+PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 451)
 
 
 class _Gone(Exception):
@@ -50,7 +56,8 @@ def is_url(name: str) -> bool:
 
 def open_remote(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The store of a URL and the file's name there. Raises: ImportError, ValueError if there is no such protocol."""
-    if url.startswith(("http://", "https://")):  # where `::` is not a chain of protocols
+    # Where `::` is not a chain of protocols
+    if url.startswith(("http://", "https://")):
         return fsspec.filesystem("http"), url
     return fsspec.core.url_to_fs(url)
 
@@ -115,7 +122,8 @@ def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int 
             raise ConnectionError(f"{stream.tell()} of {expected} bytes came")
         except (_Gone, FileNotFoundError, PermissionError, ImportError) as error:
             raise UnreachableError(f"{url}: cannot be fetched ({reason(error)})") from None
-        except Exception as error:  # stores raise errors of their own kinds
+        except Exception as error:
+            # Stores raise errors of their own kinds
             failures = 1 if stream.tell() > most else failures + 1
             most = max(most, stream.tell())
             if failures == attempts:
@@ -134,7 +142,8 @@ def _opened(url: str, start: int, end: int | None, version: str) -> Iterator[_Op
         return
     try:
         fs, path = open_remote(url)
-    except ValueError as error:  # an unknown protocol
+    except ValueError as error:
+        # An unknown protocol
         raise _Gone(reason(error)) from None
     with fs.open(path, "rb", block_size=CHUNK) as file:
         file.seek(start)
@@ -160,14 +169,16 @@ def _http(url: str, start: int, end: int | None, version: str) -> Iterator[_Open
             headers["If-Range"] = version
     try:
         response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except InvalidSchema:  # requests follows redirects to http and https alone
+    except InvalidSchema:
+        # Requests follows redirects to http and https alone
         raise _Gone("the server redirects to another protocol than http and https") from None
     except (InvalidURL, TooManyRedirects) as error:
         raise _Gone(reason(error)) from None
     with response as answer:
         if answer.status_code in PERMANENT_STATUS:
             raise _Gone(f"the server answers {answer.status_code} {answer.reason}")
-        if answer.status_code == 416:  # nothing there: the file is no longer than what we have
+        # Nothing there: the file is no longer than what we have
+        if answer.status_code == 416:
             yield _Opened(start, start, version, iter(()))
             return
         answer.raise_for_status()

@@ -12,7 +12,8 @@ from typing import NoReturn
 from pipeline.errors import UserError
 from pipeline.storage import disk
 
-CLOSED_PIPE = 128 + 13  # exit code of a program that SIGPIPE ended, which is what a shell expects of a closed pipe
+# Exit code of a program that SIGPIPE ended, which is what a shell expects of a closed pipe
+CLOSED_PIPE = 128 + 13
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1")
 
 

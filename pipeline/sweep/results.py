@@ -16,8 +16,10 @@ from pipeline.evaluation.metric_table import METRICS, format_value, sign
 from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
 from pipeline.sweep.trial import Point
 
-FIDELITY = ("fid", "kid", "lpips", "ms_ssim")  # the first that was measured stands for it
-MATCHED = 1.15  # rates of trials that are compared with each other differ by less than this factor
+# The first that was measured stands for it
+FIDELITY = ("fid", "kid", "lpips", "ms_ssim")
+# Rates of trials that are compared with each other differ by less than this factor
+MATCHED = 1.15
 KINDS = {"label": "label discriminator", "patch": "PatchGAN"}
 
 

@@ -47,7 +47,8 @@ def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str])
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[_Stopped()],
-                failure_config=tune.FailureConfig(max_failures=3),  # a worker or a node that died: go on elsewhere
+                # A worker or a node that died: go on elsewhere
+                failure_config=tune.FailureConfig(max_failures=3),
             ),
         ).fit()
     shutil.rmtree(scratch, ignore_errors=True)

@@ -15,7 +15,8 @@ from pipeline import config, stages
 from pipeline.config import Config, Input
 from pipeline.errors import ConfigError
 
-Values = dict[str, Any]  # of one trial: "stage.key" -> value
+# Of one trial: "stage.key" -> value
+Values = dict[str, Any]
 Mode = Literal["max", "min"]
 TRIAL_STAGES = ("pretrain", "gan", "evaluate")
 

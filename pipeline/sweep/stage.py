@@ -20,7 +20,8 @@ from pipeline.sweep.space import Space
 from pipeline.tracking import store
 from pipeline.tracking.run import PARENT, Tracker, tracked_run
 
-CONFIG = "sweep.yaml"  # in the run folder: the whole configuration, for the trials
+# In the run folder: the whole configuration, for the trials
+CONFIG = "sweep.yaml"
 
 
 class StageConfig(Space):
@@ -36,7 +37,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     given = inputs(cfg)
     with ownership.held(folder) as still_ours:
-        if done := run_folder.finished(folder, cfg):  # by a process that this one waited for
+        # By a process that this one waited for
+        if done := run_folder.finished(folder, cfg):
             return done
         begin(cfg, folder, given)
         return _search(cfg, folder, given, still_ours)
@@ -46,9 +48,8 @@ def _search(cfg: StageConfig, folder: Path, given: run_folder.Inputs, still_ours
     with tracked_run("sweep", folder, cfg, given) as tracker:
         environment = {"MLFLOW_TRACKING_URI": store.uri(), PARENT: tracker.run_id}
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        os.environ.setdefault(
-            "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
-        )  # a trial may fail before its first validation
+        # A trial may fail before its first validation
+        os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
         with ray_session.running():
             from pipeline.sweep import search
 

@@ -18,10 +18,14 @@ from pipeline.sweep import trial as trials
 from pipeline.sweep.space import Values
 from pipeline.tracking import journal
 
-POLL_INTERVAL_S = 0.5  # seconds between two looks at a trial's process
-STOP_TIMEOUT_S = 120.0  # seconds for a trial to save when it is stopped
-STEP = "step"  # of the gan stage: what schedulers count
-MEMBER = "member"  # number in a population
+# Seconds between two looks at a trial's process
+POLL_INTERVAL_S = 0.5
+# Seconds for a trial to save when it is stopped
+STOP_TIMEOUT_S = 120.0
+# Of the gan stage: what schedulers count
+STEP = "step"
+# Number in a population
+MEMBER = "member"
 
 
 def member(number: int) -> str:
@@ -37,7 +41,8 @@ class TrialTrainable(tune.Trainable):
         self.environment: dict[str, str] = context["environment"]
         self.process: subprocess.Popen[bytes] | None = None
         self.last: dict[str, Any] = {STEP: 0}
-        self.seen = 0  # bytes of the gan stage's records
+        # Bytes of the gan stage's records
+        self.seen = 0
         if MEMBER in config:
             self.place = self.sweep / "trials" / member(self._member_of(config))
             self.values: Values = {key: value for key, value in config.items() if key != MEMBER}
@@ -77,7 +82,8 @@ class TrialTrainable(tune.Trainable):
     def _ended(self, code: int) -> dict[str, Any]:
         point = trials.outcome(self.place) or {}
         if code == Preempted.exit_code:
-            raise RuntimeError("the trial was interrupted and goes on")  # Tune starts it again
+            # Tune starts it again
+            raise RuntimeError("the trial was interrupted and goes on")
         if code and "failed" not in point:
             told = trials.reason(code, self.place / "log.txt")
             disk.write_atomic(self.place / trials.FAILED, json.dumps({"failed": told}).encode())

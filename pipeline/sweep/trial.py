@@ -24,8 +24,10 @@ from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
 from pipeline.tracking.run import run_group
 
 SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"
-GENERATION = "generation.json"  # of a population's member: which run of the gan stage is the present one
-Point = dict[str, Any]  # a trial's outcome
+# Of a population's member: which run of the gan stage is the present one
+GENERATION = "generation.json"
+# A trial's outcome
+Point = dict[str, Any]
 
 
 class TrialFailed(UserError):
@@ -152,9 +154,11 @@ def exploit_from(place: Path, donor: Path, values: Values) -> None:
     number, _ = generation(place)
     theirs, _ = generation(donor)
     target = place / f"gan-{number + 1:02d}"
-    shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt to do this
+    # Of an earlier attempt to do this
+    shutil.rmtree(target, ignore_errors=True)
     for checkpoint in sorted((donor / f"gan-{theirs:02d}" / "checkpoints").glob("step-*"), reverse=True):
-        with suppress(FileNotFoundError):  # the donor trains on, and removes old ones
+        # The donor trains on, and removes old ones
+        with suppress(FileNotFoundError):
             shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
             break
     about = {"number": number + 1, "values": values, "from": str(donor / f"gan-{theirs:02d}")}

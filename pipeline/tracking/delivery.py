@@ -15,8 +15,10 @@ from pipeline.tracking.journal import Record, StoreUnavailable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DIGEST_LENGTH = 36  # characters of a data set's digest that MLflow keeps
-MAX_METRICS, MAX_PARAMS = 1000, 100  # in one call, by MLflow's rules
+# Characters of a data set's digest that MLflow keeps
+DIGEST_LENGTH = 36
+# In one call, by MLflow's rules
+MAX_METRICS, MAX_PARAMS = 1000, 100
 
 
 def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
@@ -28,7 +30,8 @@ def send(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
         for part in [list(alike)] if kind == "metrics" else ([record] for record in alike):
             try:
                 _DELIVER[kind](client, run_id, part)
-            except Exception as error:  # artifact stores raise errors of their own kinds
+            except Exception as error:
+                # Artifact stores raise errors of their own kinds
                 if store.is_unavailable(error):
                     raise StoreUnavailable(store.first_line(error)) from error
                 logger.warning(

@@ -18,11 +18,14 @@ from pipeline.errors import NO_SPACE
 from pipeline.log import logger
 from pipeline.storage import disk
 
-BATCH_SIZE = 200  # records handed over together
-FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0  # seconds between two tries to reach a store that is away
+# Records handed over together
+BATCH_SIZE = 200
+# Seconds between two tries to reach a store that is away
+FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0
 
 Record = dict[str, Any]
-Send = Callable[[list[Record]], None]  # raises Away if it is to be tried again later
+# Raises Away if it is to be tried again later
+Send = Callable[[list[Record]], None]
 
 
 class StoreUnavailable(Exception):
@@ -35,7 +38,8 @@ class Journal:
     def __init__(self, folder: Path, run_id: str, store: str, send: Send):
         self.folder, self.run_id, self.store, self._send = folder, run_id, store, send
         self._path = folder / RECORDS
-        self._unwritten = b""  # whole lines that found no room on the disk
+        # Whole lines that found no room on the disk
+        self._unwritten = b""
         self._changed, self._lock = threading.Condition(), threading.Lock()
         self._closing = False
         self._hurry = threading.Event()
@@ -78,7 +82,8 @@ class Journal:
     def _deliver(self) -> None:
         pause, told = FIRST_RETRY_S, False
         while True:
-            closing = self._closing  # before looking: what is recorded before closing is found by this or the next look
+            # Before looking: what is recorded before closing is found by this or the next look
+            closing = self._closing
             records, end = self._next()
             if not records:
                 if closing:
@@ -96,14 +101,16 @@ class Journal:
                     )
                 told = True
                 if self._hurry.wait(pause):
-                    self._hurry.clear()  # closing: one more try at once, then in the usual rhythm
+                    # Closing: one more try at once, then in the usual rhythm
+                    self._hurry.clear()
                 pause = min(2 * pause, MAX_RETRY_S)
                 continue
             if told:
                 logger.info(f"{self.store} is reachable again; the records kept meanwhile are delivered")
             pause, told = FIRST_RETRY_S, False
             self._sent = end
-            with suppress(OSError):  # a full disk: then some are delivered again, and the store knows them
+            # A full disk: then some are delivered again, and the store knows them
+            with suppress(OSError):
                 disk.write_atomic(self.folder / DELIVERED, json.dumps({"run": self.run_id, "bytes": end}).encode())
 
     def _next(self) -> tuple[list[Record], int]:

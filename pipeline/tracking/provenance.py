@@ -24,8 +24,10 @@ SHOWN_PACKAGES = (
     "lpips",
     "torch-fidelity",
 )
-HOME = Path(__file__).resolve().parent.parent.parent  # of the source tree, if there is one
-MAX_DIFF = 2**20  # bytes
+# Of the source tree, if there is one
+HOME = Path(__file__).resolve().parent.parent.parent
+# Bytes
+MAX_DIFF = 2**20
 
 
 def who() -> str:
@@ -89,7 +91,8 @@ def write(folder: Path, cfg: config.Config) -> None:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):
+        # A container's user without a name
         return str(os.getuid())
 
 
@@ -101,7 +104,8 @@ def _cpu() -> str:
 
 
 def _gpus() -> str:
-    torch = sys.modules.get("torch")  # a stage that does not use it needs no GPU either
+    # A stage that does not use it needs no GPU either
+    torch = sys.modules.get("torch")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
     return f"{len(names)} x {names[0]}" if names else "no GPU"
 

@@ -24,10 +24,12 @@ from pipeline.tracking.system_metrics import SystemMetrics
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PARENT = "ILLM_PARENT_RUN"  # environment: the run below which this process's run hangs
+# Environment: the run below which this process's run hangs
+PARENT = "ILLM_PARENT_RUN"
 # Seconds to wait at the end of a run for a store that is unavailable or slow; a stopped run has to exit
 DELIVERY_TIMEOUT_S = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
-MAX_PARAM, MAX_TAG = 6000, 5000  # characters
+# Characters
+MAX_PARAM, MAX_TAG = 6000, 5000
 
 
 class Tracker:
@@ -102,7 +104,8 @@ def tracked_run(stage: str, folder: Path, cfg: config.Config, given: Inputs, ena
         status, state = "KILLED", "interrupted"
         raise
     except TakenOver as error:
-        status, state = "", str(error)  # the run continues elsewhere, where its end is recorded
+        # The run continues elsewhere, where its end is recorded
+        status, state = "", str(error)
         raise
     except Exception as error:
         state = f"failed: {redaction.masked(str(error) or type(error).__name__).splitlines()[0][:300]}"
@@ -146,7 +149,8 @@ def run_group(
         yield Group(client, run_id)
         status = "FINISHED"
     finally:
-        with suppress(Exception):  # the store may be unavailable; the stages' outcome matters more
+        # The store may be unavailable; the stages' outcome matters more
+        with suppress(Exception):
             client.set_terminated(run_id, status)
 
 
@@ -207,7 +211,8 @@ def _begun(stage: str, folder: Path, given: Inputs) -> tuple["MlflowClient", str
     except store.NoAnswer:
         if not record.is_file() or not store.is_server():
             raise
-        return store.unasked(), record.read_text().strip()  # it gets the records later
+        # It gets the records later
+        return store.unasked(), record.read_text().strip()
     with store.mlflow_errors("record"):
         return client, _open(client, stage, folder, _tags(stage, folder, given))
 
@@ -224,7 +229,8 @@ def _open(client: "MlflowClient", stage: str, folder: Path, tags: dict[str, str]
             return run_id
         except MlflowException as error:
             if store.is_unavailable(error):
-                return run_id  # it gets the records later
+                # It gets the records later
+                return run_id
         # the store was removed or changed: begin a new run
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent

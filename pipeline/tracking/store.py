@@ -20,9 +20,12 @@ from pipeline.text import printable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-HOME = Path("runs")  # of the default store: runs/mlflow.db and runs/mlflow-artifacts
-ANSWER_TIMEOUT_S = 45.0  # seconds that a server has for its first answer, with all retries
-WARN_AFTER_S = 5.0  # seconds of waiting for it after which a message says so
+# Of the default store: runs/mlflow.db and runs/mlflow-artifacts
+HOME = Path("runs")
+# Seconds that a server has for its first answer, with all retries
+ANSWER_TIMEOUT_S = 45.0
+# Seconds of waiting for it after which a message says so
+WARN_AFTER_S = 5.0
 T = TypeVar("T")
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -45,7 +48,8 @@ ABOUT_RUNS = """Runs of the image codec's stages, written by `illm` (also throug
 ABOUT_HISTORY = (
     "One run per registered model: a write-once record of every change of its aliases. `illm history` prints it."
 )
-_answered: set[str] = set()  # addresses of servers that have answered this process
+# Addresses of servers that have answered this process
+_answered: set[str] = set()
 
 
 def uri() -> str:
@@ -130,10 +134,12 @@ def experiment(store: "MlflowClient", suffix: str = "", about: str = ABOUT_RUNS)
         return str(found.experiment_id)
     location = str((HOME / "mlflow-artifacts").resolve()) if uri().startswith("sqlite:///") else None
     try:
-        tags = {"mlflow.note.content": about, "mlflow.experimentKind": "custom_model_development"}  # not "GenAI"
+        # Not "GenAI"
+        tags = {"mlflow.note.content": about, "mlflow.experimentKind": "custom_model_development"}
         return store.create_experiment(name, artifact_location=location, tags=tags)
     except MlflowException:
-        found = store.get_experiment_by_name(name)  # another process was faster
+        # Another process was faster
+        found = store.get_experiment_by_name(name)
         if found is None:
             raise
         return str(found.experiment_id)
@@ -201,23 +207,28 @@ def _mlflow() -> ModuleType:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the journal retries for as long as it takes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
+    # The journal retries for as long as it takes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # Seconds
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints what it raises, with a traceback
+    # Prints what it raises, with a traceback
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri())
     mlflow.set_registry_uri(uri())
-    if not given:  # mlflow writes it for processes it starts; another folder of ours has another store
+    # Mlflow writes it for processes it starts; another folder of ours has another store
+    if not given:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     return mlflow
 
 
 def _open(database: Path | None, making: bool) -> "MlflowClient":
-    _mlflow()  # importing it takes seconds, which are not the server's
+    # Importing it takes seconds, which are not the server's
+    _mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -229,7 +240,8 @@ def _open(database: Path | None, making: bool) -> "MlflowClient":
         raise TrackingError(
             f"{masked_uri()} cannot be used: {first_line(error)}; correct MLFLOW_TRACKING_URI"
         ) from error
-    except ImportError as error:  # a database needs its own driver
+    except ImportError as error:
+        # A database needs its own driver
         raise TrackingError(f"{masked_uri()} cannot be used: {error}; install what it needs") from error
 
 
@@ -244,7 +256,8 @@ def _answering() -> "MlflowClient":
 
 def _file(database: Path, making: bool) -> "MlflowClient":
     """A client of a SQLite file. making: with its tables, if it has none."""
-    with _locked(database.with_name(f".{database.name}.lock"), making):  # two that make tables at once break each other
+    # Two that make tables at once break each other
+    with _locked(database.with_name(f".{database.name}.lock"), making):
         made = unasked()
         if not database.exists() or not database.stat().st_size:
             made.search_experiments(max_results=1)
@@ -280,7 +293,8 @@ def _answer(value: T | None, error: BaseException | None) -> T:
 def _locked(path: Path, making: bool) -> Iterator[None]:
     """Within it no other process makes tables. making: else the lock is only waited for, and no file is made for it."""
     with ExitStack() as stack:
-        with suppress(OSError):  # without the permission to write no tables are made either
+        # Without the permission to write no tables are made either
+        with suppress(OSError):
             stream = stack.enter_context(path.open("w" if making else "r"))
             fcntl.flock(stream, fcntl.LOCK_EX if making else fcntl.LOCK_SH)
         yield

@@ -6,7 +6,8 @@ from contextlib import suppress
 
 from pipeline.tracking.journal import Journal
 
-SAMPLE_EVERY = 10.0  # seconds between two samples
+# Seconds between two samples
+SAMPLE_EVERY = 10.0
 
 
 class SystemMetrics:
@@ -21,7 +22,8 @@ class SystemMetrics:
         self._journal, self._began = journal, began
         self._monitors = []
         for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
-            with suppress(Exception):  # no GPU, no driver, no access to counters: it is left out
+            # No GPU, no driver, no access to counters: it is left out
+            with suppress(Exception):
                 monitor = kind()
                 monitor.collect_metrics()
                 self._monitors.append(monitor)
@@ -41,5 +43,6 @@ class SystemMetrics:
                     monitor.collect_metrics()
                     values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
-            now = time.time()  # steps are seconds since the run's first attempt began
+            # Steps are seconds since the run's first attempt began
+            now = time.time()
             self._journal.metrics(int(now - self._began), values, time_ms=int(now * 1000))

@@ -53,7 +53,8 @@ def save(
             os.fsync(stream.fileno())
         about = {"progress": asdict(progress), "sha256": digesting.digest.hexdigest()}
         write_atomic(scratch / "manifest.json", json.dumps(about).encode())
-        if target.exists():  # a damaged one that resuming skipped
+        # A damaged one that resuming skipped
+        if target.exists():
             shutil.rmtree(target)
         scratch.rename(target)
     except BaseException:
@@ -83,7 +84,8 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and self._thread is not None:  # Ctrl-C does not wait
+        # Ctrl-C does not wait
+        if isinstance(error, Exception) and self._thread is not None:
             self._thread.join()
 
     def save(self, progress: TrainProgress, state: dict[str, Any], needed: bool) -> float:

@@ -16,12 +16,15 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.errors import TrainingError
 from pipeline.log import logger
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # over the CPU, where processes wait while the main one saves or publishes
+# Over the CPU, where processes wait while the main one saves or publishes
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Of the devices' own collectives. They wait for a rank whose shards are unavailable, which the loader retries for
 # up to 14 minutes; that a process has died is noticed over the CPU.
 DEVICE_PATIENCE = timedelta(minutes=15)
-PULSE = 1.0  # seconds between two heartbeats
-GRACE = 10.0  # seconds that a process has to exit by itself after another one died
+# Seconds between two heartbeats
+PULSE = 1.0
+# Seconds that a process has to exit by itself after another one died
+GRACE = 10.0
 
 
 class ControlGroup:

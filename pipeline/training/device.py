@@ -11,7 +11,8 @@ from pipeline.errors import TrainingError
 # fp32: convolutions on a GPU multiply in TF32, as in the published implementation; fp32_exact: they do not;
 # bf16: autocast over weights in fp32
 Precision = Literal["fp32", "fp32_exact", "bf16"]
-NO_DEVICES = ("", "-1", "NoDevFiles")  # as CUDA_VISIBLE_DEVICES: hidden by hand, or by SLURM
+# As CUDA_VISIBLE_DEVICES: hidden by hand, or by SLURM
+NO_DEVICES = ("", "-1", "NoDevFiles")
 DRIVER = Path("/proc/driver/nvidia/version")
 
 

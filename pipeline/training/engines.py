@@ -48,7 +48,8 @@ class Trainable:
 
     def compile(self) -> None:
         """Passes through `model` run compiled from now on; `module` stays as it is."""
-        functorch_config.donated_buffer = False  # the generator's pass through the discriminator keeps its graph
+        # The generator's pass through the discriminator keeps its graph
+        functorch_config.donated_buffer = False
         if isinstance(self._engine, DistributedDataParallel):
             self._engine.module = torch.compile(self._engine.module, dynamic=False)
         else:
@@ -150,7 +151,8 @@ class ZeroTrainable(Trainable):
         self._plain_step = self.optimizer.step
         self.optimizer.step = self._guarded_step  # type: ignore[method-assign]
         self._refused = torch.zeros((), device=accelerator.device)
-        self.module.to(memory_format=torch.contiguous_format)  # ZeRO flattens weights
+        # ZeRO flattens weights
+        self.module.to(memory_format=torch.contiguous_format)
         self._engine, _ = accelerator.prepare(self.module, self.optimizer)
         self._zero = self._engine.optimizer
         # Gradients are collected by hooks on the weights, so passes need not go through the engine; its own forward
@@ -167,9 +169,8 @@ class ZeroTrainable(Trainable):
 
     def update(self, step: int) -> Tensor:
         self._set_learning_rate(step)
-        self._refused = torch.ones_like(
-            self._refused
-        )  # stays so if ZeRO finds the norm not finite and steps not at all
+        # Stays so if ZeRO finds the norm not finite and steps not at all
+        self._refused = torch.ones_like(self._refused)
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._refused.device)
         return self._after(norm, self._refused)
@@ -260,9 +261,11 @@ def zero_config(stage: int) -> dict[str, Any]:
             "stage": stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
-            "reduce_bucket_size": 25_000_000,  # of weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
+            # Of weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
+            "reduce_bucket_size": 25_000_000,
         },
         "zero_allow_untested_optimizer": True,
-        "gradient_clipping": 1.0,  # replaced by each network's own
+        # Replaced by each network's own
+        "gradient_clipping": 1.0,
         "steps_per_print": 10**9,
     }

@@ -35,13 +35,16 @@ def _launch(args: object, received: list[int]) -> int:
         launch_command(args)
     except ChildFailedError as failed:
         codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-    except subprocess.CalledProcessError as failed:  # a single process is started without torch's launcher
+    except subprocess.CalledProcessError as failed:
+        # A single process is started without torch's launcher
         codes = {0: failed.returncode}
     else:
         return 0
     if received and all(code == Preempted.exit_code or -code in STOP_SIGNALS for code in codes.values()):
-        return Preempted.exit_code  # a rank that the signal ended had not begun to train
-    own = [code for code in codes.values() if code > 0]  # the others were ended by the launcher because of one of these
+        # A rank that the signal ended had not begun to train
+        return Preempted.exit_code
+    # The others were ended by the launcher because of one of these
+    own = [code for code in codes.values() if code > 0]
     if not own:
         told = ", ".join(f"rank {rank} by signal {-code}" for rank, code in codes.items())
         hint = "; 9 is often a lack of memory" if -signal.SIGKILL in codes.values() else ""

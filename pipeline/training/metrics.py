@@ -20,7 +20,8 @@ class MetricAverager:
 
     def __init__(self, runtime: Runtime, max_skipped_steps: int):
         self.runtime, self.max_skipped_steps = runtime, max_skipped_steps
-        self.bad_row = torch.zeros((), device=runtime.device)  # bad steps in a row until now
+        # Bad steps in a row until now
+        self.bad_row = torch.zeros((), device=runtime.device)
         self.count, self.sound = 0, True
 
     @torch.no_grad()

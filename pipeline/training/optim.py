@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from pipeline.config import Config
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-GUARD_AFTER = 100  # updates before the running mean of the gradient's norm means something
-GUARD_DECAY = 0.99  # of that running mean
+# Updates before the running mean of the gradient's norm means something
+GUARD_AFTER = 100
+# Of that running mean
+GUARD_DECAY = 0.99
 
 
 class AdamConfig(Config):

@@ -25,7 +25,8 @@ SHOWN = {
     "time/images_per_s": "{:.1f} img/s",
     "memory/peak_gb": "{:.1f} GB",
 }
-TRACE_AFTER = 3  # steps of a process before a trace begins: the first ones allocate and tune
+# Steps of a process before a trace begins: the first ones allocate and tune
+TRACE_AFTER = 3
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

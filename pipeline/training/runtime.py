@@ -20,7 +20,8 @@ from pipeline.training.engines import Trainable, ZeroTrainable, launched_zero_st
 from pipeline.training.optim import AdamConfig
 
 T = TypeVar("T")
-MAX_NETWORKS = 2  # trained in one stage
+# Trained in one stage
+MAX_NETWORKS = 2
 
 
 class Stateful(Protocol):
@@ -72,10 +73,10 @@ class Runtime:
                 raise TrainingError(
                     "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
                 )
-            os.environ.pop("ACCELERATE_USE_CPU", None)  # with it Accelerate would silently drop DeepSpeed
-            os.environ.pop(
-                "ACCELERATE_CONFIG_DS_FIELDS", None
-            )  # the launch file says the stage; zero_config says the rest
+            # With it Accelerate would silently drop DeepSpeed
+            os.environ.pop("ACCELERATE_USE_CPU", None)
+            # The launch file says the stage; zero_config says the rest
+            os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
             plugins = {
                 f"network {i}": DeepSpeedPlugin(hf_ds_config=zero_config(self.zero_stage)) for i in range(MAX_NETWORKS)
             }
@@ -135,7 +136,8 @@ class Runtime:
         `published` networks are averaged where the config says so.
         """
         accelerator = self.accelerator
-        if self.zero_stage:  # one Accelerator holds one DeepSpeed engine
+        # One Accelerator holds one DeepSpeed engine
+        if self.zero_stage:
             accelerator = self.accelerator if not self._networks else Accelerator()
             accelerator.state.select_deepspeed_plugin(f"network {self._networks}")
         self._networks += 1
