@@ -19,7 +19,7 @@ MAGIC = b"ILLM"
 VERSION = 1
 # Networks see images padded to multiples of it, at the right and at the bottom
 SIDE_MULTIPLE = 64
-# Of the padded image; more are refused before memory is allocated
+# Pixels of the padded image; more are refused before memory is allocated
 MAX_PIXELS = 2**27
 
 

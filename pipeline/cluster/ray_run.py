@@ -26,7 +26,7 @@ from pipeline.storage import disk
 
 # Workers or nodes that may die during one stage
 MAX_FAILURES = 10
-# Of the environment
+# Beginnings of the names of environment variables that stages on other machines get
 FORWARDED_ENV = (
     "ILLM_",
     "MLFLOW_",

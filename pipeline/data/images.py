@@ -40,8 +40,6 @@ _DAMAGE = (
 )
 _SRGB = ImageCms.createProfile("sRGB")
 
-# Our bound is `max_pixels`
-Image.MAX_IMAGE_PIXELS = None
 # It warns of damage that it tolerates; worse is an error
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -62,11 +60,20 @@ class Decoded:
     plain_jpeg: bool = False
 
 
+def _allow(max_pixels: int) -> None:
+    """Raises Pillow's own limit, which the host program may rely on, only as far as a caller asks for more than it."""
+    limit = Image.MAX_IMAGE_PIXELS
+    # Pillow warns above its limit and refuses above twice as much
+    if limit is not None and max_pixels > 2 * limit:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
 def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
     """The first frame of an image file as 8-bit sRGB: turned as its EXIF orientation says, colors by its ICC profile.
 
     Raises: DataError if it is not an image of a known format, truncated, or has more than `max_pixels` pixels.
     """
+    _allow(max_pixels)
     try:
         data = content if isinstance(content, bytes) else content.read_bytes()
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -76,6 +83,8 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
             return _decode(image, data)
     except FileNotFoundError:
         raise DataError(f"{printable(str(content))}: no such file") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"more than {max_pixels} pixels") from None
     except _DAMAGE as error:
         name = f"{printable(str(content))}: " if isinstance(content, Path) else ""
         raise DataError(f"{name}not a readable image ({reason(error)})") from None
@@ -86,6 +95,9 @@ def pixels_in(content: bytes) -> int:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return image.width * image.height
+    except Image.DecompressionBombError:
+        # Unknown, but more than anybody decodes beside other work
+        return 2**62
     except _DAMAGE:
         return 0
 

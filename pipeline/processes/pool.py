@@ -12,7 +12,7 @@ from pipeline.processes import ray_session
 T = TypeVar("T")
 R = TypeVar("R")
 Backend = Literal["auto", "threads", "processes", "ray"]
-# Of a chunk whose worker died
+# Retries of chunks whose worker died
 RETRIES = 3
 # Chunks; fewer are done before other processes have imported what they need
 WORTH_PROCESSES = 16

@@ -26,7 +26,7 @@ from pipeline.registry import aliases, resolve
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 CHAMPION = "champion"
 Rows = Sequence[Measurement]
-# Of 255: how far a pixel decoded on another machine may be from the measured one
+# How far a pixel, in 0..255, decoded on another machine may be from the measured one
 MAX_PIXEL_DIFF = 2
 
 

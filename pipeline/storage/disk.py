@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-# Of a file that is read into memory
+# Largest file that is read into memory, in bytes
 MAX_BYTES = 2**30
 
 

@@ -19,11 +19,11 @@ from pipeline.text import reason
 if TYPE_CHECKING:
     import requests
 
-# In a row without a single new byte
+# Attempts in a row without a single new byte
 ATTEMPTS = 5
 # For data that training cannot continue without: about three minutes
 TRAINING_ATTEMPTS = 10
-# Of one file
+# Broken connections per file
 MAX_BREAKS = 100
 # Seconds before another attempt, doubling, with up to half of it at random
 FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0

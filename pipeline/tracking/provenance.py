@@ -24,7 +24,7 @@ SHOWN_PACKAGES = (
     "lpips",
     "torch-fidelity",
 )
-# Of the source tree, if there is one
+# Root of the source tree, if there is one
 HOME = Path(__file__).resolve().parent.parent.parent
 # Bytes
 MAX_DIFF = 2**20

@@ -20,7 +20,7 @@ from pipeline.text import printable
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Of the default store: runs/mlflow.db and runs/mlflow-artifacts
+# Folder of the default store: runs/mlflow.db and runs/mlflow-artifacts
 HOME = Path("runs")
 # Seconds that a server has for its first answer, with all retries
 ANSWER_TIMEOUT_S = 45.0

@@ -14,7 +14,7 @@ from pipeline.config import Config
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # Updates before the running mean of the gradient's norm means something
 GUARD_AFTER = 100
-# Of that running mean
+# Decay of the gradient norm's running mean
 GUARD_DECAY = 0.99
 
 

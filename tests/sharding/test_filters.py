@@ -278,3 +278,17 @@ def test_damaged_images_are_refused_or_decoded_and_nothing_else(kind, data):
         assert pixels.shape[0] * pixels.shape[1] <= 2**22
     with suppress(DataError):
         assert images.decode_jpeg(bytes(content), 301, 203).shape == (203, 301, 3)
+
+
+def test_the_host_programs_own_limit_stays_unless_more_is_asked_for():
+    limit = Image.MAX_IMAGE_PIXELS
+    stream = io.BytesIO()
+    Image.new("L", (16, 16)).save(stream, "PNG")
+    images.decode(stream.getvalue())
+    assert limit == Image.MAX_IMAGE_PIXELS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(DataError, match="more than 150 pixels"):
+            images.decode(stream.getvalue(), 150)
+        assert images.pixels_in(stream.getvalue()) > 256
+        assert images.decode(stream.getvalue(), 1000).pixels.shape == (16, 16, 3)
