@@ -23,6 +23,14 @@ class ArtifactError(UserError):
     """A missing, damaged or mismatched artifact, run folder or checkpoint."""
 
 
+class StageFailed(UserError):
+    """The command of a stage ended with an error that it has printed already."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.exit_code = code
+
+
 class TakenOver(ArtifactError):
     """Another process has become the run folder's writer: the run continues there, and not here."""
 

@@ -1,6 +1,7 @@
 """Names and errors that come with the data, in the form in which they may be printed, stored or used as file names."""
 
 import re
+from datetime import UTC, datetime
 
 _OBJECT = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
 # Characters of a file name's stem; at most 4 bytes each, and file systems take 255 bytes
@@ -24,3 +25,8 @@ def reason(error: BaseException) -> str:
 def file_name(stem: str) -> str:
     """A name that every file system, manifest and store takes: letters, digits, `_`, `.` and `-`, and not too long."""
     return re.sub(r"[^\w.-]+", "_", stem)[:_LONGEST]
+
+
+def timestamp() -> str:
+    """Now, in UTC: 2026-11-26T15:30:00+00:00."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

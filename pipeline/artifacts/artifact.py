@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pipeline.artifacts.manifest import (
 )
 from pipeline.errors import ArtifactError
 from pipeline.storage import disk
-from pipeline.text import reason
+from pipeline.text import reason, timestamp
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def publish(
         # Tars and their tables are covered by the index of the shards: hashing them at every read would take hours.
         written = [p for p in sorted(scratch.rglob("*")) if p.is_file() and p.suffix not in INDEXED]
         files = {p.relative_to(scratch).as_posix(): _entry(p) for p in written}
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = timestamp()
         content = manifest.model_copy(update={"files": files, "created": created}).model_dump_json(indent=1).encode()
         done = parse_manifest(content, str(target))
         _refuse_incomplete(done, str(target))

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +17,7 @@ from typing import TextIO
 from pipeline.errors import ArtifactError, TakenOver
 from pipeline.log import logger
 from pipeline.storage import disk
+from pipeline.text import timestamp
 
 FILE = "owner"
 # Environment: how long a start waits for an earlier process of the same run to end
@@ -72,7 +72,7 @@ def verify(folder: Path, owner: str) -> None:
 
 def _name() -> str:
     job = f", job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    when = timestamp()
     return f"process {os.getpid()} on {os.uname().nodename}{job}, since {when} ({uuid.uuid4().hex[:8]})"
 
 

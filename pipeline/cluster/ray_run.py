@@ -17,7 +17,7 @@ from ray import train
 from ray.train.torch import TorchTrainer
 
 from pipeline import config, log, stages
-from pipeline.errors import Preempted, UserError
+from pipeline.errors import Preempted, StageFailed, UserError
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.stages import TRAINING
@@ -35,14 +35,6 @@ FORWARDED_ENV = (
     "ACCELERATE_USE_CPU",
     "OMP_NUM_THREADS",
 )
-
-
-class StageFailed(UserError):
-    """A stage ended with an error that it has printed already."""
-
-    def __init__(self, stage: str, code: int, message: str):
-        super().__init__(f"{stage}: {message}")
-        self.exit_code = code
 
 
 def run(steps: Sequence[PlannedStage], workers: int, gpus: float) -> None:
@@ -89,7 +81,8 @@ def _train(step: PlannedStage, workers: int, gpus: float) -> None:
     try:
         trainer.fit()
         if refusal.is_file():
-            raise StageFailed(step.stage, **json.loads(refusal.read_text(encoding="utf-8")))
+            about = json.loads(refusal.read_text(encoding="utf-8"))
+            raise StageFailed(f"{step.stage}: {about['message']}", about["code"])
     finally:
         shutil.rmtree(place.parent, ignore_errors=True)
     print(f"{step.stage}: done: {step.folder / 'artifact'}", flush=True)
@@ -120,7 +113,7 @@ def _task(step: PlannedStage, gpus: float) -> None:
         task = ray.remote(_command).options(num_cpus=1, num_gpus=gpus, max_retries=3)
         code = ray.get(task.remote(step.words, str(Path.cwd()), _environment()))
     if code:
-        raise StageFailed(step.stage, code, f"ended with exit code {code}; its own message is above")
+        raise StageFailed(f"{step.stage}: ended with exit code {code}; its own message is above", code)
 
 
 def _command(words: list[str], here: str, env: dict[str, str]) -> int:

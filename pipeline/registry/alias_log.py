@@ -7,11 +7,10 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ArtifactError, RegistryChanged
-from pipeline.text import printable
+from pipeline.text import printable, timestamp
 from pipeline.tracking import provenance, store
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class AliasChange:
     why: str
     run_id: str = ""
     who: str = field(default_factory=provenance.who)
-    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    when: str = field(default_factory=timestamp)
     # Tells two equal claims apart
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     # "", "done" or "interrupted"

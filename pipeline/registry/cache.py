@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.storage import disk
+from pipeline.text import timestamp
 from pipeline.tracking import store
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -40,7 +40,7 @@ def folder() -> Path:
 
 def remember(uri: str, version: Version) -> None:
     """Keeps what a name stands for now."""
-    now = {"store": store.identity(), "asked": datetime.now(UTC).isoformat(timespec="seconds")}
+    now = {"store": store.identity(), "asked": timestamp()}
     _keep(_record(uri), json.dumps(asdict(version) | now).encode())
 
 

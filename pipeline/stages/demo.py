@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import config, stages
 from pipeline.artifacts import run_folder
 from pipeline.data.reader import ShardReader
-from pipeline.errors import GatesNotMet, UserError
+from pipeline.errors import GatesNotMet, StageFailed
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.registry import aliases, resolve
@@ -19,16 +19,6 @@ from pipeline.tracking.run import run_group
 
 # Run folders of the two promotions
 FIRST, SECOND = "promote-pretrained", "promote"
-
-
-class StageFailed(UserError):
-    """A stage's command ended with an error that it has already printed."""
-
-    def __init__(self, stage: str, code: int):
-        super().__init__(
-            f"demo: the stage {stage!r} stopped with exit code {code}; `make demo` again continues from there"
-        )
-        self.exit_code = code
 
 
 def run(configs: Path, folder: Path, data: str | None) -> None:
@@ -73,7 +63,8 @@ def _illm(words: Sequence[str], environment: Mapping[str, str] | None = None, ma
     print(f"\n$ illm {shlex.join(words)}", flush=True)
     code, _ = signals.run(illm_command(words), environment or {})
     if code and not (may_refuse and code == GatesNotMet.exit_code):
-        raise StageFailed(words[0], code)
+        again = "`make demo` again continues from there"
+        raise StageFailed(f"demo: the stage {words[0]!r} stopped with exit code {code}; {again}", code)
     return code
 
 

@@ -5,7 +5,6 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from pipeline.promotion import gates, package
 from pipeline.promotion.decision import Decision, PromotionConfig, evaluate_gates, evaluated_codec
 from pipeline.registry import aliases, resolve, versions
 from pipeline.registry.alias_log import Action
+from pipeline.text import timestamp
 from pipeline.tracking import provenance, store
 from pipeline.tracking.run import tracked_run
 
@@ -139,7 +139,7 @@ def _record(cfg: StageConfig, decision: Decision, version: str, reason: str, for
         "alias": cfg.alias,
         "before": decision.expected,
         "who": provenance.who(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "when": timestamp(),
         "why": reason,
         "forced": forced,
         "codec": decision.codec.digest,

@@ -205,4 +205,4 @@ class _Stopped(tune.Callback):
         if "place" in last and "ended" not in last:
             told = {name: value for name, value in last.items() if name.startswith("val/")}
             record = {"stopped": f"at step {last[STEP]}", **told}
-            disk.write_atomic(Path(last["place"]) / "stopped.json", json.dumps(record).encode())
+            disk.write_atomic(Path(last["place"]) / trials.STOPPED, json.dumps(record).encode())

@@ -24,6 +24,9 @@ from pipeline.errors import NO_SPACE
 from pipeline.log import logger
 from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
+# In a checkpoint, written last: where training stood, and the digest of its state
+MANIFEST = "manifest.json"
+
 
 @dataclass(frozen=True)
 class TrainProgress:
@@ -52,7 +55,7 @@ def save(
             stream.flush()
             os.fsync(stream.fileno())
         about = {"progress": asdict(progress), "sha256": digesting.digest.hexdigest()}
-        write_atomic(scratch / "manifest.json", json.dumps(about).encode())
+        write_atomic(scratch / MANIFEST, json.dumps(about).encode())
         # A damaged one that resuming skipped
         if target.exists():
             shutil.rmtree(target)
@@ -159,7 +162,7 @@ def restore(folder: Path, step: int | None = None) -> tuple[TrainProgress, dict[
     """The newest undamaged checkpoint, or that of `step`, on the CPU; warns of the damaged ones that it skipped."""
     for path in _newest_first(folder / "checkpoints") if step is None else [path_of(folder, step)]:
         try:
-            about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            about = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             progress = TrainProgress(**about["progress"])
             if sha256(path / "state.pt") != about["sha256"]:
                 raise ValueError("its SHA-256 differs from the manifest")

@@ -146,7 +146,7 @@ def _newest_checkpoint(runtime: Runtime, folder: Path) -> tuple[TrainProgress, d
     step = runtime.on_main(lambda: found[0].step if found else None)
     if runtime.is_main or step is None:
         return found
-    disk.wait_for_file(checkpoint.path_of(folder, step) / "manifest.json")
+    disk.wait_for_file(checkpoint.path_of(folder, step) / checkpoint.MANIFEST)
     if (found := checkpoint.restore(folder, step)) is None:
         raise TrainingError(
             f"{folder}: process {runtime.rank} on {os.uname().nodename} cannot read the checkpoint of step {step} that the main "
