@@ -138,7 +138,7 @@ def test_a_labeler_goes_in_and_out_unchanged(tmp_path):
     assert illm_here("export-reference", "run", "back.ckpt", "--force", cwd=tmp_path).code == 0
     assert torch.load(tmp_path / "back.ckpt", weights_only=True).keys() == theirs.keys()
     (tmp_path / "their.ckpt").write_bytes(b"no checkpoint")  # the place is checked before it is read
-    assert_one_clear_line(illm_here(*words, cwd=tmp_path), "run/artifact: is there already", "another --output")
+    assert_one_clear_line(illm_here(*words, cwd=tmp_path), "run/artifact: exists already", "another --output")
 
 
 def test_stages_take_what_was_imported_and_streams_keep_every_byte(smoke, tmp_path):

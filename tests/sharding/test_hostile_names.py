@@ -55,7 +55,7 @@ def test_a_table_that_would_name_files_elsewhere_or_never_ends_is_refused(tmp_pa
     (artifact.path / "index.json").write_text(json.dumps(index))
     table.unlink()
     table.write_bytes(hostile)
-    with pytest.raises(DataError, match="no table of samples"):
+    with pytest.raises(DataError, match="not a table of samples"):
         next(ShardReader(artifact, "train").first(1))
     table.unlink()
     os.mkfifo(table)
