@@ -88,7 +88,9 @@ APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test
 
 # `make quick` leaves out what starts processes or trains for seconds: what has one of these marks, uses one of these fixtures,
 # calls one of these, or is in one of these files.
-NOT_QUICK_MARKS = {"long", "slow", "dist", "slurm", "ray_jobs", "s3", "server", "parity"}
+NOT_QUICK_MARKS = {
+    "long", "slow", "dist", "slurm", "ray", "ray_jobs", "mlflow_server", "s3", "server", "deepspeed", "parity",
+}  # fmt: skip
 NOT_QUICK_FIXTURES = {"smoke", "zygote", "small_disk"}
 NOT_QUICK_CALLS = {"illm", "subprocess"}
 NOT_QUICK_FILES = (
@@ -110,6 +112,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     marks = {mark.name for mark in item.iter_markers()}
     fixtures = set(getattr(item, "fixturenames", ()))
     calls = set(item.function.__code__.co_names) if isinstance(item, pytest.Function) else set()
+    if item.path.stem == "test_engines" and "zero" in getattr(getattr(item, "callspec", None), "id", ""):
+        item.add_marker(pytest.mark.deepspeed)
     slow = marks & NOT_QUICK_MARKS or fixtures & NOT_QUICK_FIXTURES or calls & NOT_QUICK_CALLS
     if not (slow or item.path.stem in NOT_QUICK_FILES):
         item.add_marker(pytest.mark.quick)

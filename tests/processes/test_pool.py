@@ -22,7 +22,7 @@ def square(chunk: int, marker: Path, on: str) -> int:
     return chunk * chunk
 
 
-@pytest.mark.parametrize("on", ["threads", "processes", "ray"])
+@pytest.mark.parametrize("on", ["threads", "processes", pytest.param("ray", marks=pytest.mark.ray)])
 def test_every_chunk_is_done_and_a_mistake_is_reported(tmp_path, on):
     work = partial(square, marker=tmp_path / "died", on=on)
     assert sorted(map_chunks(work, range(10), 2, on)) == [(n, n * n) for n in range(10)]
@@ -53,6 +53,7 @@ def test_little_work_starts_no_process(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_ray_of_our_own_lets_nobody_in_without_its_token():
     with ray_session.running(1):
         import ray

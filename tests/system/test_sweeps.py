@@ -15,7 +15,7 @@ from pipeline.artifacts.artifact import digest_of
 from tests.conftest import ROOT, assert_one_clear_line, illm
 from tests.sweep.test_space import BASE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 QUIET = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 
 

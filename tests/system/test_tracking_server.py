@@ -13,7 +13,7 @@ from tests.conftest import CONFIGS
 from tests.support.ranks import wait_until
 from tests.support.services import Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mlflow_server]
 
 
 @pytest.fixture
