@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from pipeline.config import Changeable, Config, kind_of, members
 
 
@@ -20,8 +22,11 @@ class Key:
     changeable: bool
 
 
-def keys(cls: type[Config], prefix: str = "") -> Iterator[Key]:
-    """Every key that a config class knows, with those of its sections; of a choice between kinds, those of each."""
+def keys(cls: type[Config], prefix: str = "", given: Config | None = None) -> Iterator[Key]:
+    """Every key that a config class knows, with those of its sections; of a choice between kinds, those of each.
+
+    given: the section's own default, whose values are then the defaults of its keys.
+    """
     for name, field in cls.model_fields.items():
         sections = members(field.annotation)
         parts = (
@@ -29,12 +34,21 @@ def keys(cls: type[Config], prefix: str = "") -> Iterator[Key]:
         )
         others = [part for part in parts if part is not type(None) and _bare(part) not in sections]
         if others or not sections:
-            default = "" if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
+            default = "" if given is None and field.is_required() else _as_yaml(_default(field, given, name))
             is_changeable = any(isinstance(found, Changeable) for found in field.metadata)
             yield Key(f"{prefix}{name}", _type_name(field.annotation), default, field.description or "", is_changeable)
+        own = None if given is None and field.is_required() else _default(field, given, name)
         for section in sections:
             kind = kind_of(section) if len(sections) > 1 else None
-            yield from keys(section, f"{prefix}{name}{f'({kind})' if kind else ''}{'[]' if others else ''}.")
+            yield from keys(
+                section,
+                f"{prefix}{name}{f'({kind})' if kind else ''}{'[]' if others else ''}.",
+                own if type(own) is section else None,
+            )
+
+
+def _default(field: FieldInfo, given: Config | None, name: str) -> Any:
+    return field.get_default(call_default_factory=True) if given is None else getattr(given, name)
 
 
 def _bare(annotation: Any) -> Any:

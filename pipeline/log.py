@@ -25,7 +25,6 @@ class Level(StrEnum):
     INFO = "INFO"
     WARNING = "WARNING"
     ERROR = "ERROR"
-    CRITICAL = "CRITICAL"
 
 
 def is_rank_zero() -> bool:

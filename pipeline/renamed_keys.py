@@ -63,9 +63,11 @@ RENAMED = {
 def new_name(where: Sequence[str], names: Sequence[str]) -> str | None:
     """What the key at `where` is called now, if that is one of the names there."""
     ends = [".".join(where[start:]) for start in range(len(where))]
-    return next((RENAMED[end] for end in ends if RENAMED.get(end) in names), None)
+    # A section may stand alone, as that of a labeler does in its artifact
+    alone = [old for old in RENAMED if old.rpartition(".")[2] == where[-1]]
+    return next((RENAMED[old] for old in [*ends, *alone] if RENAMED.get(old) in names), None)
 
 
 def renamed(values: Mapping[str, Any], names: Sequence[str], section: str) -> dict[str, Any]:
     """`values` under today's names, for files that earlier versions wrote and that must not be edited."""
-    return {(new_name([section, key], names) or key if key not in names else key): v for key, v in values.items()}
+    return {(new_name([section, str(key)], names) or key if key not in names else key): v for key, v in values.items()}

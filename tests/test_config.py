@@ -121,3 +121,43 @@ def test_every_shipped_config_loads(path):
     values = config.read_yaml(path)
     cfg = config.load(stages.get(values["stage"]).StageConfig, path)
     assert config.flatten(cfg)["stage"] in path.stem or path.parent.name == "sweep"
+
+
+class Section(config.Config):
+    workers: Annotated[int, config.Changeable()] = 1
+    shards: Annotated[str, config.Input("shards")]
+
+
+class Marked(config.Config):
+    data: Section
+    other: Section | None = None
+    codecs: Annotated[dict[str, str], config.Input("codec")]
+    labeler: Annotated[str | None, config.Input("labeler", when="wanted")] = None
+    images: Annotated[str, config.Input("shards", or_folder=True)] = "photos"
+    wanted: bool = False
+
+
+def test_inputs_and_changeable_keys_are_found_at_their_fields():
+    cfg = Marked(data=Section(shards="a"), codecs={"x": "b"}, labeler="c")
+    assert [(key, value) for key, value, _ in config.inputs(cfg)] == [
+        ("data.shards", "a"),
+        ("codecs.x", "b"),
+        ("images", "photos"),
+    ]
+    assert config.changeable(cfg) == {"data.workers"}
+    wanted = cfg.model_copy(update={"wanted": True, "other": Section(shards="d")})
+    assert ("labeler", "c") in [(key, value) for key, value, _ in config.inputs(wanted)]
+    assert config.changeable(wanted) == {"data.workers", "other.workers"}
+
+
+def test_every_key_is_listed_with_its_own_default():
+    from pipeline import config_keys
+    from pipeline.stages import gan
+
+    listed = {key.name: key for key in config_keys.keys(gan.StageConfig)}
+    assert listed["generator_optimizer.betas"].default == "[0.5, 0.9]"
+    assert listed["fit.steps"].default == ""
+    assert listed["data.num_workers"].changeable
+    assert not listed["data.batch_size"].changeable
+    assert "discriminator(patch).channels" in listed
+    assert all(key.about or key.name.endswith((".kind", "stage", "seed")) for key in listed.values() if key.changeable)

@@ -33,7 +33,7 @@ def test_a_library_prints_nothing_unless_its_host_configures_logging():
     assert warned() == ("", "")
     out, err = warned("logging.basicConfig(format='%(levelname)s %(name)s %(message)s')")
     assert out == ""
-    assert err.startswith("WARNING illm recipe div2k/train: 800 of 800 are missing")
+    assert err.startswith("WARNING illm known data set div2k/train: 800 of 800 are missing")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_library_prints_nothing_unless_its_host_configures_logging():
 def test_a_warning_is_one_line_of_the_first_rank(setup, env, lines):
     out, err = warned(setup, **env)
     assert out == ""
-    assert [line.startswith("warning: recipe div2k/train: ") for line in err.splitlines()] == [True] * lines
+    assert [line.startswith("warning: known data set div2k/train: ") for line in err.splitlines()] == [True] * lines
 
 
 def test_levels_have_their_prefixes(capsys, cli_log):

@@ -92,7 +92,7 @@ def _worker(given: dict[str, Any]) -> None:
     """One process of a stage: Ray has set its rank and made the process group. What a user has to fix is not retried."""
     os.environ.update(given["env"])
     os.chdir(given["here"])
-    log.install(os.environ.get(log.LEVEL_ENV, log.Level.INFO))
+    log.install(os.environ.get(log.LEVEL_ENV) or log.Level.INFO)
     step: PlannedStage = given["step"]
     module = stages.get(step.stage)
     try:

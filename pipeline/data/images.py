@@ -40,7 +40,7 @@ _DAMAGE = (
 )
 _SRGB = ImageCms.createProfile("sRGB")
 
-# It warns of damage that it tolerates; worse is an error
+# Pillow warns of damage that it tolerates; worse is an error
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -152,7 +152,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Pixels, bool]:
     width, height = image.size
     rows = max(1, _BAND // max(1, width))
     bands = [(top, min(top + rows, height)) for top in range(0, height, rows)]
-    white = max(_grey(_cut(image, *band)).max() for band in bands) if image.mode.startswith("F") else 65535.0
+    white = max(_gray(_cut(image, *band)).max() for band in bands) if image.mode.startswith("F") else 65535.0
     pixels, flattened = np.empty((height, width, 3), np.uint8), False
     for top, bottom in bands:
         pixels[top:bottom], transparent = _band_to_rgb(_cut(image, top, bottom), profile, max(1.0, float(white)))
@@ -164,7 +164,7 @@ def _cut(image: Image.Image, top: int, bottom: int) -> Image.Image:
     return image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
 
 
-def _grey(image: Image.Image) -> NDArray[np.float64]:
+def _gray(image: Image.Image) -> NDArray[np.float64]:
     return np.nan_to_num(np.asarray(image, dtype=np.float64))
 
 
@@ -172,14 +172,14 @@ def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tup
     """white: the value of 16 and 32 bit gray that is shown as white."""
     # Pillow's convert() would clip, not scale
     if image.mode.startswith(("I", "F")):
-        grey = np.clip(np.rint(_grey(image) / white * 255), 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2), False
+        gray = np.clip(np.rint(_gray(image) / white * 255), 0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2), False
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         alpha = rgba.getchannel("A")
-        colours = _to_srgb(rgba.convert("RGB"), profile)
+        colors = _to_srgb(rgba.convert("RGB"), profile)
         under = Image.new("RGB", rgba.size, (255, 255, 255))
-        return np.array(Image.composite(colours, under, alpha)), bool(np.asarray(alpha).min() < 255)
+        return np.array(Image.composite(colors, under, alpha)), bool(np.asarray(alpha).min() < 255)
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
     return np.array(_to_srgb(image, profile).convert("RGB")), False

@@ -16,7 +16,7 @@ from pipeline.evaluation.metric_table import PER_IMAGE, TIMES, sign
 
 # Resamplings of the images behind an interval
 DRAWS = 2000
-# Each takes seconds
+# Resamplings for FID and KID, each of which takes seconds
 FIDELITY_DRAWS = 20
 CONFIDENCE = 0.95
 

@@ -14,7 +14,7 @@ from pipeline.models.labeler import Labeler
 
 # "he": ours, centered on mid-gray; "pytorch": torch's own, as in the release
 Init = Literal["he", "pytorch"]
-MID_GREY = 0.5
+MID_GRAY = 0.5
 # of the codec's last layer: the first image is nearly gray, and not noise that would have to be unlearned
 LAST_LAYER = 0.1
 
@@ -63,5 +63,5 @@ def _centre(first: nn.Module, last: nn.Module) -> None:
     assert isinstance(last, nn.Conv2d)
     assert first.bias is not None
     assert last.bias is not None
-    first.bias.copy_(-MID_GREY * first.weight.sum((1, 2, 3)))
-    last.bias.fill_(MID_GREY)
+    first.bias.copy_(-MID_GRAY * first.weight.sum((1, 2, 3)))
+    last.bias.fill_(MID_GRAY)

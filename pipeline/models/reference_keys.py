@@ -16,7 +16,7 @@ from pipeline.models.labeler import Labeler, LabelerConfig
 
 Architecture = CodecConfig | LabelerConfig
 
-# Of any size: empty until update()
+# Tensors of any size: empty until update()
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
 # Counters of the reference's VQ layer, which nothing reads; our network has none
 _CODES = "bottleneck_op.child.child"
@@ -29,9 +29,9 @@ class Imported:
     """A reference checkpoint under our names, and what export needs to write the same file again."""
 
     state: dict[str, Tensor]
-    # By the reference's names: tensors that our network lacks or holds differently
+    # Under the reference's names: tensors that our network lacks or holds differently
     extras: dict[str, Tensor]
-    # CompressAI's before 1.2.7
+    # Whether the names are CompressAI's before 1.2.7
     old_names: bool
     # Keys of other networks in a training checkpoint
     ignored: list[str]

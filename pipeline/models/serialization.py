@@ -61,7 +61,8 @@ def load_labeler(artifact: Artifact) -> Labeler:
     return labeler.requires_grad_(False).eval()
 
 
-def _model_config(artifact: Artifact, cls: type[C]) -> C:
+def model_config(artifact: Artifact, cls: type[C]) -> C:
+    """The architecture that an artifact's `model.yaml` describes. Raises: ArtifactError."""
     try:
         values = config.read_yaml(artifact.path / MODEL, may_extend=False)
         return cls.model_validate(renamed_keys.renamed(values, tuple(cls.model_fields), artifact.manifest.kind))
@@ -71,7 +72,7 @@ def _model_config(artifact: Artifact, cls: type[C]) -> C:
 
 def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
     """The network that `model.yaml` describes, if the weights file is large enough to fill it."""
-    cfg = _model_config(artifact, cls)
+    cfg = model_config(artifact, cls)
     # Takes no memory, whatever an untrusted file describes
     with torch.device("meta"):
         needed = sum(p.numel() * p.element_size() for p in network(cfg).parameters())

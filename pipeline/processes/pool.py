@@ -1,10 +1,12 @@
 """Runs one function over many chunks of work: in threads, in processes of this machine, or on a Ray cluster."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Literal, TypeVar
 
 from pipeline.processes import ray_session
@@ -12,7 +14,7 @@ from pipeline.processes import ray_session
 T = TypeVar("T")
 R = TypeVar("R")
 Backend = Literal["auto", "threads", "processes", "ray"]
-# Retries of chunks whose worker died
+# Times in a row that workers may die without a chunk being finished in between
 RETRIES = 3
 # Chunks; fewer are done before other processes have imported what they need
 WORTH_PROCESSES = 16
@@ -50,7 +52,7 @@ def _in_threads(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> It
         waiting = {pool.submit(work, chunk): number for number, chunk in enumerate(chunks)}
         try:
             for done in as_completed(waiting):
-                yield waiting[done], done.result()
+                yield waiting.pop(done), done.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -58,20 +60,30 @@ def _in_threads(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> It
 def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
     left, retries = set(range(len(chunks))), 0
     while left:
-        # not fork: a child of a process with threads may hang in a lock that another thread held
-        pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=get_context("forkserver"))
+        # Not fork: a child of a process with threads may hang in a lock that another thread held
+        pool = ProcessPoolExecutor(
+            min(workers, len(left)), mp_context=get_context("forkserver"), initializer=_end_with_parent
+        )
         try:
             waiting = {pool.submit(work, chunks[number]): number for number in sorted(left)}
             for done in as_completed(waiting):
-                result = done.result()
-                left.remove(waiting[done])
-                yield waiting[done], result
+                number, result = waiting.pop(done), done.result()
+                left.remove(number)
+                retries = 0
+                yield number, result
         except BrokenProcessPool:
             retries += 1
             if retries > RETRIES:
                 raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker as soon as the process that started it is gone, however that ended."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _on_ray(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:

@@ -14,7 +14,6 @@ from pipeline.evaluation.comparison import Difference, Interval
 from pipeline.evaluation.evaluator import Measurement
 from pipeline.evaluation.metric_table import METRICS, TIMES
 
-OWN = (*METRICS, *TIMES, "weights_mb")
 RELATIVE = (*METRICS, *TIMES)
 # Images below which an interval says little
 MIN_IMAGES = 8

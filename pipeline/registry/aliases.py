@@ -135,7 +135,7 @@ def move(name: str, alias: str, version: str, action: Action, why: str, expected
             tried = True
             _set(client, name, alias, version)
         except BaseException:
-            # Else the next who comes looks whether it was moved
+            # Where the alias may have been moved, the next process looks whether it was
             if not tried:
                 end(client, log, mine, "interrupted")
                 _set(client, name, previous_of(alias), _before_top(read(client, log, alias)))

@@ -137,7 +137,7 @@ def figure(tree: Node) -> Figure:
     high = max(len(column) for column in columns.values())
     made = Figure(figsize=(3.4 * len(columns), 1.2 + 1.1 * high), layout="constrained")
     axes = made.subplots()
-    colours = {"files verified": "#d9ead3", "manifest verified": "#fff2cc", "not here": "#eeeeee", "damaged": "#f4cccc"}
+    colors = {"files verified": "#d9ead3", "manifest verified": "#fff2cc", "not here": "#eeeeee", "damaged": "#f4cccc"}
     for digest, node in nodes.items():
         for parent in node.parents:
             axes.annotate(
@@ -148,7 +148,7 @@ def figure(tree: Node) -> Figure:
             )
         stage = node.manifest.stage if node.manifest else "?"
         text = f"{stage}\n{digest[:12]}\n{node.state}"
-        axes.text(*at[digest], text, ha="center", va="center", bbox={"boxstyle": "round", "fc": colours[node.state]})
+        axes.text(*at[digest], text, ha="center", va="center", bbox={"boxstyle": "round", "fc": colors[node.state]})
     across = [x for x, _ in at.values()]
     axes.set(xlim=(min(across) - 1.6, max(across) + 1.6), ylim=(-high / 2 - 0.2, high / 2 + 0.2))
     axes.axis("off")

@@ -176,7 +176,7 @@ def _download(uri: str, version: Version, folder: Path) -> None:
         try:
             codec.rename(folder)
         except OSError:
-            # Else another process was faster
+            # If it is there, another process was faster
             if not folder.is_dir():
                 raise
     finally:

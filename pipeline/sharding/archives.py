@@ -61,7 +61,7 @@ def _is_final(error: BaseException) -> bool:
     """Whether a retry of opening a remote archive would fail in the same way."""
     # fsspec says "not found" of a server that does not answer, too
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    # Of aiohttp's errors
+    # Only aiohttp's errors have one
     status = getattr(cause, "status", None)
     return isinstance(cause, _FINAL) or status in fetch.PERMANENT_STATUS
 

@@ -21,19 +21,19 @@ def perceptual_hash(pixels: Pixels) -> int:
 
     Source: the pHash of Zauner 2010, with the constant term left out of the median.
     """
-    small = _grey(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    small = _gray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     low = (_FREQUENCIES @ np.asarray(small, dtype=np.float64) @ _FREQUENCIES.T).round(6).ravel()
     bits = low > np.median(low[1:])
     return int(np.packbits(bits).view(">u8")[0])
 
 
-def _grey(pixels: Pixels) -> Image.Image:
+def _gray(pixels: Pixels) -> Image.Image:
     """Made in bands: Pillow takes four bytes for each colored pixel."""
     height, width = pixels.shape[:2]
-    grey, rows = Image.new("L", (width, height)), max(1, _BAND // width)
+    gray, rows = Image.new("L", (width, height)), max(1, _BAND // width)
     for top in range(0, height, rows):
-        grey.paste(Image.fromarray(pixels[top : top + rows]).convert("L"), (0, top))
-    return grey
+        gray.paste(Image.fromarray(pixels[top : top + rows]).convert("L"), (0, top))
+    return gray
 
 
 def groups(hashes: Sequence[int], distance: int) -> list[int]:

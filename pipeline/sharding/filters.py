@@ -53,7 +53,7 @@ class AcceptedImage:
     # Bytes
     size: int
     sha256: str
-    # As shown
+    # Pixels of the image as it is shown, after its EXIF orientation
     width: int
     height: int
     plain_jpeg: bool
@@ -176,12 +176,12 @@ def _reason(pixels: Pixels, rules: FilterConfig) -> str | None:
         return f"too small: {width}x{height}, shorter side below {rules.min_side}"
     if rules.max_aspect and long > rules.max_aspect * short:
         return f"too long: {width}x{height}, sides further apart than 1:{rules.max_aspect:g}"
-    if rules.min_colors and (found := _colours(pixels)) < rules.min_colors:
+    if rules.min_colors and (found := _colors(pixels)) < rules.min_colors:
         return f"not a photo: {found} colors, expected at least {rules.min_colors}"
     return None
 
 
-def _colours(pixels: Pixels) -> int:
+def _colors(pixels: Pixels) -> int:
     flat = pixels.reshape(-1, 3)[:: max(1, pixels.size // 3 // _PIXELS_COUNTED)].astype(np.uint32)
     return len(np.unique(flat[:, 0] << 16 | flat[:, 1] << 8 | flat[:, 2]))
 
@@ -194,7 +194,7 @@ def _lines(path: str) -> frozenset[str]:
         raise DataError(f"{path}: cannot read this list ({error}); expected a name or SHA-256 per line") from None
 
 
-# By each worker
+# Images that each worker downloads at the same time
 FETCHED_AT_ONCE = 8
 
 

@@ -74,35 +74,35 @@ DATASETS = {
 
 
 def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
-    """Compares what a source holds with what its recipe expects; warns of a difference if `allow_missing`.
+    """Compares what a source holds with what a known data set has; warns of a difference if `allow_missing`.
 
     Raises: DataError if something is missing or another image, unless `allow_missing`.
     """
-    recipe = DATASETS[name]
+    known = DATASETS[name]
     images = [item for item in items if PurePosixPath(item.name).suffix.lower() in SUFFIXES]
     stems = Counter(PurePosixPath(item.name).stem for item in images)
     problems = []
-    if missing := [stem for stem in recipe.names if stem not in stems]:
-        problems.append(f"{len(missing)} of {len(recipe.names)} are missing: {_some(missing)}")
-    elif recipe.count is not None and len(images) != recipe.count:
-        problems.append(f"{len(images)} images, expected {recipe.count}")
-    if recipe.folders and (flat := [i.name for i in images if len(PurePosixPath(i.name).parts) < 2]):
+    if missing := [stem for stem in known.names if stem not in stems]:
+        problems.append(f"{len(missing)} of {len(known.names)} are missing: {_some(missing)}")
+    elif known.count is not None and len(images) != known.count:
+        problems.append(f"{len(images)} images, expected {known.count}")
+    if known.folders and (flat := [i.name for i in images if len(PurePosixPath(i.name).parts) < 2]):
         problems.append(f"{len(flat)} images are in no class folder: {_some(flat)}")
-    if recipe.names and (others := [stem for stem in stems if stem not in set(recipe.names)]):
+    if known.names and (others := [stem for stem in stems if stem not in set(known.names)]):
         problems.append(f"{len(others)} are not part of it: {_some(others)}")
-    changed = [item.name for item in images if _differs(item, recipe)]
+    changed = [item.name for item in images if _differs(item, known)]
     if changed:
         problems.append(f"{len(changed)} are other images under the same name: {_some(changed)}")
     if not problems:
         return
-    message = f"recipe {name}: {'; '.join(problems)}; get it from {recipe.where} ({recipe.terms})"
+    message = f"known data set {name}: {'; '.join(problems)}; get it from {known.where} ({known.terms})"
     if not allow_missing:
         raise DataError(f"{message}; or accept it with allow_missing: true")
     logger.warning(message)
 
 
-def _differs(item: Item, recipe: DatasetSpec) -> bool:
-    expected = recipe.pixels.get(PurePosixPath(item.name).stem)
+def _differs(item: Item, known: DatasetSpec) -> bool:
+    expected = known.pixels.get(PurePosixPath(item.name).stem)
     if expected is None:
         return False
     try:

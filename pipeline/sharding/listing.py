@@ -15,7 +15,10 @@ FILE = "items.jsonl"
 
 
 def found(places: Iterable[Source]) -> list[Item]:
-    """What the sources hold, after the checks of their recipes. Raises: DataError if a source or a recipe is invalid."""
+    """What the sources hold, after the checks of known data sets.
+
+    Raises: DataError if a source is invalid, or not the data set that it names.
+    """
     return [item for source in places for item in _checked(source)]
 
 
@@ -24,7 +27,7 @@ def _checked(source: Source) -> list[Item]:
     if source.known_dataset is not None:
         if source.known_dataset not in known_datasets.DATASETS:
             raise DataError(
-                f"unknown recipe {source.known_dataset!r}; expected one of {', '.join(known_datasets.DATASETS)}"
+                f"unknown known_dataset {source.known_dataset!r}; expected one of {', '.join(known_datasets.DATASETS)}"
             )
         known_datasets.check(source.known_dataset, items, source.allow_missing)
     return items

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -28,10 +29,10 @@ NOT_FETCHED = "unreadable: cannot be fetched"
 
 
 def examined(cfg: ShardConfig, items: list[Item], work: Path) -> list[AcceptedImage | RejectedFile]:
-    """What examining each item found, in their order; pieces that an earlier job examined are not done again."""
-    pieces = math.ceil(len(items) / cfg.chunk_size)
-    examine_chunks(cfg, items, work, range(pieces))
-    files = [examined_file(work, number) for number in range(pieces)]
+    """What examining each item found, in their order; chunks that an earlier job examined are not done again."""
+    chunks = math.ceil(len(items) / cfg.chunk_size)
+    examine_chunks(cfg, items, work, range(chunks))
+    files = [examined_file(work, number) for number in range(chunks)]
     kinds: dict[str, Any] = {"AcceptedImage": AcceptedImage, "RejectedFile": RejectedFile}
     records = (json.loads(line) for file in files for line in file.read_text().splitlines())
     results = [kinds[kind](**fields) for kind, fields in records]
@@ -39,17 +40,17 @@ def examined(cfg: ShardConfig, items: list[Item], work: Path) -> list[AcceptedIm
 
 
 def examine_chunks(cfg: ShardConfig, items: list[Item], work: Path, numbers: range) -> None:
-    """Examines the pieces of these numbers that have not been examined yet."""
+    """Examines the chunks of these numbers that have not been examined yet."""
     missing = [number for number in numbers if not examined_file(work, number).is_file()]
     task = partial(
         examine_chunk, rules=cfg, lists=NameLists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
     )
     workers = _workers(cfg)
-    # A small folder: the threads of one piece are enough
+    # A small folder: the threads of one chunk are enough
     if len(items) <= cfg.chunk_size:
         task, workers = partial(task, threads=workers), 1
-    pieces = [items[number * cfg.chunk_size : (number + 1) * cfg.chunk_size] for number in missing]
-    for place, found in _shown(map_chunks(task, pieces, workers, cfg.backend), "examining", len(missing)):
+    chunks = [items[number * cfg.chunk_size : (number + 1) * cfg.chunk_size] for number in missing]
+    for place, found in _shown(map_chunks(task, chunks, workers, cfg.backend), "examining", len(missing)):
         lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
         disk.write_atomic(examined_file(work, missing[place]), lines.encode())
 
@@ -59,9 +60,9 @@ def check_fetched(cfg: ShardConfig, items: list[Item], results: list[AcceptedIma
     remote = [r for r, item in zip(results, items, strict=True) if fetch.is_url(item.location)]
     failed = {n: r for n, r in enumerate(results) if isinstance(r, RejectedFile) and r.reason.startswith(NOT_FETCHED)}
     if failed and len(failed) > cfg.max_failed_fraction * len(remote):
-        for piece in {number // cfg.chunk_size for number in failed}:
+        for chunk in {number // cfg.chunk_size for number in failed}:
             # So that the next start tries again
-            examined_file(work, piece).unlink()
+            examined_file(work, chunk).unlink()
         listed = "\n".join(f"  {described(r)}" for r in islice(failed.values(), 10))
         raise DataError(
             f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_fraction={cfg.max_failed_fraction:g}); "
@@ -69,8 +70,8 @@ def check_fetched(cfg: ShardConfig, items: list[Item], results: list[AcceptedIma
         )
 
 
-def examined_file(work: Path, piece: int) -> Path:
-    return work / "examined" / f"{piece:08d}.jsonl"
+def examined_file(work: Path, chunk: int) -> Path:
+    return work / "examined" / f"{chunk:08d}.jsonl"
 
 
 def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range) -> list[Shard]:
@@ -97,8 +98,8 @@ def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range
 def _examine_again(cfg: ShardConfig, changed: list[AcceptedImage], work: Path) -> None:
     if not changed:
         return
-    for piece in {photo.item // cfg.chunk_size for photo in changed}:
-        examined_file(work, piece).unlink(missing_ok=True)
+    for chunk in {photo.item // cfg.chunk_size for photo in changed}:
+        examined_file(work, chunk).unlink(missing_ok=True)
     listed = "\n".join(f"  {printable(photo.path)}" for photo in sorted(changed, key=lambda p: p.item)[:10])
     raise DataError(
         f"{len(changed)} file(s) changed while they were being sharded; the same command examines them again:\n{listed}"
@@ -109,6 +110,16 @@ def _workers(cfg: ShardConfig) -> int:
     return cfg.num_workers or os.cpu_count() or 1
 
 
+def _checked(done: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Raises: DataError instead of what a pool says whose workers keep dying."""
+    try:
+        yield from done
+    except BrokenProcessPool:
+        raise DataError(
+            "worker processes keep dying, often for lack of memory; lower num_workers or chunk_size, and the same command continues"
+        ) from None
+
+
 def _shown(done: Iterator[tuple[int, Any]], words: str, total: int) -> Iterator[tuple[int, Any]]:
     console = Console(stderr=True)
-    yield from track(done, words, total=total, console=console, disable=not console.is_terminal)
+    yield from track(_checked(done), words, total=total, console=console, disable=not console.is_terminal)

@@ -198,7 +198,7 @@ def _below(url: str) -> list[str]:
     try:
         found = sorted(fs.find(path))
     except Exception as error:
-        # Likewise
+        # Stores raise errors of their own kinds
         raise DataError(f"{url}: cannot be listed ({reason(error)})") from None
     return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
 

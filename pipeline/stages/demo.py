@@ -77,7 +77,7 @@ def _use(folder: Path) -> None:
     photo.parent.mkdir(parents=True, exist_ok=True)
     photo.write_bytes(content)
     compressed, restored = photo.with_suffix(".illm"), photo.with_name(f"{photo.stem}-restored.png")
-    # Of an earlier demo
+    # Left by an earlier demo
     for before in (compressed, restored):
         before.unlink(missing_ok=True)
     _illm(["compress", str(photo), str(compressed), "--codec", model])

@@ -14,6 +14,7 @@ from pipeline import config, config_keys, stages
 from pipeline.config import Config, Input
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.models import discriminator as discriminators
+from pipeline.models import serialization
 from pipeline.models.codec import LATENT_STRIDE, Codec, CodecConfig
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.labeler import Labeler, LabelerConfig
@@ -133,7 +134,7 @@ class _Networks:
         if isinstance(own, kind):
             return own
         try:
-            return kind.model_validate(config.read_yaml(resolve.read(own, role).path / "model.yaml"))
+            return serialization.model_config(resolve.read(own, role), kind)
         except ArtifactError:
             beside = path.parent / f"{made_by}.yaml"
         if not beside.is_file():

@@ -82,8 +82,10 @@ def _preflight(cfg: Any, before: Sequence[str], folder: Path, processes: int) ->
     """What would stop the stage hours later."""
     coming = {str(folder / name) for name in before}
     for key, value, marker in config.inputs(cfg):
+        if not marker.kind:
+            continue
         is_made_before = value in coming
-        if not marker.kind or is_made_before or (marker.or_folder and _is_plain_folder(Path(value))):
+        if is_made_before or (marker.or_folder and _is_plain_folder(Path(value))):
             continue
         try:
             found = resolve.kind_of(value)

@@ -49,7 +49,7 @@ def run(cfg: StageConfig, folder: Path, dry_run: bool = False, force: str = "", 
         return folder
     given = run_folder.Inputs({"evaluation": (cfg.evaluation, evaluation), "codec": (source, codec)}, {})
     with ownership.held(folder) as still_ours:
-        # By a process that this one waited for
+        # A process that this one waited for may have finished the run
         if done := run_folder.finished(folder, cfg):
             return done
         if decision.failed and not force:
@@ -74,7 +74,7 @@ def _promote(
         version = _register(cfg, decision, tracker.run_id)
         record = _record(cfg, decision, version.number, reason, bool(force))
         versions.tag(version, _tags(cfg, decision, record, tracker.run_id))
-        # Else an attempt that was cut short had come this far
+        # Equal if an interrupted attempt has moved the alias already
         if decision.expected != version.number:
             action: Action = "force" if force else "promote"
             still_ours()

@@ -1,7 +1,7 @@
 """Turns images from anywhere into WebDataset tars with an index.
 
-Two passes, each in pieces that can be done anywhere and again: every image is examined; then shards are planned, which
-depends on nothing but the images, and written. Finished pieces are kept in `work/`, so a killed job resumes.
+Two passes, each in chunks that can be done anywhere and again: every image is examined; then shards are planned, which
+depends on nothing but the images, and written. Finished chunks are kept in `work/`, so a killed job resumes.
 """
 
 import math
@@ -44,7 +44,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     found = _found(cfg, work)
     with ownership.held(folder) as still_ours:
-        # By a job that had the lock before
+        # A job that held the folder before may have finished the run
         if done := _finished(cfg, folder):
             return done
         run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
@@ -73,12 +73,12 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
     if not disk.wait_for_file(work / listing.FILE):
         raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
     items = listing.read(work)
-    pieces = math.ceil(len(items) / cfg.chunk_size)
+    chunks = math.ceil(len(items) / cfg.chunk_size)
     if what == "examine":
-        examine_chunks(cfg, items, work, range(number, pieces, count))
-        return f"examined pieces {number}, {number + count}, ... of {pieces}"
-    if not all(disk.wait_for_file(examined_file(work, piece)) for piece in range(pieces)):
-        raise DataError(f"{folder}: not all of its {pieces} pieces have been examined; run those parts first")
+        examine_chunks(cfg, items, work, range(number, chunks, count))
+        return f"examined chunks {number}, {number + count}, ... of {chunks}"
+    if not all(disk.wait_for_file(examined_file(work, chunk)) for chunk in range(chunks)):
+        raise DataError(f"{folder}: not all of its {chunks} chunks have been examined; run those parts first")
     plans, *_ = plan_shards(cfg, items, examined(cfg, items, work), work)
     write_shards(cfg, plans, work, range(number, len(plans), count))
     return f"wrote shards {number}, {number + count}, ... of {len(plans)}"

@@ -120,7 +120,10 @@ def lock(descriptor: int, wait: bool = False) -> bool:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Others who ask for the lock on the same file wait until the end of the block; the file stays."""
+    """Others who ask for the lock on the same file wait until the end of the block; the file stays.
+
+    A file system without locks locks nothing.
+    """
     with path.open("w") as stream:
         lock(stream.fileno(), wait=True)
         yield

@@ -49,7 +49,7 @@ def _goodness(point: Point, *metrics: str) -> tuple[float, ...]:
 
 
 def fronts_figure(points: Sequence[Point], distortion: str, fidelity: str) -> Figure:
-    """Distortion against fidelity, a front per rate, dominated points in grey."""
+    """Distortion against fidelity, a front per rate, dominated points in gray."""
     figure = Figure(figsize=(6.8, 4.8), layout="constrained")
     axes = figure.subplots()
     for group in sorted({p["rate_group"] for p in points}):

@@ -62,13 +62,13 @@ Dimension = Annotated[Grid | Choice | Uniform | Integer, Field(discriminator="ki
 
 
 class GridAndRandom(Config):
-    """All combinations of the grids, `samples` times, each time with new random values for the rest."""
+    """All combinations of the grids, `num_samples` times, each time with new random values for the rest."""
 
     kind: Literal["grid_and_random"] = "grid_and_random"
 
 
 class Bayesian(Config):
-    """Optuna's tree-structured Parzen estimator proposes `samples` trials, each from the outcomes of those before."""
+    """Optuna's tree-structured Parzen estimator proposes `num_samples` trials, each from the outcomes of those before."""
 
     kind: Literal["optuna"]
     metric: str = "psnr_db"
@@ -85,7 +85,8 @@ class NoScheduler(Config):
 
 
 class Asha(Config):
-    """Asynchronous successive halving: at steps first, first * factor, ... only the best 1/factor of the trials go on.
+    """Asynchronous successive halving: at steps grace_period, grace_period * reduction_factor and so on, only the best
+    1 / reduction_factor of the trials continue.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
     """
@@ -101,7 +102,7 @@ class Asha(Config):
 
 class Pbt(Config):
     """Population based training: every so many steps, the worst trials go on from the best ones' checkpoints, with their
-    values changed a little. `samples` is the size of the population; only the gan stage's values can be searched.
+    values changed a little. `num_samples` is the size of the population; only the gan stage's values can be searched.
 
     Source: Jaderberg et al., Population Based Training of Neural Networks, 2017.
     """
@@ -186,7 +187,7 @@ def enumerate_trials(space: Space) -> list[Values]:
 def require_static_trials(space: Space) -> None:
     """Raises: ConfigError if trials depend on each other's outcomes, so that they cannot be listed beforehand."""
     if space.algorithm.kind != "grid_and_random" or space.scheduler.kind != "none":
-        kinds = f"algorithm {space.algorithm.kind}, stopping {space.scheduler.kind}"
+        kinds = f"algorithm {space.algorithm.kind}, scheduler {space.scheduler.kind}"
         raise ConfigError(
             f"{kinds}: these trials depend on each other; run `illm sweep` on Ray, or search grids and random values"
         )

@@ -37,7 +37,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     given = inputs(cfg)
     with ownership.held(folder) as still_ours:
-        # By a process that this one waited for
+        # A process that this one waited for may have finished the run
         if done := run_folder.finished(folder, cfg):
             return done
         begin(cfg, folder, given)

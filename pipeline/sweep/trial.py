@@ -136,7 +136,7 @@ def reason(code: int, log: Path) -> str:
     if any("out of memory" in line.lower() or "OutOfMemoryError" in line for line in lines[-25:]):
         return "out of memory; lower data.batch_size, or raise engine.gradient_accumulation_steps or gpus_per_trial"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return "killed (signal 9), as the system does when memory runs out; lower `concurrent` or data.batch_size"
+        return "killed (signal 9), as the system does when memory runs out; lower `max_concurrent` or data.batch_size"
     told = [line.removeprefix("illm: ") for line in lines if line.startswith("illm: ")]
     return (told or lines or [f"exit code {code}"])[-1][:300]
 

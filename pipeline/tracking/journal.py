@@ -20,11 +20,11 @@ from pipeline.storage import disk
 
 # Records handed over together
 BATCH_SIZE = 200
-# Seconds between two tries to reach a store that is away
+# Seconds between two tries to reach a store that is unavailable
 FIRST_RETRY_S, MAX_RETRY_S = 0.5, 30.0
 
 Record = dict[str, Any]
-# Raises Away if it is to be tried again later
+# Raises StoreUnavailable if it is to be tried again later
 Send = Callable[[list[Record]], None]
 
 

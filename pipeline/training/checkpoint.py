@@ -56,7 +56,7 @@ def save(
             os.fsync(stream.fileno())
         about = {"progress": asdict(progress), "sha256": digesting.digest.hexdigest()}
         write_atomic(scratch / MANIFEST, json.dumps(about).encode())
-        # A damaged one that resuming skipped
+        # A damaged checkpoint of the same step, which resuming skipped
         if target.exists():
             shutil.rmtree(target)
         scratch.rename(target)

@@ -18,7 +18,7 @@ from pipeline.log import logger
 
 # Over the CPU, where processes wait while the main one saves or publishes
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-# Of the devices' own collectives. They wait for a rank whose shards are unavailable, which the loader retries for
+# Timeout of collectives on GPUs. They wait for a rank whose shards are unavailable, which the loader retries for
 # up to 14 minutes; that a process has died is noticed over the CPU.
 DEVICE_PATIENCE = timedelta(minutes=15)
 # Seconds between two heartbeats

@@ -261,7 +261,7 @@ def zero_config(stage: int) -> dict[str, Any]:
             "stage": stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
-            # Of weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
+            # In weights: DeepSpeed's 5e8 would hold all, so nothing would overlap
             "reduce_bucket_size": 25_000_000,
         },
         "zero_allow_untested_optimizer": True,

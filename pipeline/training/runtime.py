@@ -73,7 +73,7 @@ class Runtime:
                 raise TrainingError(
                     "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
                 )
-            # With it Accelerate would silently drop DeepSpeed
+            # With this variable Accelerate would silently drop DeepSpeed
             os.environ.pop("ACCELERATE_USE_CPU", None)
             # The launch file says the stage; zero_config says the rest
             os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)

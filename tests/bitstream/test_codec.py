@@ -88,7 +88,7 @@ def test_few_bytes_cannot_claim_many_pixels(codec, height, width):
 
 @pytest.mark.slow
 def test_the_shortest_files_that_an_encoder_makes_are_accepted():
-    """One colour, and a codec that is nearly certain of every symbol: less than a byte per thousand pixels."""
+    """One color, and a codec that is nearly certain of every symbol: less than a byte per thousand pixels."""
     network = small_codec()
     with torch.no_grad():
         network.analysis[-1].weight.zero_()

@@ -66,6 +66,23 @@ def test_a_dry_run_prints_each_line_of_sbatch(project):
         (["--stages", "shard", "--runs", "runs/x", "shard.source=nowhere"], "shard: source: nowhere is not there"),
     ],
 )  # fmt: skip
+def test_a_list_of_sources_is_a_plan_too(project):
+    ended = illm_here(
+        "submit",
+        "slurm",
+        "--configs",
+        ROOT / "configs/demo",
+        "--stages",
+        "shard",
+        "--runs",
+        "runs/x",
+        "--dry-run",
+        cwd=project,
+    )
+    assert ended.code == 0, ended.err
+    assert "stage.sbatch shard" in ended.out
+
+
 def test_what_would_fail_later_is_refused_now(project, words, told):
     assert_one_clear_line(illm_here(*CHAIN, *words, cwd=project), told)
 
@@ -91,9 +108,9 @@ def test_arrays_are_shown_too(project):
     )
     assert "--array=0-5%2" in sweep.out
     assert "trial runs/s %TASK%" in sweep.out
-    learning = ["stopping={kind: asha, metric: val/psnr_db, first: 10}", "--dry-run"]
+    learning = ["scheduler={kind: asha, metric: val/psnr_db, grace_period: 10}", "--dry-run"]
     refused = illm_here("submit", "slurm-sweep", "configs/sweep/smoke.yaml", "run=runs/s", *learning, cwd=project)
-    assert_one_clear_line(refused, "stopping asha: these trials depend on each other; run `illm sweep` on Ray")
+    assert_one_clear_line(refused, "scheduler asha: these trials depend on each other; run `illm sweep` on Ray")
 
 
 def test_the_same_stages_for_ray(project):

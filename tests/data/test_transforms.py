@@ -35,8 +35,8 @@ def test_alpha_is_laid_over_white_and_that_is_told():
 
 
 def test_grey_palette_and_sixteen_bit_images_become_rgb():
-    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    assert images.decode(encoded(Image.fromarray(grey))).pixels[1, 2].tolist() == [6, 6, 6]
+    gray = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert images.decode(encoded(Image.fromarray(gray))).pixels[1, 2].tolist() == [6, 6, 6]
     deep = Image.fromarray(np.full((4, 4), 65535 // 2, np.uint16))
     assert images.decode(encoded(deep)).pixels[0, 0].tolist() == [127, 127, 127]
     palette = Image.fromarray(picture(0)).convert("P")

@@ -33,8 +33,8 @@ def test_mid_grey_is_the_middle_of_a_fresh_codec():
     torch.manual_seed(0)
     codec = Codec(NARROW)
     initial.he_codec(codec)
-    grey = torch.full((1, 3, 64, 64), 0.5)
-    assert codec.analysis[0](grey)[..., 3:-3, 3:-3].abs().max() < 1e-5
+    gray = torch.full((1, 3, 64, 64), 0.5)
+    assert codec.analysis[0](gray)[..., 3:-3, 3:-3].abs().max() < 1e-5
     first_image = codec.synthesis(torch.randn(1, 8, 4, 4) * 3)
     assert first_image.mean().item() == pytest.approx(0.5, abs=0.1)
     assert first_image.std() < 0.2

@@ -17,7 +17,7 @@ from tests.system.test_pipeline import RUNS
 
 CODEC_WORDS = ("channels=[4, 4, 6, 8, 12]", "latent_channels=8", "hyper_channels=6", "num_residual_blocks=1")
 LABELER_WORDS = (
-    "channels=4", "multipliers=[1, 1, 2, 2]", "blocks=1", "embedding=8", "code_dim=4", "num_codes=16",
+    "channels=4", "channel_multipliers=[1, 1, 2, 2]", "num_blocks=1", "embedding_channels=8", "code_dim=4", "num_codes=16",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.processes import ray_session
 from pipeline.processes.pool import backend_for, map_chunks
+from tests.conftest import ROOT
+from tests.support.ranks import wait_until
 
 
 def square(chunk: int, marker: Path, on: str) -> int:
@@ -39,6 +42,42 @@ def die(chunk: int) -> int:
 def test_a_chunk_that_kills_every_worker_ends_the_work():
     with pytest.raises(BrokenProcessPool):
         list(map_chunks(die, [0], 2, "processes"))
+
+
+def linger(place: Path) -> None:
+    (place / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+ABANDONED = """
+import sys
+from functools import partial
+from pathlib import Path
+from pipeline.processes.pool import map_chunks
+from tests.processes.test_pool import linger
+if __name__ == "__main__":
+    list(map_chunks(linger, [Path(sys.argv[1])] * 2, 2, "processes"))
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "abandoned.py"
+    script.write_text(ABANDONED)
+    (tmp_path / "pids").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, script, tmp_path / "pids"], env=environment)
+    wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 2, "two workers are at work")
+    parent.kill()
+    parent.wait()
+    pids = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    wait_until(lambda: not any(is_running(pid) for pid in pids), "the workers end")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_little_work_starts_no_process(monkeypatch):

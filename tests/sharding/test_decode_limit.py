@@ -38,7 +38,7 @@ LIMITED = """
 content = photo(sys.argv[1], SIDE)
 resource.setrlimit(resource.RLIMIT_AS, [status("VmSize") + ONE] * 2)
 found = examine("x.png", "x", content, rules, Lists.of(rules))
-assert type(found).__name__ == "Photo", found
+assert type(found).__name__ == "AcceptedImage", found
 """
 
 MANY = """

@@ -39,7 +39,7 @@ def test_rules(height, width, rules, reason):
     assert isinstance(found, AcceptedImage) if reason is None else reason in found.reason
 
 
-def test_a_drawing_has_few_colours():
+def test_a_drawing_has_few_colors():
     drawing = np.zeros((200, 200, 3), np.uint8)
     drawing[50:100] = (255, 0, 0)
     assert "not a photo: 2 colors" in result(encoded(Image.fromarray(drawing)), min_colors=64).reason
@@ -121,7 +121,7 @@ def test_cmyk_profiles_and_animations():
 
 
 def deep_png() -> bytes:
-    """A PNG of 1x1 with 16 bits per sample in colour, which Pillow cannot write."""
+    """A PNG of 1x1 with 16 bits per sample in color, which Pillow cannot write."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(7))),
@@ -172,10 +172,10 @@ def test_a_large_image_is_converted_in_bands_like_a_small_one(kind, monkeypatch)
     assert duplicates.perceptual_hash(bands.pixels) == looks
 
 
-def test_colours_are_shown_as_the_profile_says():
+def test_colors_are_shown_as_the_profile_says():
     linear = _profile_with_gamma_one()
-    grey = Image.new("RGB", (8, 8), (55, 55, 55))
-    shown = images.decode(encoded(grey, "PNG", icc_profile=linear)).pixels[0, 0]
+    gray = Image.new("RGB", (8, 8), (55, 55, 55))
+    shown = images.decode(encoded(gray, "PNG", icc_profile=linear)).pixels[0, 0]
     assert abs(int(shown[0]) - 128) <= 2  # (55 / 255) of the light is 128 in sRGB
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     photo = Image.fromarray(picture(0))
@@ -213,9 +213,9 @@ def test_a_plain_jpeg_has_the_same_pixels_either_way(options):
     pillows = np.asarray(Image.open(io.BytesIO(content)))
     assert np.array_equal(images.decode_jpeg(content, 301, 203), pillows)
     assert np.array_equal(decoded.pixels, pillows)
-    grey = encoded(Image.fromarray(picture(0)).convert("L"), "JPEG")
-    shown = np.asarray(Image.open(io.BytesIO(grey)).convert("RGB"))
-    assert np.array_equal(images.decode_jpeg(grey, 128, 96), shown)
+    gray = encoded(Image.fromarray(picture(0)).convert("L"), "JPEG")
+    shown = np.asarray(Image.open(io.BytesIO(gray)).convert("RGB"))
+    assert np.array_equal(images.decode_jpeg(gray, 128, 96), shown)
 
 
 def test_a_jpeg_that_only_pillow_reads_is_not_plain(monkeypatch):

@@ -45,7 +45,7 @@ def test_what_is_missing_changed_or_too_much_is_named(folder, capsys, cli_log):
     assert "1 are other images under the same name" in message
     assert "get it from there (free)" in message
     check(folder, allow_missing=True)
-    assert "warning: recipe three" in capsys.readouterr().err
+    assert "warning: known data set three" in capsys.readouterr().err
 
 
 def test_counts_and_class_folders(tmp_path):

@@ -36,7 +36,7 @@ def test_grids_are_combined_and_different_pretrained_codecs_come_first():
 def test_random_values_keep_to_their_bounds_and_to_the_seed():
     search = {
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
-        "gan.seed": {"kind": "whole", "low": 3, "high": 5},
+        "gan.seed": {"kind": "int", "low": 3, "high": 5},
         "pretrain.rate.bpp": {"kind": "uniform", "low": 0.1, "high": 0.2},
         "gan.data.batch_size": {"kind": "choice", "values": [4, 8]},
     }

@@ -44,7 +44,7 @@ def test_a_killed_sweep_keeps_what_it_finished_and_shares_pretrained_codecs(smok
     place = smoke / "runs/killed"
     words = [sys.executable, "-m", "pipeline", "sweep", str(path), "run=runs/killed"]
     started = subprocess.Popen(words, cwd=smoke, env=QUIET, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list(place.glob("trials/*/result.json")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -98,7 +98,7 @@ def test_optuna_proposes_trials_and_a_killed_worker_costs_little(smoke, tmp_path
     words = [sys.executable, "-m", "pipeline", "sweep", str(path), "run=runs/optuna"]
     with (tmp_path / "output.txt").open("w") as output:
         sweep = subprocess.Popen(words, cwd=smoke, env=QUIET, stdout=output, stderr=output)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list(place.glob("trials/*/gan/checkpoints/step-*")):
         assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
         time.sleep(0.2)
