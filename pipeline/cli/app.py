@@ -160,7 +160,7 @@ def exit_code(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return _tell(_CONTINUES, INTERRUPTED)
     except Exception as error:
-        if (told := _what_to_mend(error)) is not None:
+        if (told := _what_to_fix(error)) is not None:
             return _tell(told, 2)
         traceback.print_exc()
         return 1
@@ -178,7 +178,7 @@ def _flush() -> None:
         raise OSError(error.errno, error.strerror, "the output") from None
 
 
-def _what_to_mend(error: Exception) -> str | None:
+def _what_to_fix(error: Exception) -> str | None:
     """One line about trouble with files or memory; None for what may be a bug."""
     if is_out_of_memory(error):
         return "out of memory; take less at once (a smaller data.batch_size or image), or end other programs"

@@ -1,4 +1,4 @@
-"""Which version an alias stands for, who moved it, and how two who move it at once are told apart.
+"""Which version an alias stands for, who moved it, and how two who move it at the same time are kept apart.
 
 MLflow keeps no history of aliases and cannot compare-and-set one. What it has is a parameter of a run: written once, never
 changed, refused to the second who writes another value. So each registered model has a run whose parameters are the log of
@@ -48,7 +48,7 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
     run_id = client.create_run(experiment, run_name=f"history of {name}", tags=tags).info.run_id
     about = (
         "MS-ILLM image codec: image files in, compressed files out, and back. `illm compress --codec models:/"
-        f"{name}@champion`, `mlflow models serve -m models:/{name}@champion`. `illm history {name}` tells who moved the aliases."
+        f"{name}@champion`, `mlflow models serve -m models:/{name}@champion`. `illm history {name}` shows who moved the aliases."
     )
     try:
         client.create_registered_model(name, tags={HISTORY: run_id}, description=about)

@@ -1,6 +1,6 @@
 """Ray Tune at work: which trials run when and where, which are proposed, and which are stopped. Imports ray.
 
-All state that a sweep needs to go on is in the trials' own folders; Ray's is thrown away. So a sweep that was killed with
+All state that a sweep needs to resume is in the trials' own folders; Ray's is thrown away. So a sweep that was killed with
 its driver, its workers or the whole cluster starts again from what the trials' folders hold.
 """
 
@@ -47,7 +47,7 @@ def run(space: Space, sweep: Path, concurrent: int, environment: dict[str, str])
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[_Stopped()],
-                # A worker or a node that died: go on elsewhere
+                # A worker or a node died: continue elsewhere
                 failure_config=tune.FailureConfig(max_failures=3),
             ),
         ).fit()

@@ -101,7 +101,7 @@ class Asha(Config):
 
 
 class Pbt(Config):
-    """Population based training: every so many steps, the worst trials go on from the best ones' checkpoints, with their
+    """Population based training: every so many steps, the worst trials continue from the best ones' checkpoints, with their
     values changed a little. `num_samples` is the size of the population; only the gan stage's values can be searched.
 
     Source: Jaderberg et al., Population Based Training of Neural Networks, 2017.

@@ -83,7 +83,7 @@ class TrialTrainable(tune.Trainable):
         point = trials.outcome(self.place) or {}
         if code == Preempted.exit_code:
             # Tune starts it again
-            raise RuntimeError("the trial was interrupted and goes on")
+            raise RuntimeError("the trial was interrupted and continues")
         if code and "failed" not in point:
             told = trials.reason(code, self.place / "log.txt")
             disk.write_atomic(self.place / trials.FAILED, json.dumps({"failed": told}).encode())
@@ -110,7 +110,7 @@ class TrialTrainable(tune.Trainable):
         (Path(checkpoint_dir) / "place").write_text(str(self.place))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]  # a folder, as it was saved
-        """A population's member goes on from another one's checkpoint; any other trial from its own folder anyway."""
+        """A population's member continues from another one's checkpoint; any other trial from its own folder anyway."""
         donor = Path((Path(checkpoint_dir) / "place").read_text())
         if donor != self.place:
             trials.exploit_from(self.place, donor, self.values)

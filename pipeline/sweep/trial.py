@@ -38,7 +38,7 @@ class Interrupted(Preempted):
     """The trial was asked to stop, and its stage has saved."""
 
     def __init__(self) -> None:
-        Exception.__init__(self, "stopped; the same command goes on")
+        Exception.__init__(self, "stopped; the same command continues")
 
 
 def place_of(sweep: Path, values: Values) -> Path:
@@ -150,7 +150,7 @@ def generation(place: Path) -> tuple[int, Values]:
 
 
 def exploit_from(place: Path, donor: Path, values: Values) -> None:
-    """Makes a population's member go on from another member's newest checkpoint, with other values."""
+    """Makes a population's member continue from another member's newest checkpoint, with other values."""
     number, _ = generation(place)
     theirs, _ = generation(donor)
     target = place / f"gan-{number + 1:02d}"
