@@ -80,7 +80,7 @@ def test_a_chain_runs_in_order_and_a_failure_cancels_the_rest(slurm, project):
     assert slurm.wait(jobs["vqvae"], *ENDED) == "FAILED"
     assert slurm.about(jobs["vqvae"], "Restarts") == "0"  # what fails for good is not queued again
     assert "index.json: 2 bytes, expected" in log_of(project, jobs["vqvae"])
-    assert "jobs that wait for it are cancelled (DependencyNeverSatisfied)" in log_of(project, jobs["vqvae"])
+    assert "jobs that wait for it are canceled (DependencyNeverSatisfied)" in log_of(project, jobs["vqvae"])
     assert slurm.wait(jobs["gan"], "CANCELLED", limit=60) == "CANCELLED"
 
 
