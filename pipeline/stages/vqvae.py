@@ -126,7 +126,9 @@ class VqvaeTask:
         z = torch.cat([self.labeler.embed(part.x) for part in parts])
         patches = self.runtime.gather(z.permute(0, 2, 3, 1).reshape(-1, self.cfg.labeler.code_dim))
         average = self.usage.counts.double().mean()
-        idle = ((self.usage.counts <= average * self.cfg.dead_code_below) | everything).nonzero().flatten()
+        # Before anything was chosen, as at the first step, nothing is known of the codes' use
+        dead = (self.usage.counts <= average * self.cfg.dead_code_below) & (average > 0)
+        idle = (dead | everything).nonzero().flatten()
         generator = torch.Generator().manual_seed(mix_seed(self.cfg.seed, step))
         shuffled = torch.randperm(len(patches), generator=generator)
         chosen = shuffled[torch.arange(len(idle)) % len(patches)].to(patches.device)

@@ -84,6 +84,43 @@ def test_the_labeler_pays_for_pixels_commitment_and_embedding(pixel_loss):
     assert metrics["train/loss"].item() == pytest.approx((pixel + 2 * codes).item(), rel=1e-5)
 
 
+def labeler_task(**changes: object) -> VqvaeTask:
+    torch.manual_seed(0)
+    cfg = VqvaeConfig(**COMMON, labeler=SMALL_LABELER, **{"dead_code_every": 2, **changes})
+    return VqvaeTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64))
+
+
+@pytest.mark.parametrize(("first", "all_replaced"), [("data", True), ("gaussian", False)])
+def test_the_first_codes_are_patches_or_stay_random(first, all_replaced):
+    task = labeler_task(codebook_init=first)
+    before, b = task.labeler.codebook.clone(), batch()
+    patches = task.labeler.embed(b.x).permute(0, 2, 3, 1).flatten(0, 2).detach()
+    task.reseed([b], 0, everything=first == "data")
+    is_patch = [(patches == code).all(1).any().item() for code in task.labeler.codebook]
+    assert is_patch == [all_replaced] * len(before)
+    assert torch.equal(task.labeler.codebook, before) != all_replaced
+
+
+def test_dead_codes_alone_are_replaced_and_none_towards_the_end():
+    task = labeler_task(dead_code_below=0.5, dead_code_until=0.5)
+    before, b = task.labeler.codebook.clone(), batch()
+    # The average use is 16: codes that were chosen 8 times or less are dead
+    uses = torch.full_like(task.usage.counts, 19)
+    uses[:3] = torch.tensor([0, 8, 9])
+    uses[3] += 16 * len(uses) - uses.sum()
+    task.usage.counts.copy_(uses)
+    task.reseed([b], 2, everything=False)
+    changed = (task.labeler.codebook != before).any(1)
+    assert changed.nonzero().flatten().tolist() == [0, 1]
+    assert task.usage.counts.sum() == 0
+    # Training has COMMON's 10 steps: from the fifth on no code is replaced
+    seen = []
+    task.reseed = lambda parts, step, everything: seen.append(step)
+    for step in range(10):
+        task.train_step([b], step)
+    assert seen == [0, 2, 4]
+
+
 def spied_gradients(monkeypatch) -> dict[Trainable, list[torch.Tensor]]:
     """Filled with the gradients that each network has when it is updated."""
     gradients, update = {}, Trainable.update
