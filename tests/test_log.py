@@ -89,9 +89,11 @@ def test_a_closed_standard_error_costs_the_message_and_not_the_run():
 def test_the_command_line_takes_the_level_from_its_option_or_the_environment(tmp_path, monkeypatch):
     words = ("describe", "nothing.yaml")
     assert illm_here(*words, cwd=tmp_path).err.startswith("illm: nothing.yaml: no such config file")
-    assert illm_here("--log-level", "critical", *words, cwd=tmp_path).err == ""
-    monkeypatch.setenv(log.LEVEL_ENV, "CRITICAL")
-    assert illm_here(*words, cwd=tmp_path).err == ""
+    # An error is what a command ends with: no level hides it
+    assert "no such config file" in illm_here("--log-level", "error", *words, cwd=tmp_path).err
+    assert illm_here("--log-level", "critical", *words, cwd=tmp_path).code == 2
+    monkeypatch.setenv(log.LEVEL_ENV, "ERROR")
+    assert "no such config file" in illm_here(*words, cwd=tmp_path).err
     monkeypatch.setenv(log.LEVEL_ENV, "loud")
     ended = illm_here(*words, cwd=tmp_path)
     assert ended.code == 2

@@ -52,20 +52,6 @@ def test_a_dry_run_prints_each_line_of_sbatch(project):
     assert not (project / "runs/new").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--stages", "gan", "--runs", "runs/x", "--gpus", "3"], "data.batch_size is 4, expected a multiple of 6 (3 process(es)"),
-        (["--stages", "gan gun"], "stage 'gun': expected one of shard, vqvae"),
-        (["--stages", "gan gan"], "stage 'gan' appears twice"),
-        (["--stages", ""], "no stages were named"),
-        (["--stages", "gan", "seed=7"], "'seed=7': expected STAGE.key=value"),
-        (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/gone"], "gan: codec: runs/gone: expected a finished artifact"),
-        (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/smoke/vqvae"], "is a 'labeler' artifact, expected 'codec'"),
-        (["--stages", "vqvae", "--runs", "runs/smoke", "vqvae.seed=5"], "belongs to another config"),
-        (["--stages", "shard", "--runs", "runs/x", "shard.source=nowhere"], "shard: source: nowhere is not there"),
-    ],
-)  # fmt: skip
 def test_a_list_of_sources_is_a_plan_too(project):
     ended = illm_here(
         "submit",
@@ -83,6 +69,20 @@ def test_a_list_of_sources_is_a_plan_too(project):
     assert "stage.sbatch shard" in ended.out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--stages", "gan", "--runs", "runs/x", "--gpus", "3"], "data.batch_size is 4, expected a multiple of 6 (3 process(es)"),
+        (["--stages", "gan gun"], "stage 'gun': expected one of shard, vqvae"),
+        (["--stages", "gan gan"], "stage 'gan' appears twice"),
+        (["--stages", ""], "no stages were named"),
+        (["--stages", "gan", "seed=7"], "'seed=7': expected STAGE.key=value"),
+        (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/gone"], "gan: codec: runs/gone: expected a finished artifact"),
+        (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/smoke/vqvae"], "is a 'labeler' artifact, expected 'codec'"),
+        (["--stages", "vqvae", "--runs", "runs/smoke", "vqvae.seed=5"], "belongs to another config"),
+        (["--stages", "shard", "--runs", "runs/x", "shard.source=nowhere"], "shard: source: nowhere is not there"),
+    ],
+)  # fmt: skip
 def test_what_would_fail_later_is_refused_now(project, words, told):
     assert_one_clear_line(illm_here(*CHAIN, *words, cwd=project), told)
 

@@ -37,9 +37,12 @@ def free_port() -> int:
 
 
 def _own_ports() -> Iterator[int]:
-    """Below the system's own, which begin at 32768; where in the range differs between runs that go on at the same time."""
+    """Above those of Ray's workers, which end at 19999, and below the system's own, which begin at 32768.
+
+    Where in the range they begin differs between runs that go on at the same time.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    first, count = 16000 + 2000 * worker, 2000
+    first, count = 20500 + 1500 * worker, 1500
     for number in itertools.count(os.getpid() * 61):
         yield first + number % count
 
