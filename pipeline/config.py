@@ -111,13 +111,11 @@ def marked(config: Config, marker: type[M], prefix: str = "") -> Iterator[tuple[
         value, key = getattr(config, name), f"{prefix}{name}"
         if isinstance(value, Config):
             yield from marked(value, marker, f"{key}.")
-        for found in field.metadata:
-            if isinstance(found, marker):
-                yield from (
-                    ((f"{key}.{k}", v, found) for k, v in value.items())
-                    if isinstance(value, dict)
-                    else ((key, value, found),)
-                )
+        for found in (mark for mark in field.metadata if isinstance(mark, marker)):
+            if isinstance(value, dict):
+                yield from ((f"{key}.{inner}", each, found) for inner, each in value.items())
+            else:
+                yield key, value, found
 
 
 def inputs(config: Config) -> Iterator[tuple[str, Any, Input]]:

@@ -1,4 +1,4 @@
-"""What one stage hands to the next: publish, read, resolve a folder or a models:/ URI.
+"""What one stage hands to the next: a folder that is published whole, and verified when it is read.
 
 An artifact is a folder: files, and a `manifest.json` written last that holds every file's size and digest. It is
 written under a scratch name, flushed and renamed, so it is complete or absent; it is never changed afterwards.
@@ -91,10 +91,11 @@ def publish(
 def read_folder(path: Path, name: str, kinds: Sequence[Kind], origin: str = "") -> Artifact:
     """The artifact in a folder that the user calls `name`, after checking its kind and the digest of every file.
 
+    kinds: the ones that will do; none: all.
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
     manifest = manifest_at(path, name)
-    if manifest.kind not in kinds:
+    if kinds and manifest.kind not in kinds:
         expected = " or ".join([a_kind(kinds[0]), *map(repr, kinds[1:])])
         raise ArtifactError(f"{name}: expected {expected} artifact, found {manifest.kind!r}; name another input")
     if manifest.format != FORMAT:

@@ -156,11 +156,10 @@ def inspect(path: Path) -> str:
 
 
 def _inspect_artifact(path: Path) -> str:
-    kind = resolve.kind_of(str(path))
-    artifact = resolve.read(str(path), kind)
+    artifact = resolve.read(str(path))
     manifest = artifact.manifest
     lines = [
-        f"kind      {kind}",
+        f"kind      {manifest.kind}",
         f"digest    {artifact.digest}",
         f"stage     {manifest.stage}",
         f"created   {manifest.created}",

@@ -269,7 +269,7 @@ def _ahead(
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:
     """Crops of validation images without scaling: as many from each as needed, from its center or spread over it.
 
-    Shapes: returns (N, 3, validation_crop, validation_crop) in [0, 1], N at most cfg.validation_crops.
+    Shapes: returns (N, 3, validation_crop_size, validation_crop_size) in [0, 1], N at most cfg.num_validation_crops.
     Raises: DataError if the shards have no validation image.
     """
     count = min(len(reader), cfg.num_validation_crops)

@@ -5,29 +5,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """per_image: it has a value for each image, and its total is their mean; otherwise it is of a whole set of images."""
+    """label: for axes and headings. per_image: it has a value for each image, and its total is their mean; otherwise it is of
+    a whole set of images.
+    """
 
-    name: str
+    label: str
     digits: int
     higher_is_better: bool
     per_image: bool
-
-    @property
-    def label(self) -> str:
-        """For axes and headings."""
-        if self.name == "bits per pixel":
-            return self.name
-        return f"{self.name} ({'higher' if self.higher_is_better else 'lower'} is better)"
 
 
 # In the order in which tables and pages show them
 METRICS = {
     "bpp": Metric("bits per pixel", 4, higher_is_better=False, per_image=True),
-    "psnr_db": Metric("PSNR in dB", 2, higher_is_better=True, per_image=True),
-    "ms_ssim": Metric("MS-SSIM", 4, higher_is_better=True, per_image=True),
-    "lpips": Metric("LPIPS", 4, higher_is_better=False, per_image=True),
-    "fid": Metric("FID/256", 2, higher_is_better=False, per_image=False),
-    "kid": Metric("KID/256", 5, higher_is_better=False, per_image=False),
+    "psnr_db": Metric("PSNR in dB (higher is better)", 2, higher_is_better=True, per_image=True),
+    "ms_ssim": Metric("MS-SSIM (higher is better)", 4, higher_is_better=True, per_image=True),
+    "lpips": Metric("LPIPS (lower is better)", 4, higher_is_better=False, per_image=True),
+    "fid": Metric("FID/256 (lower is better)", 2, higher_is_better=False, per_image=False),
+    "kid": Metric("KID/256 (lower is better)", 5, higher_is_better=False, per_image=False),
 }
 PER_IMAGE = tuple(name for name, metric in METRICS.items() if metric.per_image)
 TIMES = ("encode_seconds_per_megapixel", "decode_seconds_per_megapixel")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from typing import Literal, TypeVar
 
 from pipeline.processes import ray_session
@@ -81,9 +80,14 @@ def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> 
 
 def _end_with_parent() -> None:
     """Ends this worker as soon as the process that started it is gone, however that ended."""
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_ray(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:

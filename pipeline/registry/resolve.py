@@ -31,7 +31,8 @@ def _located(name: str) -> tuple[Path, str]:
 
 
 def read(name: str, *kinds: Kind) -> Artifact:
-    """The artifact that `name` stands for, after checking that it is of one of the kinds, and the digest of every file.
+    """The artifact that `name` stands for, after checking that it is of one of the kinds, if any are named, and the digest
+    of every file.
 
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
@@ -46,20 +47,12 @@ def kind_of(name: str) -> Kind:
     return manifest_at(path_of(name), name).kind
 
 
-def inputs_of(cfg: Config, facts: dict[str, str] | None = None) -> Inputs:
+def read_inputs(cfg: Config, facts: dict[str, str] | None = None) -> Inputs:
     """Reads and verifies every artifact that a config names; an artifact's role is the last part of its key.
 
     Raises: UserError that names all that cannot be used.
     """
     named = {key.rpartition(".")[2]: (str(value), cast(Kind, marker.kind)) for key, value, marker in inputs(cfg)}
-    return read_inputs(facts, **named)
-
-
-def read_inputs(facts: dict[str, str] | None = None, **named: tuple[str, Kind]) -> Inputs:
-    """Reads and verifies every input artifact: `read_inputs(shards=(cfg.data.shards, "shards"))`.
-
-    Raises: UserError that names all that cannot be used.
-    """
     return Inputs(read_all(named), facts or {})
 
 

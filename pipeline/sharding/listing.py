@@ -27,7 +27,7 @@ def _checked(source: Source) -> list[Item]:
     if source.known_dataset is not None:
         if source.known_dataset not in known_datasets.DATASETS:
             raise DataError(
-                f"unknown known_dataset {source.known_dataset!r}; expected one of {', '.join(known_datasets.DATASETS)}"
+                f"known_dataset {source.known_dataset!r} is not known; expected one of {', '.join(known_datasets.DATASETS)}"
             )
         known_datasets.check(source.known_dataset, items, source.allow_missing)
     return items

@@ -5,7 +5,7 @@ A source becomes a list of items, each a file or a part of an archive that can b
 
 import csv
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -184,23 +184,24 @@ def _members(archive: str, source: Source) -> Iterator[Item]:
 
 def _glob(pattern: str) -> list[str]:
     fs, path = _open(pattern)
-    try:
-        found = sorted(fs.glob(path))
-    except Exception as error:
-        # Stores raise errors of their own kinds
-        raise DataError(f"{pattern}: cannot be listed ({reason(error)})") from None
+    found = _listing(pattern, lambda: fs.glob(path))
     return [name if not is_url(pattern) else fs.unstrip_protocol(name) for name in found if fs.isfile(name)]
 
 
 def _below(url: str) -> list[str]:
     """Every file below a URL of a store that can list."""
     fs, path = _open(url)
+    found = _listing(url, lambda: fs.find(path))
+    return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
+
+
+def _listing(place: str, look: Callable[[], Iterable[str]]) -> list[str]:
+    """What `look` finds, sorted. Raises: DataError that names the place."""
     try:
-        found = sorted(fs.find(path))
+        return sorted(look())
     except Exception as error:
         # Stores raise errors of their own kinds
-        raise DataError(f"{url}: cannot be listed ({reason(error)})") from None
-    return [fs.unstrip_protocol(name) for name in found if not _hidden(name.removeprefix(path))]
+        raise DataError(f"{place}: cannot be listed ({reason(error)})") from None
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

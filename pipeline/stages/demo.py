@@ -13,10 +13,13 @@ from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.registry import aliases, resolve
 from pipeline.registry.alias_log import version_stack
+from pipeline.stages import plan
 from pipeline.text import file_name
 from pipeline.tracking import store
 from pipeline.tracking.run import run_group
 
+# Then the codec after each of the two trainings is promoted
+CHAIN = ("shard", "vqvae", "pretrain", "gan", "evaluate")
 # Run folders of the two promotions
 FIRST, SECOND = "promote-pretrained", "promote"
 
@@ -27,36 +30,26 @@ def run(configs: Path, folder: Path, data: str | None) -> None:
     Raises: StageFailed with the stage's exit code.
     """
     about = f"All stages of `illm demo {configs}`, in `{folder}`; the runs below this one are the stages."
+    steps = plan.plan(CHAIN, configs, folder, [f"shard.source={data}"] if data else [])
     with run_group("demo", folder, about) as pipeline:
-        for name, (stage, overrides) in _steps(folder, data).items():
-            cfg = config.load(stages.get(stage).StageConfig, configs / f"{stage}.yaml", overrides)
-            if done := run_folder.finished(folder / name, cfg):
-                print(f"{name}: already done: {done}", flush=True)
-                continue
-            words = [stage, str(configs / f"{stage}.yaml"), f"run={folder / name}", *overrides]
-            if _illm(words, pipeline.environment, may_refuse=name == SECOND) == GatesNotMet.exit_code:
+        for step in steps:
+            _stage(step.stage, folder / step.stage, configs, step.overrides, pipeline.environment)
+        for name, overrides in ((FIRST, ["codec=pretrained"]), (SECOND, [])):
+            words = [f"evaluation={folder / 'evaluate'}", *overrides]
+            if _stage("promote", folder / name, configs, words, pipeline.environment) == GatesNotMet.exit_code:
                 print(f"{name}: the champion stays; the gates above say why", flush=True)
     _use(folder)
     _roll_back(folder)
     _summary(folder)
 
 
-def _steps(folder: Path, data: str | None) -> dict[str, tuple[str, list[str]]]:
-    """Folder -> its stage, and the overrides that connect it to the others inside `folder`."""
-    shards, codec = f"data.shards={folder / 'shard'}", str(folder / "pretrain")
-    judged = f"evaluation={folder / 'evaluate'}"
-    return {
-        "shard": ("shard", [f"source={data}"] if data else []),
-        "vqvae": ("vqvae", [shards]),
-        "pretrain": ("pretrain", [shards]),
-        "gan": ("gan", [shards, f"codec={codec}", f"labeler={folder / 'vqvae'}"]),
-        "evaluate": (
-            "evaluate",
-            [f"images={folder / 'shard'}", f"codecs={{pretrained: {codec}, fine-tuned: {folder / 'gan'}}}"],
-        ),
-        FIRST: ("promote", [judged, "codec=pretrained"]),
-        SECOND: ("promote", [judged]),
-    }
+def _stage(stage: str, folder: Path, configs: Path, overrides: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Runs a stage unless it is done; returns its exit code, 0 or, for the second promotion, that of gates that are not met."""
+    path = configs / f"{stage}.yaml"
+    if done := run_folder.finished(folder, config.load(stages.get(stage).StageConfig, path, overrides)):
+        print(f"{folder.name}: already done: {done}", flush=True)
+        return 0
+    return _illm([stage, str(path), f"run={folder}", *overrides], environment, may_refuse=folder.name == SECOND)
 
 
 def _illm(words: Sequence[str], environment: Mapping[str, str] | None = None, may_refuse: bool = False) -> int:

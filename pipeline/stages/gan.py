@@ -70,7 +70,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := run_folder.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
-    given = resolve.inputs_of(cfg, facts)
+    given = resolve.read_inputs(cfg, facts)
     codec = serialization.load_codec(given.artifacts["codec"][1])
     labeler = serialization.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.

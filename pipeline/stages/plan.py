@@ -64,7 +64,7 @@ def plan(
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError("nothing was submitted:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ConfigError("nothing was started:\n" + "\n".join(f"  {problem}" for problem in problems))
     return steps
 
 

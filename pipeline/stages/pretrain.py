@@ -117,7 +117,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     if done := run_folder.finished(folder, cfg):
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
-    given = resolve.inputs_of(cfg, facts)
+    given = resolve.read_inputs(cfg, facts)
     return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops))
 
 

@@ -54,7 +54,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Trains a labeler and publishes it."""
     if done := run_folder.finished(folder, cfg):
         return done
-    given = resolve.inputs_of(cfg)
+    given = resolve.read_inputs(cfg)
     return train(cfg, folder, "labeler", given, lambda runtime, crops: VqvaeTask(cfg, runtime, crops))
 
 

@@ -105,7 +105,7 @@ def _publish(
 def inputs(cfg: StageConfig) -> run_folder.Inputs:
     """Checks everything that can be checked before a trial."""
     space.check(cfg)
-    return resolve.inputs_of(cfg)
+    return resolve.read_inputs(cfg)
 
 
 def begin(cfg: StageConfig, folder: Path, given: run_folder.Inputs) -> None:

@@ -20,7 +20,7 @@ from pipeline.log import logger
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Timeout of collectives on GPUs. They wait for a rank whose shards are unavailable, which the loader retries for
 # up to 14 minutes; that a process has died is noticed over the CPU.
-DEVICE_PATIENCE = timedelta(minutes=15)
+DEVICE_TIMEOUT = timedelta(minutes=15)
 # Seconds between two heartbeats
 PULSE = 1.0
 # Seconds that a process has to exit by itself after another one died
@@ -143,4 +143,4 @@ def init_process_group(backend: str) -> None:
 
 def timeout_of(backend: str) -> timedelta:
     """How long collectives over `backend` wait for a process."""
-    return DEVICE_PATIENCE if backend == "nccl" else COLLECTIVE_TIMEOUT
+    return DEVICE_TIMEOUT if backend == "nccl" else COLLECTIVE_TIMEOUT

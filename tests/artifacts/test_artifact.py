@@ -231,7 +231,7 @@ def test_all_wrong_inputs_are_told_at_once(tmp_path):
     codec = str(published(tmp_path / "artifact").path)
     wrong = {"codec": (str(tmp_path / "gone"), "codec"), "labeler": (codec, "labeler")}
     with pytest.raises(ArtifactError) as caught:
-        resolve.read_inputs(shards=(codec, "shards"), **wrong)
+        resolve.read_all({"shards": (codec, "shards"), **wrong})
     told = str(caught.value)
     for line in ("3 problem(s)", "shards: ", "expected a 'shards' artifact", "codec: ", "found none", "labeler: "):
         assert line in told
@@ -248,7 +248,7 @@ def test_durable_writing_replaces_at_once(tmp_path):
 def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
     folder, cfg = tmp_path / "run", StageConfig()
     shards = published(tmp_path / "shards" / "artifact")
-    given = resolve.read_inputs({"lpips": "off"}, codec=(str(shards.path), "codec"))
+    given = run_folder.Inputs(resolve.read_all({"codec": (str(shards.path), "codec")}), {"lpips": "off"})
     assert run_folder.finished(folder, cfg) is None
     run_folder.claim(folder, cfg, given)
     run_folder.claim(folder, cfg, given)  # again, as after a restart
@@ -257,20 +257,26 @@ def test_a_run_folder_belongs_to_one_config_and_one_set_of_inputs(tmp_path):
     with pytest.raises(ArtifactError, match="steps: 3 there, 4 now"):
         run_folder.finished(folder, StageConfig(steps=4))
     with pytest.raises(ArtifactError, match=r"\(lpips\): off there, absent now"):
-        run_folder.claim(folder, cfg, resolve.read_inputs({"lpips": "absent"}, codec=(str(shards.path), "codec")))
+        run_folder.claim(
+            folder,
+            cfg,
+            run_folder.Inputs(resolve.read_all({"codec": (str(shards.path), "codec")}), {"lpips": "absent"}),
+        )
     other = published(tmp_path / "other" / "artifact", "other bytes")
     with pytest.raises(ArtifactError, match=r"\(input codec\)"):
-        run_folder.claim(folder, cfg, resolve.read_inputs({"lpips": "off"}, codec=(str(other.path), "codec")))
+        run_folder.claim(
+            folder, cfg, run_folder.Inputs(resolve.read_all({"codec": (str(other.path), "codec")}), {"lpips": "off"})
+        )
 
 
 def test_a_run_without_progress_leaves_its_folder_to_another_config(tmp_path, capsys, cli_log):
     folder = tmp_path / "run"
-    run_folder.claim(folder, StageConfig(steps=4), resolve.read_inputs())
+    run_folder.claim(folder, StageConfig(steps=4), run_folder.NO_INPUTS)
     for name in ("mlflow-run-id", "tracking.jsonl", "tracking.delivered"):
         (folder / name).write_text("of the first config")
     cfg = StageConfig(steps=3)
     assert run_folder.finished(folder, cfg) is None
-    run_folder.claim(folder, cfg, resolve.read_inputs())
+    run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
     assert "has no progress yet; starts from scratch with steps: 4 there, 3 now" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["run.yaml"]  # its tracked run was the first config's
 
@@ -279,9 +285,9 @@ def test_a_run_without_progress_leaves_its_folder_to_another_config(tmp_path, ca
     ("made", "told"), [("checkpoints/step-000000005", "holds checkpoints"), ("artifact", "holds an artifact")]
 )
 def test_nobody_is_advised_to_remove_what_took_weeks(tmp_path, made, told):
-    run_folder.claim(tmp_path, StageConfig(steps=4), resolve.read_inputs())
+    run_folder.claim(tmp_path, StageConfig(steps=4), run_folder.NO_INPUTS)
     (tmp_path / made).mkdir(parents=True)
-    for begin in (run_folder.finished, lambda folder, cfg: run_folder.claim(folder, cfg, resolve.read_inputs())):
+    for begin in (run_folder.finished, lambda folder, cfg: run_folder.claim(folder, cfg, run_folder.NO_INPUTS)):
         with pytest.raises(
             ArtifactError, match=f"{told}; choose another run=, or go back to the values there"
         ) as caught:
@@ -291,16 +297,16 @@ def test_nobody_is_advised_to_remove_what_took_weeks(tmp_path, made, told):
 
 
 def test_a_run_of_another_stage_is_called_that(tmp_path):
-    run_folder.claim(tmp_path, StageConfig(stage="vqvae", steps=4), resolve.read_inputs())
+    run_folder.claim(tmp_path, StageConfig(stage="vqvae", steps=4), run_folder.NO_INPUTS)
     with pytest.raises(ArtifactError, match=r"this is a run of the stage vqvae, not of pretrain; choose another run=$"):
         run_folder.finished(tmp_path, StageConfig())
 
 
 def test_a_finished_run_is_found_without_its_inputs(tmp_path):
     folder, cfg = tmp_path / "run", StageConfig()
-    run_folder.claim(folder, cfg, resolve.read_inputs())
+    run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
     publish(
-        folder / "artifact", run_folder.manifest("codec", cfg, resolve.read_inputs(), {"x": 1}, "id"), files_of_a_codec
+        folder / "artifact", run_folder.manifest("codec", cfg, run_folder.NO_INPUTS, {"x": 1}, "id"), files_of_a_codec
     )
     assert run_folder.finished(folder, cfg) == folder / "artifact"
 

@@ -14,7 +14,6 @@ import pytest
 from pipeline import config, stages
 from pipeline.artifacts import ownership, run_folder
 from pipeline.errors import ArtifactError, TakenOver
-from pipeline.registry import resolve
 from pipeline.tracking import store
 from pipeline.tracking.run import tracked_run
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
@@ -99,7 +98,7 @@ def test_who_was_taken_over_does_not_call_the_run_failed(smoke, tmp_path, monkey
     cfg = config.load(stages.get("pretrain").StageConfig, CONFIGS / "pretrain.yaml")
 
     def work() -> None:
-        with tracked_run("pretrain", tmp_path, cfg, resolve.read_inputs()):
+        with tracked_run("pretrain", tmp_path, cfg, run_folder.NO_INPUTS):
             raise TakenOver("by somebody else")
 
     with pytest.raises(TakenOver):

@@ -70,7 +70,9 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     pids = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    # Without their watch they would sleep for ten minutes
     wait_until(lambda: not any(is_running(pid) for pid in pids), "the workers end")
+    assert [pid for pid in pids if is_running(pid)] == []
 
 
 def is_running(pid: int) -> bool:

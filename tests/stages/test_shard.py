@@ -335,7 +335,7 @@ def test_a_source_can_have_a_side_and_a_known_dataset(tmp_path):
     assert len(reader) == 12
     assert {reader.sample(n)[1].dataset for n in range(12)} == {"mine"}
     assert sides(made)["leak.png"] == "valid"
-    with pytest.raises(DataError, match="unknown known_dataset 'koda'; expected one of kodak, div2k/train"):
+    with pytest.raises(DataError, match="known_dataset 'koda' is not known; expected one of kodak, div2k/train"):
         run(config([{**both[0], "known_dataset": "koda"}]), tmp_path / "other")
     with pytest.raises(DataError, match="24 of 24 are missing: kodim01"):
         run(config([{**both[0], "known_dataset": "kodak"}]), tmp_path / "other")

@@ -142,10 +142,9 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
         **COMMON, codec=f"{RUNS}/pretrain", labeler=f"{RUNS}/vqvae", distortion=DISTORTION, gan_weight=0.7,
         discriminator=discriminator | {"kind": kind, "context_channels": 2},
     )  # fmt: skip
-    given = resolve.read_inputs(codec=(cfg.codec, "codec"), labeler=(cfg.labeler, "labeler"))
     networks = (
-        serialization.load_codec(given.artifacts["codec"][1]),
-        serialization.load_labeler(given.artifacts["labeler"][1]),
+        serialization.load_codec(resolve.read(cfg.codec, "codec")),
+        serialization.load_labeler(resolve.read(cfg.labeler, "labeler")),
     )
     task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), *networks)
     task.adversary.network.eval()  # spectral norm estimates nothing anew between the passes that are compared
@@ -198,7 +197,7 @@ def test_lpips_counts_with_its_weight():
 def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monkeypatch):
     monkeypatch.chdir(smoke)
     cfg = GanConfig(**COMMON, codec=f"{RUNS}/pretrain", distortion=DISTORTION, gan_weight=0)
-    loaded = serialization.load_codec(resolve.read_inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1])
+    loaded = serialization.load_codec(resolve.read(cfg.codec, "codec"))
     task = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), loaded, None)
     task.train_step([batch()], step=0)
     codec = task.codec
@@ -209,7 +208,4 @@ def test_the_frozen_half_of_a_fine_tuned_codec_collects_no_gradient(smoke, monke
     assert all(p.grad is None for name, p in codec.named_parameters() if not name.startswith("synthesis."))
     first, again = (codec.encode(batch().x)[0] for _ in range(2))  # no noise: the same latent every time
     assert torch.equal(first, again)
-    assert (
-        serialization.load_codec(resolve.read_inputs(codec=(cfg.codec, "codec")).artifacts["codec"][1]).bitstream_id()
-        == codec.bitstream_id()
-    )
+    assert serialization.load_codec(resolve.read(cfg.codec, "codec")).bitstream_id() == codec.bitstream_id()
