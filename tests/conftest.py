@@ -105,6 +105,7 @@ NOT_QUICK_FILES = (
     "test_files",
     "test_boundaries",
     "test_filters",
+    "test_store",
 )
 
 

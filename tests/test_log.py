@@ -13,8 +13,7 @@ from tests.conftest import PLAIN, ROOT, illm_here
 WARNS = """
 import logging, sys
 from pipeline import log
-from pipeline.models import pretrained
-from pipeline.sharding import known_datasets, items
+from pipeline.sharding import known_datasets
 {setup}
 known_datasets.check("div2k/train", [], allow_missing=True)
 """

@@ -91,7 +91,7 @@ class FileServer:
 def serving(folder: Path):
     """A running FileServer."""
     files = FileServer(folder)
-    thread = threading.Thread(target=files.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=files.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield files
