@@ -61,7 +61,7 @@ smoke: $(READY) ## Run every stage on tiny networks (about a minute)
 describe: $(READY) ## Print what CONFIG would do
 	$(ILLM) describe $(call quoted,$(or $(CONFIG),configs/gan.yaml)) $(SET)
 
-fetch-weights: $(READY) ## Download the weights of LPIPS, FID and KID (needs internet)
+fetch-weights: $(READY) ## Get the weights of LPIPS, DISTS, FID and KID, from the internet or the package index
 	$(ILLM) fetch-weights
 
 mlflow: $(READY) ## Open the page with all runs on http://127.0.0.1:5000

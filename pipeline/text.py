@@ -19,6 +19,10 @@ def reason(error: BaseException) -> str:
     """What an error says, printable, on one line, and the same in every run: without the addresses of objects."""
     if isinstance(error, OSError) and error.strerror:
         return printable(error.strerror)
+    # requests wraps urllib3's error, which says what happened in its `reason`
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(inner, Exception):
+        error = inner
     return printable(" ".join(_OBJECT.sub("", str(error)).split()))
 
 

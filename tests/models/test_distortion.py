@@ -97,7 +97,7 @@ def test_convolutions_alone_are_enough_if_their_numbers_are_the_right_ones(tmp_p
 
 def test_missing_weights_stop_or_are_announced(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ArtifactError, match="make fetch-weights"):
+    with pytest.raises(ArtifactError, match="illm fetch-weights"):
         DistortionConfig().lpips_state()
     assert DistortionConfig(if_lpips_missing="skip").lpips_state() == "absent"
     assert DistortionConfig(lpips=0).lpips_state() == "off"
