@@ -47,6 +47,10 @@ class BitstreamError(UserError):
     """A compressed file that is damaged, foreign or made by another model."""
 
 
+class MetricError(UserError):
+    """A metric does not have the value that it must have for known images: it would not mean what its name says."""
+
+
 class GatesNotMet(UserError):
     """A promotion was refused by its gates; nothing was registered."""
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Runs train with LPIPS where its weights are; tests are to do the same everywhere. `real_weights` finds those of the machine.
+# Workers of pytest-xdist inherit what was changed.
+REAL_TORCH_HOME = os.environ.setdefault("ILLM_TESTS_REAL_TORCH_HOME", os.environ.get("TORCH_HOME", ""))
+os.environ["TORCH_HOME"] = str(Path(tempfile.gettempdir()) / "illm-tests-without-weights")
 # The suite is about the CPU, also where there is a GPU: two processes cannot share one
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Networks under test are tiny, and processes whose threads fight for two cores are several times slower
@@ -91,7 +95,7 @@ APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test
 NOT_QUICK_MARKS = {
     "long", "slow", "dist", "slurm", "ray", "ray_jobs", "mlflow_server", "s3", "server", "deepspeed", "parity",
 }  # fmt: skip
-NOT_QUICK_FIXTURES = {"smoke", "zygote", "small_disk"}
+NOT_QUICK_FIXTURES = {"smoke", "zygote", "small_disk", "real_weights"}
 NOT_QUICK_CALLS = {"illm", "subprocess"}
 NOT_QUICK_FILES = (
     "test_round_trip",
@@ -296,6 +300,23 @@ def cli_log(monkeypatch):
     """Messages of the log on standard error, as the command line prints them."""
     monkeypatch.setattr(log.logger, "handlers", [])
     log.install()
+
+
+@pytest.fixture
+def real_weights(monkeypatch) -> Callable[[str], Path]:
+    """Makes the weights that this machine has those of the test; skips it if one that it asks for is missing."""
+    from pipeline.models import pretrained
+
+    if REAL_TORCH_HOME:
+        monkeypatch.setenv("TORCH_HOME", REAL_TORCH_HOME)
+    else:
+        monkeypatch.delenv("TORCH_HOME")
+
+    def find(name: str) -> Path:
+        path = pretrained.find(name)
+        return path or pytest.skip(f"needs the weights of {name}: illm fetch-weights")
+
+    return find
 
 
 @pytest.fixture

@@ -89,6 +89,15 @@ class ShardReader:
             return decode_jpeg(content, sample.width, sample.height, shrink)
         return decode(content).pixels
 
+    def image(self, number: int) -> tuple[ShardSample, bytes]:
+        """The image of that number among all of them, each counted once. Raises: IndexError beyond the last."""
+        for place, shard in enumerate(self.shards):
+            if number < shard.count:
+                sample = self._table(place)[0][number]
+                return sample, self._bytes(shard, sample)
+            number -= shard.count
+        raise IndexError(number)
+
     def first(self, count: int) -> Iterator[tuple[ShardSample, bytes]]:
         """The first `count` images in order, each once."""
         rows = ((shard, row) for place, shard in enumerate(self.shards) for row in self._table(place)[0])

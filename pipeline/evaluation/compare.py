@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.bitstream.codec import ImageCodec
-from pipeline.evaluation import comparison
+from pipeline.evaluation import comparison, evaluator
 from pipeline.evaluation.comparison import Difference
-from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.models import serialization
 from pipeline.registry import resolve
@@ -27,11 +26,10 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
         for place, name in zip(("first", "second"), names, strict=True)
     }
     ids = [codec.bitstream_id.hex() for codec in codecs.values()]
-    measuring = Evaluator(codecs)
     with tempfile.TemporaryDirectory() as scratch:
-        measuring.measure(found, len(found), Path(scratch))
-    differences = comparison.differences(measuring.of("first"), measuring.of("second"))
-    differences += comparison.fidelity_differences(measuring, "first", "second")
+        results = evaluator.measure(codecs, found, len(found), Path(scratch))
+    differences = comparison.differences(results.of("first"), results.of("second"))
+    differences += comparison.set_differences(results, "first", "second")
     if as_json:
         told = {"images": len(found), "names": names, "bitstream_ids": ids}
         return json.dumps(told | {"metrics": [asdict(difference) for difference in differences]}, indent=1)

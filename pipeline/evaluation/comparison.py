@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from torch import Tensor
 
-from pipeline.evaluation import fid
-from pipeline.evaluation.evaluator import Evaluator, Measurement
-from pipeline.evaluation.metric_table import PER_IMAGE, TIMES, sign
+from pipeline.evaluation.evaluator import Results
+from pipeline.evaluation.measurement import Measurement
+from pipeline.evaluation.metric_table import OF_SETS, PER_IMAGE, TIMES, sign
 
 # Resamplings of the images behind an interval
 DRAWS = 2000
-# Resamplings for FID and KID, each of which takes seconds
-FIDELITY_DRAWS = 20
+# Resamplings for distances of sets, each of which takes a second or more
+SET_DRAWS = 30
 CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
@@ -61,28 +59,73 @@ def differences(ours: Sequence[Measurement], theirs: Sequence[Measurement]) -> l
     result = []
     for metric in (*PER_IMAGE, *TIMES):
         pairs = [(getattr(a, metric), getattr(b, metric)) for a, b in zip(ours, theirs, strict=True)]
-        if any(value is None for pair in pairs for value in pair):
+        if not _all_finite([value for pair in pairs for value in pair]):
             continue
         a, b = np.array(pairs, dtype=np.float64).T
         result.append(Difference(metric, float(a.mean()), float(b.mean()), interval((b - a) * sign(metric))))
     return result
 
 
-def fidelity_differences(measured: Evaluator, ours: str, theirs: str) -> list[Difference]:
-    """FID and KID of two models that were measured together, with intervals of a few resamplings of the images."""
-    if measured.inception is None:
-        return []
-    groups = [measured.features[name] for name in (ours, theirs, "original")]
-    whole = _fidelities(groups, range(len(groups[0])))
-    drawn = [_fidelities(groups, draw.tolist()) for draw in _resampled(len(groups[0]), FIDELITY_DRAWS)]
-    result = []
-    for i, metric in enumerate(("fid", "kid")):
-        a, b = whole[0][i], whole[1][i]
-        gaps = [d[0][i] - d[1][i] for d in drawn if d[0][i] is not None and d[1][i] is not None]  # type: ignore[operator]
-        if a is not None and b is not None and len(gaps) == FIDELITY_DRAWS:
-            reach = 1.96 * float(np.std(gaps, ddof=1))
-            result.append(Difference(metric, a, b, Interval(a - b, a - b - reach, a - b + reach)))
-    return result
+def set_differences(results: Results, ours: str, theirs: str) -> list[Difference]:
+    """Distances of sets (FID and the like) of two models that were measured together, on the same resamplings of the images."""
+    whole, drawn = _set_distances(results, [ours, theirs])
+    found = []
+    for metric in whole[ours].keys() & whole[theirs].keys():
+        a, b = whole[ours][metric], whole[theirs][metric]
+        gaps = [draw[ours][metric] - draw[theirs][metric] for draw in drawn]
+        found.append(Difference(metric, a, b, _around(a - b, gaps)))
+    return sorted(found, key=lambda difference: OF_SETS.index(difference.metric))
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Intervals of each model's metrics, and of its differences from the first model, on the same images."""
+
+    first: str
+    intervals: dict[str, dict[str, Interval]]
+    differences: dict[str, list[Difference]]
+
+
+def uncertainty(results: Results) -> Uncertainty:
+    """95 % intervals by resampling the images: of every model, and paired between each model and the first."""
+    first = results.models[0]
+    whole, drawn = _set_distances(results, results.models)
+    intervals: dict[str, dict[str, Interval]] = {}
+    paired: dict[str, list[Difference]] = {}
+    for model in results.models:
+        rows = results.of(model)
+        values = {name: [getattr(row, name) for row in rows] for name in PER_IMAGE}
+        intervals[model] = {name: interval(v) for name, v in values.items() if _all_finite(v)}
+        for metric, value in whole[model].items():
+            intervals[model][metric] = _around(value, [draw[model][metric] for draw in drawn])
+        if model != first:
+            paired[model] = differences(rows, results.of(first))
+            for metric, value in whole[model].items():
+                gaps = [draw[model][metric] - draw[first][metric] for draw in drawn]
+                gap = _around(value - whole[first][metric], gaps)
+                paired[model].append(Difference(metric, value, whole[first][metric], gap))
+    return Uncertainty(first, intervals, paired)
+
+
+SetDistances = dict[str, dict[str, float]]
+
+
+def _set_distances(results: Results, models: Sequence[str]) -> tuple[SetDistances, list[SetDistances]]:
+    """Model -> distance -> value: of all images, and of each resampling, the same for all models."""
+    count = len(results.features[models[0]])
+    whole = {model: results.set_distances(model) for model in models}
+    draws = _resampled(count, SET_DRAWS if any(whole.values()) else 0)
+    return whole, [{model: results.set_distances(model, draw.tolist()) for model in models} for draw in draws]
+
+
+def _around(value: float, drawn: Sequence[float]) -> Interval:
+    """A normal interval: of few resamplings, and around the value of all images, since resampled sets are further apart."""
+    reach = 1.96 * float(np.std(drawn, ddof=1))
+    return Interval(value, value - reach, value + reach)
+
+
+def _all_finite(values: Sequence[float | None]) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def bd_rate(ours: Floats, theirs: Floats) -> float:
@@ -122,11 +165,6 @@ def bd_rate_interval(
     except ValueError:
         return None
     return None if math.isnan(whole) or np.isnan(drawn).any() else _percentiles(whole, drawn)
-
-
-def _fidelities(groups: list[list[Tensor]], images: Sequence[int]) -> list[fid.Fidelity]:
-    ours, theirs, originals = (torch.cat([group[i] for i in images]) for group in groups)
-    return [fid.compare(features, originals) for features in (ours, theirs)]
 
 
 def _resampled(count: int, draws: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.artifacts import run_folder
@@ -33,22 +34,34 @@ class HeldOut:
             self.parents["images"] = (images, shards)
             self.reader: ShardReader | None = ShardReader(shards, "valid")
             self.files: list[Path] = []
-            self.digest, count = shards.digest, sum(shard.count for shard in self.reader.shards)
+            count = sum(shard.count for shard in self.reader.shards)
         else:
             self.reader = None
             self.files = [p for p in find_files(images) if p.suffix.lower() in SUFFIXES]
-            self.digest = hashlib.sha256("".join(disk.sha256(p) for p in self.files).encode()).hexdigest()
             count = len(self.files)
         if not count:
             raise DataError(f"{images}: no images to evaluate on")
         self.count = min(count, limit)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the shards, or of the files' bytes."""
+        if self.parents:
+            return self.parents["images"][1].digest
+        return hashlib.sha256("".join(disk.sha256(p) for p in self.files).encode()).hexdigest()
+
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[tuple[str, Pixels]]:
+    def __getitem__(self, number: int) -> tuple[str, Pixels]:
+        """Raises: IndexError beyond the last."""
+        if number >= self.count:
+            raise IndexError(number)
         if self.reader is not None:
-            for sample, content in self.reader.first(self.count):
-                yield f"{sample.key}-{file_name(Path(sample.source).stem)}", decode(content).pixels
-        for number, path in enumerate(self.files[: self.count]):
-            yield f"{number:05d}-{file_name(path.stem)}", decode(path).pixels
+            sample, content = self.reader.image(number)
+            return f"{sample.key}-{file_name(Path(sample.source).stem)}", decode(content).pixels
+        path = self.files[number]
+        return f"{number:05d}-{file_name(path.stem)}", decode(path).pixels
+
+    def __iter__(self) -> Iterator[tuple[str, Pixels]]:
+        return (self[number] for number in range(self.count))

@@ -5,27 +5,43 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """label: for axes and headings. per_image: it has a value for each image, and its total is their mean; otherwise it is of
-    a whole set of images.
+    """name: for tables. label: for axes and headings. per_image: it has a value for each image, and its total is their mean;
+    otherwise it is of a whole set of images.
     """
 
-    label: str
+    name: str
     digits: int
     higher_is_better: bool
     per_image: bool
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        if self.name == "bpp":
+            return "bits per pixel"
+        unit = f" in {self.unit}" if self.unit else ""
+        return f"{self.name}{unit} ({'higher' if self.higher_is_better else 'lower'} is better)"
 
 
 # In the order in which tables and pages show them
 METRICS = {
-    "bpp": Metric("bits per pixel", 4, higher_is_better=False, per_image=True),
-    "psnr_db": Metric("PSNR in dB (higher is better)", 2, higher_is_better=True, per_image=True),
-    "ms_ssim": Metric("MS-SSIM (higher is better)", 4, higher_is_better=True, per_image=True),
-    "lpips": Metric("LPIPS (lower is better)", 4, higher_is_better=False, per_image=True),
-    "fid": Metric("FID/256 (lower is better)", 2, higher_is_better=False, per_image=False),
-    "kid": Metric("KID/256 (lower is better)", 5, higher_is_better=False, per_image=False),
+    "bpp": Metric("bpp", 4, higher_is_better=False, per_image=True),
+    "psnr_db": Metric("PSNR", 2, higher_is_better=True, per_image=True, unit="dB"),
+    "ms_ssim": Metric("MS-SSIM", 4, higher_is_better=True, per_image=True),
+    "lpips": Metric("LPIPS", 4, higher_is_better=False, per_image=True),
+    "dists": Metric("DISTS", 4, higher_is_better=False, per_image=True),
+    "ssimulacra2": Metric("SSIMULACRA 2", 2, higher_is_better=True, per_image=True),
+    "vmaf": Metric("VMAF", 2, higher_is_better=True, per_image=True),
+    "fid": Metric("FID/256", 2, higher_is_better=False, per_image=False),
+    "fid_64": Metric("FID/64", 2, higher_is_better=False, per_image=False),
+    "kid": Metric("KID/256", 5, higher_is_better=False, per_image=False),
+    "vgg_fd_64": Metric("VGG-FD/64", 2, higher_is_better=False, per_image=False),
 }
 PER_IMAGE = tuple(name for name, metric in METRICS.items() if metric.per_image)
+OF_SETS = tuple(name for name in METRICS if name not in PER_IMAGE)
 TIMES = ("encode_seconds_per_megapixel", "decode_seconds_per_megapixel")
+# What stands for realism, the first that was measured; MS-SSIM and PSNR where no weights are
+REALISM = ("fid", "fid_64", "vgg_fd_64", "kid", "dists", "lpips", "ms_ssim", "psnr_db")
 
 
 def sign(name: str) -> int:

@@ -1,13 +1,19 @@
 """Quality and rate of one reconstructed image, as the MS-ILLM evaluation defines them."""
 
+import io
+
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from ssimulacra2 import compute_ssimulacra2
 from torch import Tensor
 
 from pipeline.data.images import Pixels
 
 # Wang et al. 2003
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# SSIMULACRA 2 weighs six scales, of which the coarsest needs eight pixels
+SSIMULACRA2_MIN_SIDE = 8 * 2**5
 # The window must fit into the coarsest scale
 MS_SSIM_MIN_SIDE = 11 * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
 
@@ -40,6 +46,24 @@ def ms_ssim(ours: Pixels, original: Pixels) -> float | None:
         last = scale == len(MS_SSIM_WEIGHTS) - 1
         result = result * (similarity if last else contrast).relu() ** weight
     return float(result.mean())
+
+
+def ssimulacra2(ours: Pixels, original: Pixels) -> float | None:
+    """SSIMULACRA 2 of 8-bit images, 100 for equal ones; None if a side is shorter than 256 pixels.
+
+    Source: Sneyers 2023, github.com/cloudinary/ssimulacra2; by the package ssimulacra2.
+    """
+    if min(original.shape[:2]) < SSIMULACRA2_MIN_SIDE:
+        return None
+    return float(compute_ssimulacra2(_bitmap(original), _bitmap(ours)))
+
+
+def _bitmap(pixels: Pixels) -> io.BytesIO:
+    """What that package opens."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "BMP")
+    stream.seek(0)
+    return stream
 
 
 def _gaussian() -> Tensor:

@@ -52,7 +52,7 @@ def rate_distortion(totals: Totals, metric: str, dataset: str) -> Figure:
     """Our models' points over rate, with the published curves of one data set for orientation."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in published(dataset) if row[metric]]
+    rows = [row for row in published(dataset) if row.get(metric)]
     for name, style in (("MS-ILLM", "-"), ("No-GAN", "--"), ("HiFiC", ":")):
         points = sorted((float(row["bpp"]), float(row[metric])) for row in rows if row["model"] == name)
         if points:

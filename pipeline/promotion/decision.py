@@ -14,9 +14,9 @@ from pipeline.bitstream.codec import ImageCodec
 from pipeline.config import Config, Input
 from pipeline.data.images import Pixels, decode
 from pipeline.errors import ArtifactError, BitstreamError, ConfigError, TrackingError
-from pipeline.evaluation import comparison, evaluator
+from pipeline.evaluation import comparison, evaluator, measurement
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.evaluator import Evaluator, Measurement
+from pipeline.evaluation.measurement import Measurement
 from pipeline.evaluation.metric_table import PER_IMAGE, TIMES
 from pipeline.models import serialization
 from pipeline.promotion import gates, package
@@ -87,7 +87,7 @@ def evaluated_codec(cfg: PromotionConfig, evaluation: Artifact) -> tuple[str, Ar
 def evaluate_gates(cfg: PromotionConfig, codec: Artifact, evaluation: Artifact) -> Decision:
     """Every verdict. The candidate and the champion code the evaluation's images again, side by side in this process."""
     champion, expected = aliases.current(cfg.name, CHAMPION), aliases.current(cfg.name, cfg.alias)
-    rows = evaluator.read_csv(evaluation.path / "per_image.csv")
+    rows = measurement.read_csv(evaluation.path / "per_image.csv")
     mine = [row for row in rows if row.model == cfg.codec]
     totals = evaluation.json("totals.json")[cfg.codec]
     values = {name: value for name, value in totals.items() if value is not None}
@@ -140,16 +140,15 @@ def _measure(
     if not cfg.against_champion and not any(name in TIMES for name in cfg.gates):
         return [], {}
     compared = theirs if cfg.against_champion else None
-    measuring = Evaluator({"candidate": ours} | ({CHAMPION: compared} if compared else {}))
+    codecs = {"candidate": ours} | ({CHAMPION: compared} if compared else {})
     with tempfile.TemporaryDirectory() as scratch:
-        measuring.measure(images, len(images), Path(scratch))
-    mine = measuring.of("candidate")
+        results = evaluator.measure(codecs, images, len(images), Path(scratch), wanted=tuple(cfg.against_champion))
+    mine = results.of("candidate")
     times = {name: sum(getattr(row, name) for row in mine) / len(mine) for name in TIMES}
     if not compared:
         return [], times
-    found = comparison.differences(mine, measuring.of(CHAMPION))
-    wanted = any(name in cfg.against_champion for name in ("fid", "kid"))
-    return found + (comparison.fidelity_differences(measuring, "candidate", CHAMPION) if wanted else []), times
+    found = comparison.differences(mine, results.of(CHAMPION))
+    return found + comparison.set_differences(results, "candidate", CHAMPION), times
 
 
 def _undecodable(

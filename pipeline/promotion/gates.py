@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline.config import Config
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.evaluator import Measurement
+from pipeline.evaluation.measurement import Measurement
 from pipeline.evaluation.metric_table import METRICS, TIMES
 
 RELATIVE = (*METRICS, *TIMES)

@@ -1,24 +1,25 @@
 """Compresses held-out images to real files, decompresses them, measures, and writes a report."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from pipeline.artifacts import ownership, run_folder
-from pipeline.artifacts.artifact import Artifact, publish
-from pipeline.bitstream.codec import ImageCodec
-from pipeline.config import Config, Input
-from pipeline.evaluation import evaluator, report
+from pipeline.artifacts.artifact import publish
+from pipeline.config import Changeable, Config, Input
+from pipeline.evaluation import anchors, comparison, ffmpeg, measurement, report, spread
 from pipeline.evaluation.anchors import Anchor
-from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.report import print_table
 from pipeline.log import logger
-from pipeline.models import pretrained, serialization
+from pipeline.models import pretrained
 from pipeline.registry import resolve
+from pipeline.storage import disk
 from pipeline.tracking.run import tracked_run
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -33,8 +34,11 @@ class StageConfig(Config):
     codecs: Annotated[dict[ModelName, str], Field(min_length=1), Input("codec")]
     """Codecs to evaluate: name in the report -> artifact of kind "codec"."""
     anchors: tuple[Anchor, ...] = ("jpeg", "webp")
-    """Conventional codecs, each as near as it gets to the first codec's size of each image."""
+    """Conventional codecs, each as near as it gets to the first codec's size of each image: jpeg, webp, avif; jpegxl and vvc
+    with requirements/classics.txt."""
     max_images: PositiveInt = 1000
+    processes: Annotated[PositiveInt | None, Changeable()] = None
+    """Number of processes that share the images; null: one per core and 4 images, at most 16, and one where there is a GPU."""
     num_report_images: PositiveInt = 6
     """Number of images that the report shows side by side."""
     published_results: Literal["kodak", "clic2020", "div2k"] = "kodak"
@@ -45,27 +49,23 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Evaluates codecs and publishes measurements, files, reconstructions, figures and the report."""
     if done := run_folder.finished(folder, cfg):
         return done
+    anchors.require(cfg.anchors)
     named = resolve.read_all({name: (uri, "codec") for name, uri in cfg.codecs.items()})
     images = HeldOut(cfg.images, cfg.max_images)
-    facts = {"images digest": images.digest} | {
-        f"{name} weights": "present" if pretrained.find(name) else "absent" for name in pretrained.FILES
-    }
+    present = {f"{name} weights": pretrained.find(name) is not None for name in pretrained.FILES}
+    present["vmaf"] = ffmpeg.has("libvmaf")
+    facts = {"images digest": images.digest} | {k: "present" if v else "absent" for k, v in present.items()}
     given = run_folder.Inputs(named | images.parents, facts)
     with ownership.held(folder) as still_ours:
         # another process may have finished the run while this one waited for it to exit
         if done := run_folder.finished(folder, cfg):
             return done
         run_folder.claim(folder, cfg, given)
-        return _evaluate(cfg, folder, given, named, images, still_ours)
+        return _evaluate(cfg, folder, given, images, still_ours)
 
 
 def _evaluate(
-    cfg: StageConfig,
-    folder: Path,
-    given: run_folder.Inputs,
-    named: dict[str, tuple[str, Artifact]],
-    images: HeldOut,
-    still_ours: Callable[[], None],
+    cfg: StageConfig, folder: Path, given: run_folder.Inputs, images: HeldOut, still_ours: Callable[[], None]
 ) -> Path:
     for name in pretrained.FILES:
         if pretrained.find(name) is None:
@@ -73,25 +73,38 @@ def _evaluate(
     with tracked_run("evaluate", folder, cfg, given) as tracker:
         for uri, shards in images.parents.values():
             tracker.dataset(uri, shards, "evaluation")
-        codecs = {name: ImageCodec(serialization.load_codec(artifact)) for name, (_, artifact) in named.items()}
-        evaluation = Evaluator(codecs, cfg.anchors)
-        totals: dict[str, dict[str, float | None]] = {}
+        processes = spread.num_processes(cfg.processes, len(images))
+        work = spread.Work(
+            tuple(cfg.codecs.items()),
+            cfg.anchors,
+            cfg.images,
+            cfg.max_images,
+            str(_unfinished(folder)),
+            spread.threads(processes),
+        )
+        results = spread.measure(work, len(images), processes)
+        totals = results.totals()
+        metrics = {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None}
+        logger.info("intervals: resampling the images")
+        found = comparison.uncertainty(results)
 
         def write(scratch: Path) -> None:
-            evaluation.measure(images, len(images), scratch)
-            totals.update(evaluation.totals())
-            manifest.metrics.update(
-                {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None}
-            )
-            evaluator.write_csv(scratch / "per_image.csv", evaluation.measurements)
+            spread.collect(work, len(images), scratch)
+            measurement.write_csv(scratch / "per_image.csv", results.measurements)
             (scratch / "totals.json").write_text(json.dumps(totals, indent=1), encoding="utf-8")
+            (scratch / "intervals.json").write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
             report.write(scratch, totals, cfg.published_results, cfg.num_report_images)
 
-        # The numbers exist only once the files do: `write` adds them to the manifest.
-        manifest = run_folder.manifest("evaluation", cfg, given, {}, tracker.run_id)
+        manifest = run_folder.manifest("evaluation", cfg, given, metrics, tracker.run_id)
         artifact = publish(folder / "artifact", manifest, write, still_ours)
+        shutil.rmtree(work.folder)
         tracker.log(0, {name: value for name, value in artifact.manifest.metrics.items() if value is not None})
         tracker.artifact(artifact)
     print_table(totals, len(images))
     print(f"report: {artifact.path / 'report.html'}")
     return artifact.path
+
+
+def _unfinished(folder: Path) -> Path:
+    """Where results of single images wait for the others: a folder for each configuration with its inputs."""
+    return folder / f"measured-{disk.sha256(folder / run_folder.RUN_FILE)[:12]}"

@@ -12,20 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config, stages
-from pipeline.evaluation.metric_table import METRICS, format_value, sign
+from pipeline.evaluation.metric_table import METRICS, REALISM, format_value, sign
 from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
 from pipeline.sweep.trial import Point
 
-# The first that was measured stands for it
-FIDELITY = ("fid", "kid", "lpips", "ms_ssim")
 # Rates of trials that are compared with each other differ by less than this factor
 MATCHED = 1.15
 KINDS = {"label": "label discriminator", "patch": "PatchGAN"}
 
 
 def fidelity_of(points: Sequence[Point]) -> str:
-    """The metric that stands for fidelity: FID where there are its weights and enough patches, else the next best."""
-    return next(name for name in (*FIDELITY, "psnr_db") if all(name in p for p in points))
+    """The metric that stands for realism: FID where there are its weights and enough patches, else the next best."""
+    return next(name for name in REALISM if all(name in p for p in points))
 
 
 def mark_pareto_fronts(points: Sequence[Point], distortion: str, fidelity: str) -> None:

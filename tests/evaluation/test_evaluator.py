@@ -6,9 +6,13 @@ import torch
 
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.errors import BitstreamError
-from pipeline.evaluation.evaluator import Evaluator, read_csv, write_csv
+from pipeline.evaluation import evaluator
+from pipeline.evaluation.measurement import read_csv, write_csv
 from tests.conftest import picture
 from tests.models.test_networks import small_codec
+
+# Metrics that need no weights
+PLAIN = ("psnr_db", "ms_ssim")
 
 
 def test_an_image_whose_file_does_not_hold_its_latent_fails_the_run_by_name(tmp_path):
@@ -17,9 +21,8 @@ def test_an_image_whose_file_does_not_hold_its_latent_fails_the_run_by_name(tmp_
     network.analysis = torch.nn.Conv2d(3, 8, 16, stride=16, bias=False)
     torch.nn.init.constant_(network.analysis.weight, 2**16 / (3 * 16 * 16))
     images = {f"level-{level}": np.full((64, 64, 3), level, np.uint8) for level in (0, 100, 200, 255)}
-    measuring = Evaluator({"ours": ImageCodec(network)}, ["jpeg"])
     with pytest.raises(BitstreamError, match="2 of 4 files do not hold what was encoded") as failed:
-        measuring.measure(images.items(), len(images), tmp_path)
+        evaluator.measure({"ours": ImageCodec(network)}, images.items(), len(images), tmp_path, ["jpeg"], PLAIN)
     assert [name for name in images if f"{name} by ours" in str(failed.value)] == ["level-200", "level-255"]
 
 
@@ -31,15 +34,14 @@ def test_a_file_that_says_another_image_fails_the_run_by_name(tmp_path, monkeypa
     monkeypatch.setattr(Path, "write_bytes", swapped)
     images = [("a", picture(1)), ("b", picture(2)), ("c", picture(3))]
     with pytest.raises(BitstreamError, match="1 of 3 files do not hold what was encoded") as failed:
-        Evaluator({"ours": codec}, []).measure(images, len(images), tmp_path)
+        evaluator.measure({"ours": codec}, images, len(images), tmp_path, wanted=PLAIN)
     assert "b by ours: the file's latent is not the encoder's" in str(failed.value)
 
 
 def test_the_encoders_latent_is_recorded_with_every_file(tmp_path):
     codec = ImageCodec(small_codec())
-    measuring = Evaluator({"ours": codec}, ["jpeg"])
-    measuring.measure([("a", picture(1)), ("b", picture(2))], 2, tmp_path)
-    assert [row.latent for row in measuring.of("ours")] == [codec.encode(picture(n)).symbols.digest() for n in (1, 2)]
-    assert [row.latent for row in measuring.of("jpeg")] == [None, None]
-    write_csv(tmp_path / "table.csv", measuring.measurements)
-    assert read_csv(tmp_path / "table.csv") == measuring.measurements
+    results = evaluator.measure({"ours": codec}, [("a", picture(1)), ("b", picture(2))], 2, tmp_path, ["jpeg"], PLAIN)
+    assert [row.latent for row in results.of("ours")] == [codec.encode(picture(n)).symbols.digest() for n in (1, 2)]
+    assert [row.latent for row in results.of("jpeg")] == [None, None]
+    write_csv(tmp_path / "table.csv", results.measurements)
+    assert read_csv(tmp_path / "table.csv") == results.measurements

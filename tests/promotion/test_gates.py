@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
-from pipeline.evaluation import comparison, fid
+from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Difference, Interval
-from pipeline.evaluation.evaluator import Measurement
+from pipeline.evaluation.measurement import Measurement
 from pipeline.promotion import gates
 from pipeline.promotion.gates import BdRateGate, Gate, RelativeGate
 
@@ -142,31 +141,3 @@ def test_the_bd_rate_gate_judges_two_families():
     gate = lambda bound: BdRateGate(ours=tuple("abcd"), theirs=tuple("wxyz"), at_most_percent=bound)
     assert gates.bd_rate(gate(-5), measured).holds is True
     assert gates.bd_rate(gate(-15), measured).holds is False
-
-
-class Measured:
-    """Features of models' patches, as `Evaluator` keeps them: of each image a few."""
-
-    def __init__(self, **noise: float):
-        rng = np.random.default_rng(1)
-        self.inception = object()
-        originals = [torch.from_numpy(rng.normal(size=(5, 8))) for _ in range(40)]
-        blurred = lambda scale: [x + scale * torch.from_numpy(rng.normal(size=(5, 8))) for x in originals]
-        self.features = {"original": originals} | {name: blurred(scale) for name, scale in noise.items()}
-
-
-@pytest.mark.slow
-def test_fid_and_kid_of_two_models_are_compared_over_the_same_draws_of_images(monkeypatch):
-    monkeypatch.setattr(fid, "MIN_FID_PATCHES", 50)
-    monkeypatch.setattr(fid, "KID_SUBSET", 50)
-    far = comparison.fidelity_differences(Measured(ours=1.0, theirs=0.1), "ours", "theirs")
-    assert [d.metric for d in far] == ["fid", "kid"]
-    for difference in far:
-        assert difference.ours > difference.theirs
-        assert difference.worse_by.low > 0
-        assert difference.worse_by.value == pytest.approx(difference.ours - difference.theirs)
-    near = comparison.fidelity_differences(Measured(ours=0.1, theirs=0.1), "ours", "theirs")
-    assert near[0].worse_by.low < 0 < near[0].worse_by.high
-    measured = Measured(ours=1.0, theirs=0.1)
-    measured.inception = None
-    assert comparison.fidelity_differences(measured, "ours", "theirs") == []

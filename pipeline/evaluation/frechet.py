@@ -1,0 +1,52 @@
+"""How far the distribution of reconstructions is from that of originals: Frechet and kernel distances of features."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+KID_SUBSETS, KID_SUBSET = 100, 1000
+Features = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+def frechet_distance(ours: Features, originals: Features) -> float:
+    """Squared Frechet distance between Gaussians with the sets' means and covariances. Shapes: both (N, D).
+
+    The trace of the square root of the covariances' product is the sum of singular values of the product of their factors:
+    no square root of a matrix is taken, and singular covariances are no special case.
+    Source: Heusel et al. 2017, arXiv:1706.08500.
+    """
+    mean_a, factor_a = _moments(ours)
+    mean_b, factor_b = _moments(originals)
+    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+    shift = mean_a - mean_b
+    return max(0.0, float(shift @ shift + np.square(factor_a).sum() + np.square(factor_b).sum() - 2 * cross))
+
+
+def kernel_distance(ours: Features, originals: Features) -> float | None:
+    """Kernel distance (KID): mean over 100 subsets of 1000, cubic kernel, unbiased; None for smaller sets. Shapes: (N, D).
+
+    Source: Binkowski et al. 2018, arXiv:1801.01401.
+    """
+    if min(len(ours), len(originals)) < KID_SUBSET:
+        return None
+    found = kid_features_to_metric(
+        torch.from_numpy(ours),
+        torch.from_numpy(originals),
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=KID_SUBSET,
+        rng_seed=2020,
+        verbose=False,
+    )
+    return float(found["kernel_inception_distance_mean"])
+
+
+def _moments(features: Features) -> tuple[Floats, Floats]:
+    """The mean, and a matrix F with the covariance F.T @ F. Shapes: features (N, D); returns (D,), (min(N, D), D)."""
+    exact = features.astype(np.float64)
+    mean = exact.mean(0)
+    centered = (exact - mean) / np.sqrt(max(1, len(exact) - 1))
+    if len(centered) <= centered.shape[1]:
+        return mean, centered
+    return mean, np.asarray(np.linalg.qr(centered, mode="r"))
