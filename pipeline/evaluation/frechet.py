@@ -1,5 +1,7 @@
 """How far the distribution of reconstructions is from that of originals: Frechet and kernel distances of features."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,9 +21,22 @@ def frechet_distance(ours: Features, originals: Features) -> float:
     """
     mean_a, factor_a = _moments(ours)
     mean_b, factor_b = _moments(originals)
-    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
-    shift = mean_a - mean_b
-    return max(0.0, float(shift @ shift + np.square(factor_a).sum() + np.square(factor_b).sum() - 2 * cross))
+    return _distance(mean_a, factor_a, mean_b, factor_b)
+
+
+class Moments(NamedTuple):
+    """A set of features by its size, sum (D,) and sum of products (D, D)."""
+
+    size: int
+    total: Floats
+    products: Floats
+
+
+def distance_of_moments(ours: Moments, originals: Moments) -> float:
+    """As `frechet_distance`, of sets that are known by their moments: parts of them may lie on other machines."""
+    mean_a, factor_a = _factored(ours)
+    mean_b, factor_b = _factored(originals)
+    return _distance(mean_a, factor_a, mean_b, factor_b)
 
 
 def kernel_distance(ours: Features, originals: Features) -> float | None:
@@ -40,6 +55,20 @@ def kernel_distance(ours: Features, originals: Features) -> float | None:
         verbose=False,
     )
     return float(found["kernel_inception_distance_mean"])
+
+
+def _distance(mean_a: Floats, factor_a: Floats, mean_b: Floats, factor_b: Floats) -> float:
+    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+    shift = mean_a - mean_b
+    return max(0.0, float(shift @ shift + np.square(factor_a).sum() + np.square(factor_b).sum() - 2 * cross))
+
+
+def _factored(moments: Moments) -> tuple[Floats, Floats]:
+    """As `_moments`. Shapes: returns (D,), (D, D)."""
+    mean = moments.total / moments.size
+    covariance = (moments.products - moments.size * np.outer(mean, mean)) / max(1, moments.size - 1)
+    values, vectors = np.linalg.eigh(covariance)
+    return mean, np.sqrt(values.clip(0))[:, None] * vectors.T
 
 
 def _moments(features: Features) -> tuple[Floats, Floats]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Metric:
     """name: for tables. label: for axes and headings. per_image: it has a value for each image, and its total is their mean;
-    otherwise it is of a whole set of images.
+    otherwise it is of a whole set of images. weights: of which network it needs, as `pretrained.FILES` names it.
     """
 
     name: str
@@ -14,6 +14,7 @@ class Metric:
     higher_is_better: bool
     per_image: bool
     unit: str = ""
+    weights: str = ""
 
     @property
     def label(self) -> str:
@@ -28,14 +29,14 @@ METRICS = {
     "bpp": Metric("bpp", 4, higher_is_better=False, per_image=True),
     "psnr_db": Metric("PSNR", 2, higher_is_better=True, per_image=True, unit="dB"),
     "ms_ssim": Metric("MS-SSIM", 4, higher_is_better=True, per_image=True),
-    "lpips": Metric("LPIPS", 4, higher_is_better=False, per_image=True),
-    "dists": Metric("DISTS", 4, higher_is_better=False, per_image=True),
+    "lpips": Metric("LPIPS", 4, higher_is_better=False, per_image=True, weights="alexnet"),
+    "dists": Metric("DISTS", 4, higher_is_better=False, per_image=True, weights="vgg16"),
     "ssimulacra2": Metric("SSIMULACRA 2", 2, higher_is_better=True, per_image=True),
     "vmaf": Metric("VMAF", 2, higher_is_better=True, per_image=True),
-    "fid": Metric("FID/256", 2, higher_is_better=False, per_image=False),
-    "fid_64": Metric("FID/64", 2, higher_is_better=False, per_image=False),
-    "kid": Metric("KID/256", 5, higher_is_better=False, per_image=False),
-    "vgg_fd_64": Metric("VGG-FD/64", 2, higher_is_better=False, per_image=False),
+    "fid": Metric("FID/256", 2, higher_is_better=False, per_image=False, weights="inception"),
+    "fid_64": Metric("FID/64", 2, higher_is_better=False, per_image=False, weights="inception"),
+    "kid": Metric("KID/256", 5, higher_is_better=False, per_image=False, weights="inception"),
+    "vgg_fd_64": Metric("VGG-FD/64", 2, higher_is_better=False, per_image=False, weights="vgg16"),
 }
 PER_IMAGE = tuple(name for name, metric in METRICS.items() if metric.per_image)
 OF_SETS = tuple(name for name in METRICS if name not in PER_IMAGE)

@@ -78,8 +78,15 @@ class PatchFeatures:
             found.append(self._forward(batch.to(self.device)).float().cpu().numpy())
         return np.concatenate(found)
 
+    def of_tensor(self, x: Tensor) -> Tensor:
+        """Shapes: x (B, 3, H, W) in 0..255 on the device; returns (number of patches of all images, number of features)."""
+        corners = list(patch_corners(x.shape[2], x.shape[3], self.patches))
+        size = self.patches.size
+        patches = torch.cat([x[:, :, t : t + size, s : s + size] for t, s in corners])
+        return torch.cat([self._forward(part) for part in patches.split(max(1, CHUNK_PIXELS // size**2))])
+
     def _forward(self, patches: Tensor) -> Tensor:
-        """Shapes: patches (B, 3, S, S) uint8; returns (B, number of features)."""
+        """Shapes: patches (B, 3, S, S) in 0..255; returns (B, number of features)."""
         if self.patches.network == "inception":
             # TF1's resizing to 299x299 and scaling are inside
             features: Tensor = self.network(patches)[0]

@@ -17,7 +17,8 @@ from pipeline.models.discriminator import Discriminator, LabelDiscriminatorConfi
 from pipeline.models.distortion import Distortion, DistortionConfig
 from pipeline.models.labeler import PATCH, Labeler
 from pipeline.registry import resolve
-from pipeline.stages.train import TrainingConfig, mean_over_parts, rate_and_quality, train, validation_means
+from pipeline.stages.train import TrainingConfig, mean_over_parts, train
+from pipeline.stages.validation import Examples, Realism, rate_and_quality, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -134,6 +135,7 @@ class GanTask:
         self.codec.synthesis.recompute = cfg.engine.activation_checkpointing
         self.generator = runtime.trainable("generator", self.codec.synthesis, cfg.generator_optimizer, cfg.fit.steps)
         self.distortion = runtime.place(Distortion(cfg.distortion))
+        self.realism, self.examples = Realism(cfg.validation, runtime, crops), Examples(cfg.validation)
         self.cache = FrozenOutputCache(cfg.frozen_cache_mb * 10**6)
         self.adversary = None
         if cfg.adversarial_weight:
@@ -207,13 +209,15 @@ class GanTask:
         def measure(x: Tensor) -> dict[str, Tensor]:
             y_hat, bits = self.codec.encode(x)
             x_hat = self.codec.synthesis(y_hat)
-            measured = rate_and_quality(bits, x_hat, x)
+            self.examples.add(x, x_hat)
+            measured = rate_and_quality(bits, x_hat, x) | self.realism.measure(x_hat, x)
             if self.adversary is not None:
                 measured["val/fooling_rate"] = self.adversary.fooling_rate(x_hat, y_hat, self.labels(x))
             return measured
 
+        self.examples.start()
         with self.generator.ema_weights():
-            return validation_means(self.runtime, self.crops, measure)
+            return validation_means(self.runtime, self.crops, measure) | self.realism.distance()
 
     def export(self, folder: Path) -> None:
         with self.generator.ema_weights():

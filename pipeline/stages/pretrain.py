@@ -18,7 +18,8 @@ from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.distortion import Distortion, DistortionConfig
 from pipeline.models.initial import Init
 from pipeline.registry import resolve
-from pipeline.stages.train import TrainingConfig, mean_over_parts, rate_and_quality, train, validation_means
+from pipeline.stages.train import TrainingConfig, mean_over_parts, train
+from pipeline.stages.validation import Examples, Realism, rate_and_quality, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -165,6 +166,7 @@ class PretrainTask:
         self.quantiles = QuantileStep(self.codec, cfg.quantile_lr)
         runtime.register("quantiles", self.quantiles)
         self.distortion = runtime.place(Distortion(cfg.distortion))
+        self.realism, self.examples = Realism(cfg.validation, runtime, crops), Examples(cfg.validation)
         self.rate: FixedRate | TargetRate | Calibration
         if isinstance(cfg.rate, CalibratedRate):
             self.rate = Calibration(cfg.rate)
@@ -193,14 +195,17 @@ class PretrainTask:
         return {f"train/{name}": value for name, value in metrics.items()}
 
     def validate(self) -> dict[str, float]:
-        """Rate from ideal code lengths and quality of the clamped reconstruction, over validation crops."""
+        """Rate from ideal code lengths, quality and realism of the clamped reconstruction, over validation crops."""
 
         def measure(x: Tensor) -> dict[str, Tensor]:
             y_hat, bits = self.codec.encode(x)
-            return rate_and_quality(bits, self.codec.synthesis(y_hat), x)
+            x_hat = self.codec.synthesis(y_hat)
+            self.examples.add(x, x_hat)
+            return rate_and_quality(bits, x_hat, x) | self.realism.measure(x_hat, x)
 
+        self.examples.start()
         with self.trainable.ema_weights():
-            means = validation_means(self.runtime, self.crops, measure)
+            means = validation_means(self.runtime, self.crops, measure) | self.realism.distance()
         if isinstance(self.rate, Calibration):
             means["val/rate_weight"] = self.rate.weight
             self.rate.measured(self._rate_of_current_weights() if self.cfg.engine.ema_decay else means["val/bpp"])

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline import losses
 from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import publish
 from pipeline.artifacts.manifest import Kind
@@ -19,6 +18,7 @@ from pipeline.data import loader
 from pipeline.data.loader import Batch, BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.log import logger
+from pipeline.stages.validation import Examples, ValidationConfig
 from pipeline.tracking.run import tracked_run
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
@@ -32,8 +32,15 @@ class TrainingConfig(Config):
 
     data: LoaderConfig
     fit: FitConfig
+    validation: ValidationConfig = ValidationConfig()
     engine: EngineConfig = EngineConfig()
     seed: Seed = 0
+
+
+class ShowingTask(Task, Protocol):
+    """A task with a picture of its last validation; None where there is nothing to show, as on other ranks."""
+
+    examples: Examples
 
 
 def train(
@@ -41,7 +48,7 @@ def train(
     folder: Path,
     kind: Kind,
     given: Inputs,
-    make_task: Callable[[Runtime, Tensor], Task],
+    make_task: Callable[[Runtime, Tensor], ShowingTask],
     batch_multiple: int = 1,
 ) -> Path:
     """Trains what `make_task(runtime, validation crops of this process)` builds, and publishes it as a `kind`."""
@@ -70,7 +77,7 @@ def _train(
     folder: Path,
     kind: Kind,
     given: Inputs,
-    make_task: Callable[[Runtime, Tensor], Task],
+    make_task: Callable[[Runtime, Tensor], ShowingTask],
     share: BatchShard,
     still_ours: Callable[[], None],
 ) -> Path:
@@ -89,7 +96,13 @@ def _train(
     logger.info(announcement(cfg, stage, folder, given, runtime, len(reader), len(all_crops)))
     with tracked_run(stage, folder, cfg, given, enabled=runtime.is_main) as tracker, runtime.control.leaving_on_error():
         tracker.dataset(cfg.data.shards, shards, "training")
-        metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours)
+
+        def show(step: int) -> None:
+            picture = task.examples.picture()
+            if picture is not None:
+                tracker.image("reconstructions", step, picture)
+
+        metrics = fit(task, batches, runtime, folder, cfg.fit, tracker.log, still_ours, show)
         manifest = run_folder.manifest(kind, cfg, given, metrics, tracker.run_id)
 
         def hand_over() -> None:
@@ -124,29 +137,3 @@ def announcement(
 def mean_over_parts(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Each metric's mean over the equal parts of a batch."""
     return {name: torch.stack([part[name] for part in metrics]).mean() for name in metrics[0]}
-
-
-def validation_means(
-    runtime: Runtime, crops: Tensor, measure: Callable[[Tensor], dict[str, Tensor]], batch_size: int = 8
-) -> dict[str, float]:
-    """Means over every process's validation crops of what `measure` returns per image: name -> (B,).
-
-    Shapes: crops (N, 3, H, W) in [0, 1], of this process; some process may have none.
-    """
-    totals: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for x in crops.split(batch_size) if len(crops) else [torch.full((1, 3, *crops.shape[2:]), 0.5)]:
-            values = measure(x.to(runtime.device, memory_format=torch.channels_last))
-            for name, value in values.items():
-                totals[name] = totals.get(name, torch.zeros((), device=runtime.device)) + value.sum() * bool(len(crops))
-    counted = runtime.sum(torch.stack([*totals.values(), torch.tensor(float(len(crops)), device=runtime.device)]))
-    *sums, count = counted.tolist()
-    return {name: total / count for name, total in zip(totals, sums, strict=True)}
-
-
-def rate_and_quality(bits: Tensor, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Bits per pixel and PSNR of each image. Shapes: bits (B,); x_hat, x (B, 3, H, W) in [0, 1]; each value (B,)."""
-    return {
-        "val/bpp": bits / (x.shape[-2] * x.shape[-1]),
-        "val/psnr_db": losses.psnr_db((x_hat.clamp(0, 1) - x).square().mean((1, 2, 3))),
-    }

@@ -17,9 +17,10 @@ from pipeline.data.loader import Batch
 from pipeline.data.transforms import to_float
 from pipeline.models import initial, serialization
 from pipeline.models.initial import Init
-from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.labeler import PATCH, Labeler, LabelerConfig
 from pipeline.registry import resolve
-from pipeline.stages.train import TrainingConfig, mean_over_parts, train, validation_means
+from pipeline.stages.train import TrainingConfig, mean_over_parts, train
+from pipeline.stages.validation import Examples, label_colors, validation_means
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime, mix_seed
 
@@ -82,6 +83,7 @@ class VqvaeTask:
         self.trainable = runtime.trainable("labeler", self.labeler, cfg.optimizer, cfg.fit.steps)
         self.usage = CodeUsage(cfg.labeler.num_codes, runtime.device)
         runtime.register("usage", self.usage)
+        self.examples = Examples(cfg.validation)
 
     def train_step(self, parts: list[Batch], step: int) -> dict[str, Tensor]:
         """One update. Shapes: each part's x (B, 3, H, W)."""
@@ -139,9 +141,11 @@ class VqvaeTask:
     def validate(self) -> dict[str, float]:
         """Reconstruction quality, how the validation patches use the codes, and how many labels survive a disturbance."""
         counts = torch.zeros_like(self.usage.counts)
+        self.examples.start()
 
         def measure(x: Tensor) -> dict[str, Tensor]:
             out = self.labeler(x)
+            self.examples.add(x, out.x_hat, label_colors(out.labels, PATCH))
             counts.add_(self._count(out.labels) * bool(len(self.crops)))
             return {
                 "val/psnr_db": losses.psnr_db((out.x_hat.clamp(0, 1) - x).square().mean((1, 2, 3))),

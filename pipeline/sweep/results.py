@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config, stages
+from pipeline.errors import ConfigError
 from pipeline.evaluation.metric_table import METRICS, REALISM, format_value, sign
 from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
 from pipeline.sweep.trial import Point
@@ -21,9 +22,17 @@ MATCHED = 1.15
 KINDS = {"label": "label discriminator", "patch": "PatchGAN"}
 
 
-def fidelity_of(points: Sequence[Point]) -> str:
-    """The metric that stands for realism: FID where there are its weights and enough patches, else the next best."""
-    return next(name for name in REALISM if all(name in p for p in points))
+def realism_of(points: Sequence[Point], wanted: str | None) -> str:
+    """The metric that stands for realism: the wanted one, else FID where there are its weights and enough patches, else the
+    next best.
+
+    Raises: ConfigError if the wanted one was not measured.
+    """
+    if wanted is not None and not all(wanted in p for p in points):
+        raise ConfigError(
+            f"realism: {wanted} was not measured in every trial (too few patches?); leave it out to take another"
+        )
+    return wanted or next(name for name in REALISM if all(name in p for p in points))
 
 
 def mark_pareto_fronts(points: Sequence[Point], distortion: str, fidelity: str) -> None:
@@ -109,7 +118,7 @@ def write(scratch: Path, space: Space, points: Sequence[Point], sweep: Path) -> 
     """Table, figures and the best trials' configurations, into a sweep's artifact. sweep: its run folder."""
     _write_table(scratch / "trials.csv", space, points)
     finished = [p for p in points if "bpp" in p]
-    fidelity = fidelity_of(finished)
+    fidelity = realism_of(finished, space.realism)
     fronts_figure(finished, "psnr_db", fidelity).savefig(scratch / "fronts.png", dpi=110)
     rate_figure(finished, "psnr_db").savefig(scratch / "rate.png", dpi=110)
     headline = headline_figure(finished, "psnr_db", fidelity)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pipeline import config, stages
 from pipeline.config import Config, Input
 from pipeline.errors import ConfigError
+from pipeline.evaluation.metric_table import METRICS, REALISM
+from pipeline.models import pretrained
 
 # Of one trial: "stage.key" -> value
 Values = dict[str, Any]
@@ -72,7 +74,7 @@ class Bayesian(Config):
 
     kind: Literal["optuna"]
     metric: str = "psnr_db"
-    """Metric of the fine-tuned codec's evaluation."""
+    """Metric of the fine-tuned codec's evaluation, for instance vgg_fd_64 with mode min."""
     mode: Mode = "max"
     num_startup_trials: PositiveInt = 8
     """Number of random trials before the search begins to learn."""
@@ -93,7 +95,7 @@ class Asha(Config):
 
     kind: Literal["asha"]
     metric: str
-    """Validation metric of the gan stage, for instance val/psnr_db."""
+    """Validation metric of the gan stage: val/psnr_db for distortion, val/vgg_fd_64 or val/lpips for realism, with mode min."""
     mode: Mode = "max"
     grace_period: PositiveInt
     """Steps of the gan stage."""
@@ -130,6 +132,9 @@ class Space(Config):
     evaluate: Path
     promote: Path | None = None
     """Base configuration for promoting the best trials."""
+    realism: str | None = None
+    """Metric of the evaluation that stands for realism in fronts and figures; null: the first measured of FID/256, FID/64,
+    VGG-FD/64, KID, DISTS, LPIPS, MS-SSIM."""
     search: Annotated[dict[str, Dimension], Field(min_length=1)]
     """What is searched: "stage.key", for instance gan.gan_weight -> its values."""
     num_samples: PositiveInt = 1
@@ -142,6 +147,13 @@ class Space(Config):
     cpus_per_trial: PositiveFloat = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
     """GPUs per trial; 0.5: two trials share one."""
+
+    @field_validator("realism")
+    @classmethod
+    def is_measured(cls, value: str | None) -> str | None:
+        if value is not None and value not in REALISM:
+            raise ValueError(f"expected one of {', '.join(REALISM)}, found {value!r}")
+        return value
 
     @model_validator(mode="after")
     def fits(self) -> "Space":
@@ -232,9 +244,20 @@ def check(space: Space) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+    for key, name in _metrics(space).items():
+        metric = METRICS.get(name.removeprefix("val/"))
+        if metric is not None and metric.weights and pretrained.find(metric.weights) is None:  # type: ignore[arg-type]
+            raise ConfigError(f"{key}: {pretrained.how_to_get(metric.weights)}")  # type: ignore[arg-type]
     for values in _extremes(space):
         for stage in TRIAL_STAGES:
             config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))
+
+
+def _metrics(space: Space) -> dict[str, str]:
+    """Key -> the metric that it names."""
+    named = {"algorithm.metric": getattr(space.algorithm, "metric", None)}
+    named |= {"scheduler.metric": getattr(space.scheduler, "metric", None), "realism": space.realism}
+    return {key: name for key, name in named.items() if name is not None}
 
 
 def _extremes(space: Space) -> Iterator[Values]:

@@ -91,7 +91,7 @@ def _publish(
     if not finished:
         told = "\n".join(f"  {p['name']}: {p.get('failed') or p.get('stopped')}" for p in points)
         raise UserError(f"{folder}: none of {len(points)} trials finished; the same command tries again:\n{told}")
-    results.mark_pareto_fronts(finished, "psnr_db", results.fidelity_of(finished))
+    results.mark_pareto_fronts(finished, "psnr_db", results.realism_of(finished, cfg.realism))
     metrics = {"trials": len(points), "finished": len(finished)}
     manifest = run_folder.manifest("sweep", cfg, given, metrics, tracker.run_id)
     artifact = publish(

@@ -77,6 +77,18 @@ def _send_files(client: "MlflowClient", run_id: str, records: list[Record]) -> N
             client.log_artifact(run_id, str(file), (Path(record["to"]) / below).as_posix())
 
 
+def _send_image(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
+    from PIL import Image
+
+    (record,) = records
+    # it may have been removed since, and the rest is to be delivered all the same
+    if Path(record["path"]).is_file():
+        with Image.open(record["path"]) as image:
+            client.log_image(
+                run_id, image, key=record["name"], step=record["step"], timestamp=record["time_ms"], synchronous=True
+            )
+
+
 def _send_status(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
     if records[0]["status"] == "RUNNING":
         client.update_run(run_id, status="RUNNING")
@@ -90,5 +102,6 @@ _DELIVER: dict[str, Callable[["MlflowClient", str, list[Record]], None]] = {
     "tag": _send_tag,
     "dataset": _send_dataset,
     "artifact": _send_files,
+    "image": _send_image,
     "status": _send_status,
 }

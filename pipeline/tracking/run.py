@@ -1,5 +1,6 @@
 """One MLflow run per stage: parameters, metrics, inputs, artifacts, and every attempt at it."""
 
+import io
 import os
 import re
 import socket
@@ -9,6 +10,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline import config, redaction
 from pipeline.artifacts.artifact import Artifact
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 
 # Environment: the run below which this process's run hangs
 PARENT = "ILLM_PARENT_RUN"
+# Folder of pictures in a run folder
+IMAGES = "images"
 # Seconds to wait at the end of a run for a store that is unavailable or slow; a stopped run has to exit
 DELIVERY_TIMEOUT_S = {"FINISHED": 60.0, "KILLED": 3.0, "FAILED": 3.0}
 # Characters
@@ -61,6 +68,22 @@ class Tracker:
         """Records a folder's files, which have to stay where they are until they are delivered."""
         if self._journal is not None:
             self._journal.add({"kind": "artifact", "path": str(folder.resolve()), "to": to})
+
+    def image(self, name: str, step: int, pixels: NDArray[np.uint8]) -> None:
+        """Records a picture (H, W, 3) at `step`: MLflow shows the pictures of a name as one that changes with the steps."""
+        if self._journal is None:
+            return
+        path = self._journal.folder / IMAGES / name / f"step-{step:08d}.png"
+        # a resumed run repeats some
+        if not path.is_file():
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "PNG")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_atomic(path, stream.getvalue())
+            time_ms = int(time.time() * 1000)
+            self._journal.add(
+                {"kind": "image", "path": str(path.resolve()), "name": name, "step": step, "time_ms": time_ms}
+            )
 
     def dataset(self, name: str, shards: Artifact, context: str) -> None:
         """Records shards as a data set of the run. context: what the run did with it, as MLflow shows it."""

@@ -63,11 +63,12 @@ def fit(
     cfg: FitConfig,
     log: Log,
     still_ours: Callable[[], None] = lambda: None,
+    show: Callable[[int], None] = lambda _step: None,
 ) -> dict[str, float]:
     """Trains `task` to `cfg.steps`, resuming from `folder` if it holds a checkpoint; returns the last validation.
 
     `batches(start)` is the stream from the sample at `start`; `still_ours()` raises if the folder must not be written
-    any more, and is asked on the main process before each checkpoint.
+    any more, and is asked on the main process before each checkpoint. `show(step)` is called after each validation.
     Raises: Preempted after a signal of `STOP_SIGNALS`; TrainingError if too many steps in a row, a weight or a validation
     are not finite; what `still_ours` raises.
     """
@@ -101,6 +102,7 @@ def fit(
                 if step % cfg.validate_every == 0 or ending:
                     validated = _validate(task, step)
                     log(step, validated)
+                    show(step)
                     display.note(step, validated)
                 if saving and (averager.sound or stopping or ending):
                     runtime.on_main(still_ours)

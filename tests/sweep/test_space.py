@@ -111,8 +111,11 @@ def test_fidelity_is_the_best_metric_that_every_trial_has():
         {"psnr_db": 1.0, "ms_ssim": 0.9, "lpips": 0.1, "fid": 3.0},
         {"psnr_db": 1.0, "ms_ssim": 0.9, "lpips": 0.1},
     ]
-    assert results.fidelity_of(points) == "lpips"
-    assert results.fidelity_of(points[:1]) == "fid"
+    assert results.realism_of(points, None) == "lpips"
+    assert results.realism_of(points[:1], None) == "fid"
+    assert results.realism_of(points, "lpips") == "lpips"
+    with pytest.raises(ConfigError, match="fid was not measured in every trial"):
+        results.realism_of(points, "fid")
 
 
 def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
@@ -167,3 +170,18 @@ def test_a_member_goes_on_from_another_ones_newest_checkpoint(tmp_path):
     about = json.loads((ours / trial.GENERATION).read_text())
     assert about["from"] == str(theirs / "gan-00")
     assert yaml.safe_load((ours / trial.SETTINGS).read_text()) == {"gan.gan_weight": 0.1}
+
+
+def test_a_sweep_on_a_metric_whose_weights_are_missing_does_not_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    search = {"gan.gan_weight": {"kind": "choice", "values": [0.0, 0.1]}}
+    by_realism = {"kind": "asha", "metric": "val/vgg_fd_64", "mode": "min", "grace_period": 5}
+    for changed, told in (
+        ({"scheduler": by_realism}, "^scheduler.metric: .*vgg16-397923af.pth is missing.*illm fetch-weights"),
+        ({"algorithm": {"kind": "optuna", "metric": "lpips", "mode": "min"}}, "^algorithm.metric: .*alexnet"),
+        ({"realism": "fid"}, "^realism: .*inception"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            space.check(made(search=search, **changed))
+    with pytest.raises(ConfigError, match="expected one of fid, fid_64, vgg_fd_64"):
+        made(search=search, realism="vgg")
