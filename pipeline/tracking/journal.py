@@ -59,6 +59,7 @@ class Journal:
         """Appends a record. A full disk loses nothing: what found no room is written with the next record."""
         with self._lock:
             self._unwritten += json.dumps(record).encode() + b"\n"
+            before = self._path.stat().st_size if self._path.exists() else 0
             try:
                 with self._path.open("ab") as stream:
                     stream.write(self._unwritten)
@@ -66,7 +67,9 @@ class Journal:
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
-                self._cut()
+                # whatever part of it found room
+                if self._path.exists():
+                    os.truncate(self._path, before)
         with self._changed:
             self._changed.notify()
 
@@ -115,7 +118,9 @@ class Journal:
 
     def _next(self) -> tuple[list[Record], int]:
         """The next records to deliver and where they end."""
-        return read(self.folder, self._sent, BATCH_SIZE)
+        # not while a line is written that a full disk may cut: a reader in the middle of it would see it change
+        with self._lock:
+            return read(self.folder, self._sent, BATCH_SIZE)
 
     def _known_steps(self) -> dict[str, int]:
         """Name of metric -> last step it was recorded for; cuts off what a killed process left of a line."""

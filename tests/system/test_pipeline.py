@@ -99,7 +99,7 @@ def test_the_report_is_one_file_that_needs_no_other(smoke):
     totals = json.loads((smoke / RUNS / "evaluate/artifact/totals.json").read_text())
     measured = {name for row in totals.values() for name, value in row.items() if value is not None}
     # VMAF where there is its program
-    assert measured - {"vmaf"} == {"bpp", "psnr_db", "ms_ssim", "ssimulacra2"}
+    assert measured - {"vmaf"} == {"bpp", "psnr_db", "ms_ssim"}
     assert page.count("data:image/png;base64,") == len(measured - {"bpp"})  # each over the rate
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
