@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import TrainingError
 from pipeline.registry import resolve
 from pipeline.training import checkpoint
 from tests.conftest import CONFIGS, ROOT, illm
@@ -165,7 +166,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(zygote, inputs, stage, 
     else:
         time.sleep(moments.uniform(0, 0.3))
     job.kill()
-    assert set(job.wait()) <= {-9, 0}
+    # a rank that sees another one die before its own turn leaves by itself
+    assert set(job.wait()) <= {-9, 0, TrainingError.exit_code}
     told = zygote.run(inputs, *words(stage, f"killed-{name}", *more), engine=engine)
     assert "resumed at step" in told or "already done" in told
     assert weights(inputs, f"killed-{name}", kind(stage)) == weights(inputs, f"straight-{name}", kind(stage))
