@@ -61,7 +61,7 @@ def _jpegxl(pixels: Pixels, level: int) -> bytes:
 def _by_imagecodecs(content: bytes, shape: Sequence[int]) -> Pixels:
     import imagecodecs
 
-    return np.asarray(imagecodecs.jpegxl_decode(content, numthreads=1), np.uint8).reshape(tuple(shape))
+    return np.array(imagecodecs.jpegxl_decode(content, numthreads=1), np.uint8).reshape(tuple(shape))
 
 
 def _no_imagecodecs() -> str:
@@ -82,7 +82,7 @@ def _pillow(pixels: Pixels, kind: str, **options: object) -> bytes:
 
 def _by_pillow(content: bytes, shape: Sequence[int]) -> Pixels:
     with Image.open(io.BytesIO(content), formats=["JPEG", "WEBP", "AVIF"]) as image:
-        return np.asarray(image.convert("RGB")).reshape(tuple(shape))
+        return np.array(image.convert("RGB")).reshape(tuple(shape))
 
 
 CLASSICS: dict[Anchor, Classic] = {

@@ -85,7 +85,6 @@ def _evaluate(
         results = spread.measure(work, len(images), processes)
         totals = results.totals()
         metrics = {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None}
-        logger.info("intervals: resampling the images")
         found = comparison.uncertainty(results)
 
         def write(scratch: Path) -> None:
