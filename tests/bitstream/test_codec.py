@@ -157,3 +157,9 @@ sys.exit(4)
 def test_long_runs_of_escapes_do_not_leave_the_buffer(codec, fill):
     content = container.pack(Packet(codec.bitstream_id, 64, 64, bytes([fill]) * 4096, bytes([fill]) * 4096))
     assert codec.decompress(content).shape == (64, 64, 3)
+
+
+def test_pixels_are_clamped_and_rounded_and_what_is_no_number_is_black():
+    """Halves go to the even neighbor, as torch and the published evaluation round."""
+    levels = torch.tensor([126.4, 126.5, 127.5, 126.6, 300.0, -4.0, float("nan")]) / 255
+    assert to_pixels(levels.expand(3, 1, 7))[0, :, 1].tolist() == [126, 126, 128, 127, 255, 0, 0]
