@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +99,7 @@ class ShardReader:
 
     def first(self, count: int) -> Iterator[tuple[ShardSample, bytes]]:
         """The first `count` images in order, each once."""
-        rows = ((shard, row) for place, shard in enumerate(self.shards) for row in self._table(place)[0])
-        for shard, sample in islice(rows, count):
-            yield sample, self._bytes(shard, sample)
+        return (self.image(number) for number in range(min(count, sum(shard.count for shard in self.shards))))
 
     def _read_table(self, place: int) -> tuple[list[ShardSample], list[int]]:
         """A shard's samples, and for each of its numbers which of them it is."""

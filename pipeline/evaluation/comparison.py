@@ -68,13 +68,7 @@ def differences(ours: Sequence[Measurement], theirs: Sequence[Measurement]) -> l
 
 def set_differences(results: Results, ours: str, theirs: str) -> list[Difference]:
     """Distances of sets (FID and the like) of two models that were measured together, on the same resamplings of the images."""
-    whole, drawn = _set_distances(results, [ours, theirs])
-    found = []
-    for metric in whole[ours].keys() & whole[theirs].keys():
-        a, b = whole[ours][metric], whole[theirs][metric]
-        gaps = [draw[ours][metric] - draw[theirs][metric] for draw in drawn]
-        found.append(Difference(metric, a, b, _around(a - b, gaps)))
-    return sorted(found, key=lambda difference: OF_SETS.index(difference.metric))
+    return _set_differences(*_set_distances(results, [ours, theirs]), ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -100,10 +94,7 @@ def uncertainty(results: Results) -> Uncertainty:
             intervals[model][metric] = _around(value, [draw[model][metric] for draw in drawn])
         if model != first:
             paired[model] = differences(rows, results.of(first))
-            for metric, value in whole[model].items():
-                gaps = [draw[model][metric] - draw[first][metric] for draw in drawn]
-                gap = _around(value - whole[first][metric], gaps)
-                paired[model].append(Difference(metric, value, whole[first][metric], gap))
+            paired[model] += _set_differences(whole, drawn, model, first)
     return Uncertainty(first, intervals, paired)
 
 
@@ -116,6 +107,15 @@ def _set_distances(results: Results, models: Sequence[str]) -> tuple[SetDistance
     whole = {model: results.set_distances(model) for model in models}
     draws = _resampled(count, SET_DRAWS if any(whole.values()) else 0)
     return whole, [{model: results.set_distances(model, draw.tolist()) for model in models} for draw in draws]
+
+
+def _set_differences(whole: SetDistances, drawn: Sequence[SetDistances], ours: str, theirs: str) -> list[Difference]:
+    found = []
+    for metric in (name for name in OF_SETS if name in whole[ours]):
+        a, b = whole[ours][metric], whole[theirs][metric]
+        gaps = [draw[ours][metric] - draw[theirs][metric] for draw in drawn]
+        found.append(Difference(metric, a, b, _around(a - b, gaps)))
+    return found
 
 
 def _around(value: float, drawn: Sequence[float]) -> Interval:

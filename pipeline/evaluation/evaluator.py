@@ -15,7 +15,7 @@ from rich.progress import track
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.images import Pixels
 from pipeline.errors import BitstreamError
-from pipeline.evaluation import anchors, metrics
+from pipeline.evaluation import anchors, metrics, sanity
 from pipeline.evaluation.anchors import CLASSICS, Anchor
 from pipeline.evaluation.frechet import Features
 from pipeline.evaluation.instruments import Instruments, Original, set_distances
@@ -36,10 +36,11 @@ class ImageResult:
 
 
 class Bench:
-    """Codecs, conventional ones at the rate of the first of them, and what measures them."""
+    """Codecs, conventional ones at the rate of the first of them, and what measures them, checked before anything is measured."""
 
     def __init__(self, codecs: Mapping[str, ImageCodec], others: Sequence[Anchor], wanted: Collection[str]):
         self.codecs, self.others, self.instruments = dict(codecs), tuple(others), Instruments({*wanted, "psnr_db"})
+        sanity.check(self.instruments)
         # The first use is slow and must not count in the first codec's time
         for codec in self.codecs.values():
             # Errors are reported per image

