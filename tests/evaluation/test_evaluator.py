@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline.bitstream.codec import ImageCodec
-from pipeline.errors import BitstreamError
-from pipeline.evaluation import evaluator
+from pipeline.errors import BitstreamError, MetricError
+from pipeline.evaluation import evaluator, metrics
 from pipeline.evaluation.measurement import read_csv, write_csv
 from tests.conftest import picture
 from tests.models.test_networks import small_codec
@@ -45,3 +45,12 @@ def test_the_encoders_latent_is_recorded_with_every_file(tmp_path):
     assert [row.latent for row in results.of("jpeg")] == [None, None]
     write_csv(tmp_path / "table.csv", results.measurements)
     assert read_csv(tmp_path / "table.csv") == results.measurements
+
+
+def test_a_metric_that_is_not_what_it_says_stops_everything_before_a_file_is_written(tmp_path, monkeypatch):
+    """In evaluations, comparisons and promotions alike."""
+    right = metrics.psnr_db
+    monkeypatch.setattr(metrics, "psnr_db", lambda ours, original: right(ours, original) + 1)
+    with pytest.raises(MetricError, match="PSNR against its JPEG 10"):
+        evaluator.measure({"ours": ImageCodec(small_codec())}, [("a", picture(1))], 1, tmp_path / "out", wanted=PLAIN)
+    assert not (tmp_path / "out").exists()
