@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pipeline import losses
 from pipeline.artifacts import run_folder
-from pipeline.config import Config
+from pipeline.artifacts.artifact import Artifact
+from pipeline.config import Config, Input, differences, flatten
 from pipeline.data.loader import Batch
+from pipeline.errors import ConfigError
 from pipeline.losses import RateTerm
 from pipeline.models import initial, serialization
 from pipeline.models.codec import Codec, CodecConfig
@@ -106,6 +108,9 @@ class StageConfig(TrainingConfig):
     init: Init = "he"
     """Initial weights of analysis and synthesis; "pytorch" as in the published code learns little in the first
     hundreds of steps."""
+    init_from: Annotated[str | None, Input("codec")] = None
+    """Artifact of kind "codec", of the same widths, whose weights training starts from, for another rate or for more steps;
+    null: the weights of `init`."""
     rate: Annotated[FixedRate | TargetRate | CalibratedRate, Field(discriminator="kind")]
     distortion: DistortionConfig = DistortionConfig()
     optimizer: AdamConfig = AdamConfig(lr=3e-4, weight_decay=5e-5, warmup_steps=10_000, schedule="cosine")
@@ -119,7 +124,15 @@ def run(cfg: StageConfig, folder: Path) -> Path:
         return done
     facts = {"lpips": cfg.distortion.lpips_state()}
     given = resolve.read_inputs(cfg, facts)
-    return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops))
+    start = _start(cfg, given.artifacts["init_from"][1]) if cfg.init_from else None
+    return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops, start))
+
+
+def _start(cfg: StageConfig, artifact: Artifact) -> Codec:
+    """The codec that training starts from. Raises: ConfigError if it has other widths than the config."""
+    if unlike := differences(flatten(cfg.codec), flatten(serialization.model_config(artifact, CodecConfig))):
+        raise ConfigError(f"codec: not as in init_from={cfg.init_from} ({'; '.join(unlike)}); write the same widths")
+    return serialization.load_codec(artifact)
 
 
 class QuantileStep:
@@ -155,10 +168,14 @@ class QuantileStep:
 class PretrainTask:
     """Distortion plus the rate term of the schedule, and the quantiles' own step."""
 
-    def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor):
+    def __init__(self, cfg: StageConfig, runtime: Runtime, crops: Tensor, start: Codec | None = None):
+        """start: a trained codec of the same widths, whose weights become the first ones."""
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
         self.codec = Codec(cfg.codec)
-        if cfg.init == "he":
+        if start is not None:
+            # not the tables: they are built at the end
+            self.codec.load_state_dict(dict(start.named_parameters()), strict=False)
+        elif cfg.init == "he":
             initial.he_codec(self.codec)
         self.codec.synthesis.recompute = cfg.engine.activation_checkpointing
         self.codec.hyper_entropy.quantiles.requires_grad_(False)

@@ -149,3 +149,19 @@ def test_quantiles_stay_numbers_when_the_weights_they_follow_are_spoilt():
         next(p for name, p in codec.hyper_entropy.named_parameters() if name != "quantiles").fill_(float("nan"))
     assert not torch.isfinite(step.step())
     assert torch.isfinite(codec.hyper_entropy.quantiles).all()
+
+
+def test_pretraining_starts_from_the_weights_of_another_codec(smoke, tmp_path):
+    words = ("pretrain", CONFIGS / "pretrain.yaml")
+    start = smoke / RUNS / "pretrain"
+    # so small a step that the weights are those it began with
+    options = (f"run={tmp_path / 'next'}", f"init_from={start}", "fit.steps=1", "optimizer.lr=1e-12")
+    ended = illm_here(*words, *options, cwd=smoke)
+    assert ended.code == 0, ended.err
+    before, after = (serialization.load_codec(resolve.read(str(p), "codec")) for p in (start, tmp_path / "next"))
+    for name, weight in before.named_parameters():
+        if "quantiles" not in name:
+            assert torch.allclose(weight, after.get_parameter(name), atol=1e-9), name
+    assert "init_from" in resolve.read(str(tmp_path / "next"), "codec").manifest.parents
+    refused = illm_here(*words, f"run={tmp_path / 'x'}", f"init_from={start}", "codec.hyper_channels=8", cwd=smoke)
+    assert_one_clear_line(refused, "codec: not as in init_from=", "hyper_channels: ")
