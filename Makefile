@@ -78,7 +78,7 @@ check: $(READY) ## Check format, lint, types, and that imports go downwards only
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 # Tests that start a daemon, or need more than make setup: .ci/run installs it. Without it they are skipped.
-CLUSTER := slurm or ray or ray_jobs or mlflow_server or s3 or server or deepspeed or parity
+CLUSTER := slurm or ray or ray_jobs or mlflow_server or s3 or server or deepspeed or parity or browser
 # Which tests may run beside each other, and in which order they begin: tests/conftest.py
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder
@@ -89,7 +89,7 @@ quick: $(READY) ## Run the tests that start no process and train nothing, in les
 test: $(READY) ## Run the tests that need nothing but make setup
 	$(VENV)/bin/python -m pytest -m "not long and not ($(CLUSTER))" $(PARALLEL) $(ARGS)
 
-test-cluster: $(READY) ## Run the tests with a real SLURM, Ray, MLflow server, PostgreSQL and bucket, DeepSpeed and parity
+test-cluster: $(READY) ## Run the tests with a real SLURM, Ray, MLflow server, PostgreSQL and bucket, DeepSpeed, browser and parity
 	$(VENV)/bin/python -m pytest -m "not long and ($(CLUSTER))" $(PARALLEL) $(ARGS)
 
 test-both: $(READY) ## Run what test and test-cluster run, in one go: they share the smoke runs

@@ -44,7 +44,7 @@ RENAMED = {
     "max_bad_steps": "max_skipped_steps",
     "fit.profile": "profile_steps",
     "published": "published_results",
-    "report_images": "num_report_images",
+    "report_images": "report_mb",
     "worse_by_at_most": "max_regression",
     "worse_by_at_most_percent": "max_regression_percent",
     "new_bitstream": "allow_new_bitstream",

@@ -93,7 +93,7 @@ APART = ("test_engines", "test_sweeps", "test_variants", "test_promotion", "test
 # `make quick` leaves out what starts processes or trains for seconds: what has one of these marks, uses one of these fixtures,
 # calls one of these, or is in one of these files.
 NOT_QUICK_MARKS = {
-    "long", "slow", "dist", "slurm", "ray", "ray_jobs", "mlflow_server", "s3", "server", "deepspeed", "parity",
+    "long", "slow", "dist", "slurm", "ray", "ray_jobs", "mlflow_server", "s3", "server", "deepspeed", "parity", "browser",
 }  # fmt: skip
 NOT_QUICK_FIXTURES = {"smoke", "zygote", "small_disk", "real_weights"}
 NOT_QUICK_CALLS = {"illm", "subprocess"}

@@ -1,4 +1,4 @@
-"""The commands around registered models: promote, rollback, history, compare, lineage, prune."""
+"""The commands around evaluated and registered models: promote, rollback, history, compare, report, lineage, prune."""
 
 from pathlib import Path
 from typing import Annotated
@@ -78,6 +78,26 @@ def compare(
     from pipeline.evaluation import compare as comparing
 
     print(comparing.run(first, second, model, images, max_images, json))
+
+
+@app.command()
+def report(
+    evaluations: Annotated[
+        list[str], typer.Argument(help="Run folders of `illm evaluate`, for instance of several rates.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    max_mb: Annotated[int, typer.Option(min=10, help="Its largest size in MB.")] = 30,
+    force: ForceOption = False,
+) -> None:
+    """Write one HTML page of several evaluations: their codecs in the same plots, pictures and tables."""
+    from pipeline.registry import resolve
+    from pipeline.report import content, page
+    from pipeline.storage import outputs
+
+    outputs.check(output, force)
+    found = content.read_several([(name, resolve.read(name, "evaluation")) for name in evaluations])
+    outputs.write(output, page.make(found, max_mb).encode(), force)
+    print(f"report: {output}")
 
 
 @app.command()

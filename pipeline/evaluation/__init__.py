@@ -1,5 +1,5 @@
-"""What a codec is worth: measured on real files, compared with intervals, reported.
+"""What a codec is worth: measured on real files, compared with intervals.
 
-Owns: metrics of images and of sets, conventional codecs, held-out images, comparisons with intervals, the report.
+Owns: metrics of images and of sets, conventional codecs, held-out images, comparisons with intervals.
 May import: bitstream, models, data, sharding, registry, artifacts.
 """

@@ -1,5 +1,6 @@
 """LPIPS (AlexNet), from the weights that `pretrained` finds."""
 
+import warnings
 from pathlib import Path
 
 import lpips
@@ -21,7 +22,10 @@ class Lpips(nn.Module):
     def __init__(self, trunk: Path | None):
         """`trunk` is AlexNet's weights file; None leaves the trunk random, for tests of the arithmetic alone."""
         super().__init__()
-        self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():
+            # lpips gives torchvision an option under its former name
+            warnings.simplefilter("ignore", UserWarning)
+            self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         if trunk is not None:
             state = pretrained.convolutions(trunk)
             # "sliceN.i.weight" is torchvision's "features.i.weight"

@@ -28,7 +28,7 @@ TABLE = {
     "evaluate": About(
         "pipeline.stages.evaluate",
         "evaluation",
-        "an 'evaluation' artifact: measurements, files, figures, report.html",
+        "an 'evaluation' artifact: measurements, files, report.html",
     ),
     "promote": About(
         "pipeline.stages.promote", "promotion", "a registered model version, an alias, and a 'promotion' artifact"

@@ -91,7 +91,7 @@ def _decision(folder: Path) -> dict[str, Any]:
 
 
 def _summary(folder: Path) -> None:
-    from pipeline.evaluation.report import print_table
+    from pipeline.evaluation.metric_table import print_table
 
     evaluation = resolve.read(str(folder / "evaluate"), "evaluation")
     totals = evaluation.json("totals.json")

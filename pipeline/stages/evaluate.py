@@ -12,13 +12,14 @@ from pydantic import Field, PositiveInt
 from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import publish
 from pipeline.config import Changeable, Config, Input
-from pipeline.evaluation import anchors, comparison, ffmpeg, measurement, report, spread
+from pipeline.evaluation import anchors, comparison, ffmpeg, measurement, spread
 from pipeline.evaluation.anchors import Anchor
 from pipeline.evaluation.held_out import HeldOut
-from pipeline.evaluation.report import print_table
+from pipeline.evaluation.metric_table import print_table
 from pipeline.log import logger
 from pipeline.models import pretrained
 from pipeline.registry import resolve
+from pipeline.report import content, facts, page
 from pipeline.storage import disk
 from pipeline.tracking.run import tracked_run
 
@@ -39,14 +40,14 @@ class StageConfig(Config):
     max_images: PositiveInt = 1000
     processes: Annotated[PositiveInt | None, Changeable()] = None
     """Number of processes that share the images; null: one per core and 4 images, at most 16, and one where there is a GPU."""
-    num_report_images: PositiveInt = 6
-    """Number of images that the report shows side by side."""
+    report_mb: Annotated[PositiveInt, Field(ge=10)] = 30
+    """Largest size of the report in MB, which decides how its pictures are stored and of how many images it has them."""
     published_results: Literal["kodak", "clic2020", "div2k"] = "kodak"
-    """Data set whose published results the figures show."""
+    """Data set whose published results the report shows."""
 
 
 def run(cfg: StageConfig, folder: Path) -> Path:
-    """Evaluates codecs and publishes measurements, files, reconstructions, figures and the report."""
+    """Evaluates codecs and publishes measurements, files, reconstructions and the report."""
     if done := run_folder.finished(folder, cfg):
         return done
     anchors.require(cfg.anchors)
@@ -54,8 +55,8 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     images = HeldOut(cfg.images, cfg.max_images)
     present = {f"{name} weights": pretrained.find(name) is not None for name in pretrained.FILES}
     present["vmaf"] = ffmpeg.has("libvmaf")
-    facts = {"images digest": images.digest} | {k: "present" if v else "absent" for k, v in present.items()}
-    given = run_folder.Inputs(named | images.parents, facts)
+    noted = {"images digest": images.digest} | {k: "present" if v else "absent" for k, v in present.items()}
+    given = run_folder.Inputs(named | images.parents, noted)
     with ownership.held(folder) as still_ours:
         # another process may have finished the run while this one waited for it to exit
         if done := run_folder.finished(folder, cfg):
@@ -86,13 +87,15 @@ def _evaluate(
         totals = results.totals()
         metrics = {f"{m}/{k}": v for m, row in totals.items() for k, v in row.items() if v is not None}
         found = comparison.uncertainty(results)
+        made = _facts(cfg, len(images), images.digest)
 
         def write(scratch: Path) -> None:
             spread.collect(work, len(images), scratch)
             measurement.write_csv(scratch / "per_image.csv", results.measurements)
             (scratch / "totals.json").write_text(json.dumps(totals, indent=1), encoding="utf-8")
             (scratch / "intervals.json").write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
-            report.write(scratch, totals, cfg.published_results, cfg.num_report_images)
+            facts.write(scratch, made)
+            page.write(scratch / "report.html", [content.read(scratch, folder.name)], cfg.report_mb)
 
         manifest = run_folder.manifest("evaluation", cfg, given, metrics, tracker.run_id)
         artifact = publish(folder / "artifact", manifest, write, still_ours)
@@ -102,6 +105,11 @@ def _evaluate(
     print_table(totals, len(images))
     print(f"report: {artifact.path / 'report.html'}")
     return artifact.path
+
+
+def _facts(cfg: StageConfig, count: int, digest: str) -> facts.Facts:
+    settings: dict[str, str] = {name: anchors.CLASSICS[name].settings for name in cfg.anchors}
+    return facts.gather(cfg.codecs, f"{count} of {cfg.images} (digest {digest[:12]})", settings, cfg.published_results)
 
 
 def _unfinished(folder: Path) -> Path:

@@ -1,0 +1,145 @@
+"""What a page shows of evaluations: read from their artifacts, under names that are clear among several of them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.artifact import Artifact
+from pipeline.errors import ArtifactError
+from pipeline.evaluation.evaluator import ORIGINAL
+from pipeline.evaluation.measurement import Measurement, read_csv
+from pipeline.evaluation.metric_table import METRICS, PER_IMAGE
+from pipeline.report import facts
+from pipeline.report.facts import Facts
+from pipeline.storage import disk
+
+# A picture's place in an evaluation: image -> (what its pixels are, so that evaluations know the same one)
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation's folder holds. prefix: before the names of its models, where a page has several evaluations."""
+
+    name: str
+    folder: Path
+    prefix: str
+    totals: dict[str, dict[str, float | None]]
+    intervals: Json
+    rows: list[Measurement]
+    facts: Facts
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.totals)
+
+    def key(self, model: str) -> str:
+        """A model's name on the page."""
+        return self.prefix + model
+
+    def picture(self, model: str, image: str) -> Path:
+        """A reconstruction, or what "original" names."""
+        return self.folder / "reconstructions" / model / f"{image}.png"
+
+
+def read(folder: Path, name: str = "", prefix: str = "") -> Evaluation:
+    """An evaluation from its artifact's folder. Raises: ArtifactError if its files are not those of one."""
+    try:
+        totals = json.loads((folder / "totals.json").read_text(encoding="utf-8"))
+        # an evaluation of an earlier version has none
+        known = folder / "intervals.json"
+        intervals = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: not an evaluation ({error})") from None
+    rows = read_csv(folder / "per_image.csv")
+    return Evaluation(name or folder.name, folder, prefix, totals, intervals, rows, facts.read(folder))
+
+
+def read_several(artifacts: Sequence[tuple[str, Artifact]]) -> list[Evaluation]:
+    """Evaluations for one page. artifacts: each with the name that the user gave."""
+    short = [_short(name) for name, _ in artifacts]
+    names = [s if short.count(s) == 1 else name for s, (name, _) in zip(short, artifacts, strict=True)]
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise ArtifactError(f"{repeated[0]}: was named twice; name each evaluation once")
+    several = len(names) > 1
+    return [
+        read(artifact.path, name, f"{name}/" if several else "")
+        for name, (_, artifact) in zip(names, artifacts, strict=True)
+    ]
+
+
+def _short(name: str) -> str:
+    parts = [part for part in name.split("/") if part]
+    return parts[-2] if len(parts) > 1 and parts[-1] == "artifact" else parts[-1]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of one or several evaluations. sources: name on the page -> file; the original's is "original"."""
+
+    name: str
+    width: int
+    height: int
+    sources: dict[str, Path]
+
+
+def images(evaluations: Sequence[Evaluation]) -> tuple[list[Image], list[Json]]:
+    """Every image, and one row of measurements for each image and model.
+
+    Images of several evaluations are one if their originals are equal byte for byte.
+    """
+    found: dict[tuple[str, str], Image] = {}
+    taken: Counter[str] = Counter()
+    rows: list[Json] = []
+    for evaluation in evaluations:
+        digests: dict[str, tuple[str, str]] = {}
+        for row in evaluation.rows:
+            if row.image not in digests:
+                original = evaluation.picture(ORIGINAL, row.image)
+                digests[row.image] = (row.image, disk.sha256(original))
+            identity = digests[row.image]
+            if identity not in found:
+                taken[row.image] += 1
+                name = row.image if taken[row.image] == 1 else f"{evaluation.name}/{row.image}"
+                sources = {ORIGINAL: evaluation.picture(ORIGINAL, row.image)}
+                found[identity] = Image(name, row.width, row.height, sources)
+            image = found[identity]
+            image.sources[evaluation.key(row.model)] = evaluation.picture(row.model, row.image)
+            rows.append(_row(image.name, evaluation.key(row.model), row))
+    return list(found.values()), rows
+
+
+def _row(image: str, model: str, row: Measurement) -> Json:
+    values = {name: getattr(row, name) for name in PER_IMAGE}
+    times = {"encode_seconds": row.encode_seconds, "decode_seconds": row.decode_seconds}
+    return {"image": image, "model": model, "bytes": row.bytes} | values | times
+
+
+def models(evaluations: Sequence[Evaluation]) -> list[Json]:
+    """Every model with its mean values as [value, low, high] and, except for the first, by how much it is worse than that."""
+    return [
+        {
+            "key": evaluation.key(model),
+            "family": model,
+            "evaluation": evaluation.name,
+            "settings": evaluation.facts["anchors"].get(model, ""),
+            "totals": {name: _interval(evaluation, model, name) for name in METRICS if row.get(name) is not None},
+            "worse_by": _worse_by(evaluation, model),
+        }
+        for evaluation in evaluations
+        for model, row in evaluation.totals.items()
+    ]
+
+
+def _interval(evaluation: Evaluation, model: str, metric: str) -> list[float | None]:
+    value = evaluation.totals[model][metric]
+    found = evaluation.intervals.get("intervals", {}).get(model, {}).get(metric)
+    return [value, found["low"], found["high"]] if found else [value, value, value]
+
+
+def _worse_by(evaluation: Evaluation, model: str) -> Json:
+    listed = evaluation.intervals.get("differences", {}).get(model, [])
+    return {d["metric"]: [d["worse_by"][k] for k in ("value", "low", "high")] for d in listed if d["metric"] in METRICS}
