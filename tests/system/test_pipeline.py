@@ -36,6 +36,17 @@ def test_the_demo_ends_with_table_report_version_and_how_to_look(smoke):
     assert "illm-smoke@champion is version 1 again, and was 2" in output
     assert re.search(r"rollback +│ 2 +│ 1 +│ to show how", output)
     assert "mlflow ui --backend-store-uri sqlite:///" in output
+    assert "/runs?workflowType=machine_learning&compareRunsMode=CHART" in output
+
+
+def test_the_run_above_the_stages_has_what_they_ended_with(smoke):
+    with sqlite3.connect(smoke / "runs/mlflow.db") as store:
+        found = dict(
+            store.execute("select key, value from latest_metrics where run_uuid = ?", (run_id(smoke, "."),)).fetchall()
+        )
+    totals = json.loads((smoke / RUNS / "evaluate/artifact/totals.json").read_text())
+    assert found["evaluate/fine-tuned psnr_db"] == pytest.approx(totals["fine-tuned"]["psnr_db"])
+    assert {"vqvae/val psnr_db", "pretrain/val bpp", "gan/val fooling_rate"} <= set(found)
 
 
 def test_run_again_everything_is_already_done(smoke, images):

@@ -304,10 +304,10 @@ def test_speed_and_memory_are_logged_without_validation_and_saving(tmp_path):
     task, logged = Slow(runtime, 20, set()), {}
     cfg = FitConfig(steps=20, log_every=5, validate_every=5, checkpoint_every=10)
     fit(task, batches, runtime, tmp_path, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
-    assert all(logged[step]["time/images_per_s"] > 20 for step in (10, 15, 20))  # with validation it would be 10
-    assert logged[10]["time/checkpoint_stall_s"] < 0.5
-    assert 0 <= logged[10]["time/data_wait_fraction"] < 1
-    assert logged[10]["memory/peak_gb"] > 0.1
+    assert all(logged[step]["system/images_per_s"] > 20 for step in (10, 15, 20))  # with validation it would be 10
+    assert logged[10]["system/checkpoint_stall_s"] < 0.5
+    assert 0 <= logged[10]["system/data_wait_fraction"] < 1
+    assert logged[10]["system/peak_memory_gb"] > 0.1
 
 
 def test_a_save_goes_on_beside_training_and_keeps_what_was_then(tmp_path, monkeypatch):
