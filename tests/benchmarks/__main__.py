@@ -1,7 +1,7 @@
 """`make bench`: measures on this machine, prints a table, writes docs/bench/cpu.json or gpu.json.
 
-ARGS names groups (gan, pretrain, vqvae, tricks, data, system; all without); other groups' rows stay in the file.
-REFERENCE=folder is where the published implementation's package lies, if it is not installed; IMAGES=folder has photos for `data`.
+ARGS names groups (gan, pretrain, vqvae, tricks, data, evaluation, system; all without); other groups' rows stay in the file.
+REFERENCE=folder is where the published implementation's package lies, if it is not installed; IMAGES=folder has photos for `data` and `evaluation`.
 """
 
 import json
@@ -16,13 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import data, steps, system, tricks
+from tests.benchmarks import data, evaluation, steps, system, tricks
 from tests.benchmarks.measure import DEVICE, Row, hardware, versions
 
 GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     **{stage: partial(steps.rows, stage) for stage in steps.OURS},
     "tricks": tricks.rows,
     "data": data.rows,
+    "evaluation": evaluation.rows,
     "system": system.rows,
 }
 TARGET = Path("docs/bench") / ("gpu.json" if DEVICE.type == "cuda" else "cpu.json")
