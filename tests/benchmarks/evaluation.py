@@ -41,7 +41,7 @@ def rows() -> Iterator[Row]:
         known = [tools.original(image) for image in images]
         if tools.of_pair(restored[0], known[0]).get(name) is not None:
             pairs = list(zip(restored, known, strict=True))
-            yield rate(f"evaluate: {name}", lambda pair, tools=tools: tools.of_pair(*pair), pairs)  # type: ignore[misc]
+            yield rate(f"evaluate: {name}", lambda pair, tools=tools: tools.of_pair(*pair), pairs)
     features = Instruments({"vgg_fd_64", "fid", "fid_64"})
     for kind, found in features._features.items():
         yield rate(f"evaluate: features, {kind}", found.of, images)
@@ -51,13 +51,13 @@ def rows() -> Iterator[Row]:
                 f"evaluate: {name} at the size of 0.3 bits per pixel, with the search",
                 lambda image, c=classic: anchors.encode(image, c, TARGET),
                 images,
-            )  # type: ignore[misc]
+            )
 
 
-def rate(name: str, call: Callable[..., object], items: list) -> Row:  # type: ignore[type-arg]
+def rate(name: str, call: Callable[..., object], items: list) -> Row:
     """Of the median item, after one call."""
     call(items[0])
-    return Row(name, 1 / statistics.median(seconds(lambda item=item: call(item)) for item in items), "images/s")  # type: ignore[misc]
+    return Row(name, 1 / statistics.median(seconds(lambda item=item: call(item)) for item in items), "images/s")
 
 
 def photos() -> list[Pixels]:
