@@ -68,7 +68,7 @@ def differences(ours: Sequence[Measurement], theirs: Sequence[Measurement]) -> l
 
 def set_differences(results: Results, ours: str, theirs: str) -> list[Difference]:
     """Distances of sets (FID and the like) of two models that were measured together, on the same resamplings of the images."""
-    return _set_differences(*_set_distances(results, [ours, theirs]), ours, theirs)
+    return _set_differences(*_set_distances(results), ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Uncertainty:
 def uncertainty(results: Results) -> Uncertainty:
     """95 % intervals by resampling the images: of every model, and paired between each model and the first."""
     first = results.models[0]
-    whole, drawn = _set_distances(results, results.models)
+    whole, drawn = _set_distances(results)
     intervals: dict[str, dict[str, Interval]] = {}
     paired: dict[str, list[Difference]] = {}
     for model in results.models:
@@ -101,12 +101,12 @@ def uncertainty(results: Results) -> Uncertainty:
 SetDistances = dict[str, dict[str, float]]
 
 
-def _set_distances(results: Results, models: Sequence[str]) -> tuple[SetDistances, list[SetDistances]]:
+def _set_distances(results: Results) -> tuple[SetDistances, list[SetDistances]]:
     """Model -> distance -> value: of all images, and of each resampling, the same for all models."""
-    count = len(results.features[models[0]])
-    whole = {model: results.set_distances(model) for model in models}
+    count = len(results.features[results.models[0]])
+    whole = results.set_distances()
     draws = _resampled(count, SET_DRAWS if any(whole.values()) else 0)
-    return whole, [{model: results.set_distances(model, draw.tolist()) for model in models} for draw in draws]
+    return whole, [results.set_distances(draw.tolist()) for draw in draws]
 
 
 def _set_differences(whole: SetDistances, drawn: Sequence[SetDistances], ours: str, theirs: str) -> list[Difference]:

@@ -17,7 +17,7 @@ from pipeline.data.images import Pixels
 from pipeline.errors import BitstreamError
 from pipeline.evaluation import anchors, metrics, sanity
 from pipeline.evaluation.anchors import CLASSICS, Anchor
-from pipeline.evaluation.frechet import Features
+from pipeline.evaluation.frechet import Features, FeatureSet
 from pipeline.evaluation.instruments import Instruments, Original, set_distances
 from pipeline.evaluation.measurement import Measurement, mean
 from pipeline.evaluation.metric_table import METRICS, PER_IMAGE
@@ -137,24 +137,25 @@ class Results:
         """A model's measurements, in the order of the images."""
         return [m for m in self.measurements if m.model == model]
 
-    def set_distances(self, model: str, images: Sequence[int] | None = None) -> dict[str, float]:
-        """Distances between a model's patches and the originals'. images: their numbers, each as often as it counts."""
-        return set_distances(self._joined(model, images), self._joined(ORIGINAL, images))
+    def set_distances(self, images: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+        """Model -> distances between its patches and the originals'. images: their numbers, each as often as it counts."""
+        originals = self._joined(ORIGINAL, images)
+        return {model: set_distances(self._joined(model, images), originals) for model in self.models}
 
     def totals(self) -> dict[str, dict[str, float | None]]:
         """Model -> metric -> mean over images, or distance of sets; None where an image has no value or patches are few."""
         result = {}
-        for model in self.models:
-            rows, distances = self.of(model), self.set_distances(model)
+        for model, distances in self.set_distances().items():
+            rows = self.of(model)
             values = {name: mean([getattr(row, name) for row in rows]) for name in PER_IMAGE}
             result[model] = {name: values.get(name, distances.get(name)) for name in METRICS}
         return result
 
-    def _joined(self, model: str, images: Sequence[int] | None) -> dict[str, Features]:
+    def _joined(self, model: str, images: Sequence[int] | None) -> dict[str, FeatureSet]:
         listed = self.features[model]
         chosen = listed if images is None else [listed[number] for number in images]
         kinds = chosen[0] if chosen else {}
-        return {kind: np.concatenate([features[kind] for features in chosen]) for kind in kinds}
+        return {kind: FeatureSet(np.concatenate([features[kind] for features in chosen])) for kind in kinds}
 
 
 def measure(

@@ -1,6 +1,6 @@
 """Everything that measures a reconstruction: metrics of image pairs, and features of patches, with the weights that are there."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.data.images import Pixels
 from pipeline.data.transforms import to_float
 from pipeline.evaluation import ffmpeg, frechet, metrics
-from pipeline.evaluation.frechet import Features
+from pipeline.evaluation.frechet import Features, FeatureSet
 from pipeline.evaluation.metric_table import METRICS, OF_SETS
 from pipeline.evaluation.patch_features import PATCH_SETS, PatchFeatures
 from pipeline.models import pretrained
@@ -21,7 +21,7 @@ PairMetric = Callable[[Pixels, Pixels], float | None]
 # Pixels of an original whose features are kept for all its reconstructions: 600 bytes for each
 MAX_KEPT_PIXELS = 2**22
 # Distance of two sets -> the features it compares, how, and the patches it needs: of fewer, a covariance would be singular
-SET_DISTANCES: dict[str, tuple[str, Callable[[Features, Features], float | None], int]] = {
+SET_DISTANCES: dict[str, tuple[str, Callable[[FeatureSet, FeatureSet], float | None], int]] = {
     "fid": ("inception_256", frechet.frechet_distance, 2048),
     "fid_64": ("inception_64", frechet.frechet_distance, 2048),
     "kid": ("inception_256", frechet.kernel_distance, frechet.KID_SUBSET),
@@ -94,7 +94,7 @@ class Instruments:
 
 
 def set_distances(
-    ours: dict[str, Features], originals: dict[str, Features], at_least: int | None = None
+    ours: Mapping[str, FeatureSet], originals: Mapping[str, FeatureSet], at_least: int | None = None
 ) -> dict[str, float]:
     """Distances between sets of features, each by kind; those of too few patches are left out.
 

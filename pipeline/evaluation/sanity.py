@@ -2,12 +2,14 @@
 
 import io
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 
 from pipeline.data.images import Pixels
 from pipeline.errors import MetricError
+from pipeline.evaluation.frechet import Features, FeatureSet
 from pipeline.evaluation.instruments import Instruments, set_distances
 from pipeline.evaluation.metric_table import METRICS
 
@@ -70,7 +72,12 @@ def measured(instruments: Instruments, ours: Pixels, original: Pixels) -> dict[s
     """Every metric that the instruments have, the distances of sets too."""
     reference = instruments.original(original)
     pair = {name: value for name, value in instruments.of_pair(ours, reference).items() if value is not None}
-    return pair | set_distances(instruments.features_of(ours), reference.patch_features, at_least=1)
+    features, originals = instruments.features_of(ours), reference.patch_features
+    return pair | set_distances(_sets(features), _sets(originals), at_least=1)
+
+
+def _sets(features: Mapping[str, Features]) -> dict[str, FeatureSet]:
+    return {kind: FeatureSet(found) for kind, found in features.items()}
 
 
 def _is_near(value: float, expected: float, tolerance: float) -> bool:

@@ -49,7 +49,7 @@ def _pillow(pixels: Pixels, kind: str, **options: object) -> bytes:
 
 
 # The first whose pictures fit
-CODINGS = (Coding("WebP without loss", "image/webp", _webp), _avif(95), _avif(90), _avif(80))
+CODINGS = (Coding("WebP without loss", "image/webp", _webp), *map(_avif, (96, 93, 90, 87, 84, 80)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pipeline import config, stages
-from pipeline.config import Config, Input
+from pipeline.config import Changeable, Config, Input
 from pipeline.errors import ConfigError
 from pipeline.evaluation.metric_table import METRICS, REALISM
 from pipeline.models import pretrained
@@ -132,7 +132,7 @@ class Space(Config):
     evaluate: Path
     promote: Path | None = None
     """Base configuration for promoting the best trials."""
-    realism: str | None = None
+    realism: Annotated[str | None, Changeable()] = None
     """Metric of the evaluation that stands for realism in fronts and figures; null: the first measured of FID/256, FID/64,
     VGG-FD/64, KID, DISTS, LPIPS, MS-SSIM."""
     search: Annotated[dict[str, Dimension], Field(min_length=1)]

@@ -1,8 +1,8 @@
 """`make bench`: measures on this machine, prints a table, writes docs/bench/cpu.json or gpu.json.
 
 ARGS names groups (gan, pretrain, vqvae, tricks, data, evaluation, system; all without); other groups' rows stay in the file.
-REFERENCE=folder is where the published implementation's package lies, if it is not installed; IMAGES=folder has photos for `data` and
-`evaluation`.
+REFERENCE=folder is where the published implementation's package lies, if it is not installed. IMAGES=folder has photos for `data`
+and `evaluation`.
 """
 
 import json

@@ -9,10 +9,15 @@ import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from pipeline.evaluation import frechet, patch_features
+from pipeline.evaluation.frechet import FeatureSet
 from pipeline.evaluation.instruments import set_distances
 from pipeline.evaluation.patch_features import PATCH_SETS, PatchFeatures, patch_corners
 from pipeline.models import vgg16
 from tests.conftest import picture
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return frechet.frechet_distance(FeatureSet(a), FeatureSet(b))
 
 
 def by_definition(a: np.ndarray, b: np.ndarray) -> float:
@@ -33,14 +38,14 @@ def correlated(count: int, dims: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("count", "others", "dims"), [(300, 200, 40), (1000, 700, 96)])
 def test_the_frechet_distance_is_that_of_scipy(count, others, dims):
     a, b = correlated(count, dims, 1), correlated(others, dims, 2)
-    assert frechet.frechet_distance(a, b) == pytest.approx(by_definition(a, b), rel=1e-6)
-    assert frechet.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert distance(a, b) == pytest.approx(by_definition(a, b), rel=1e-6)
+    assert distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_frechet_distance_of_known_gaussians():
     """One dimension: (difference of means)^2 + (difference of deviations)^2."""
     a, b = np.array([[-1.0], [0.0], [1.0]], np.float32), np.array([[1.0], [4.0], [7.0]], np.float32)
-    assert frechet.frechet_distance(a, b) == pytest.approx(4**2 + (3 - 1) ** 2)
+    assert distance(a, b) == pytest.approx(4**2 + (3 - 1) ** 2)
 
 
 def test_the_frechet_distance_of_few_samples_in_many_dimensions():
@@ -50,8 +55,8 @@ def test_the_frechet_distance_of_few_samples_in_many_dimensions():
     b = np.zeros((2, 100), np.float32)
     b[0, 1], b[1, 1] = 3, -3
     # variances 2 and 18 along different axes: nothing in common
-    assert frechet.frechet_distance(a, b) == pytest.approx(2 + 18)
-    assert frechet.frechet_distance(a, 2 * a) == pytest.approx(2)
+    assert distance(a, b) == pytest.approx(2 + 18)
+    assert distance(a, 2 * a) == pytest.approx(2)
 
 
 def test_kid_is_torch_fidelitys_and_needs_a_thousand_patches():
@@ -59,14 +64,16 @@ def test_kid_is_torch_fidelitys_and_needs_a_thousand_patches():
     expected = kid_features_to_metric(
         torch.from_numpy(a), torch.from_numpy(b), kid_subsets=100, kid_subset_size=1000, rng_seed=2020, verbose=False
     )
-    assert frechet.kernel_distance(a, b) == pytest.approx(expected["kernel_inception_distance_mean"])
-    assert frechet.kernel_distance(a[:999], b) is None
+    assert frechet.kernel_distance(FeatureSet(a), FeatureSet(b)) == pytest.approx(
+        expected["kernel_inception_distance_mean"]
+    )
+    assert frechet.kernel_distance(FeatureSet(a[:999]), FeatureSet(b)) is None
 
 
 def test_sets_that_are_too_small_have_no_distance():
-    few = {"inception_256": correlated(2047, 8, 1), "vgg16_64": correlated(511, 8, 2)}
+    few = {"inception_256": FeatureSet(correlated(2047, 8, 1)), "vgg16_64": FeatureSet(correlated(511, 8, 2))}
     assert set(set_distances(few, few)) == {"kid"}
-    enough = {"inception_256": correlated(2048, 8, 1), "vgg16_64": correlated(512, 8, 2)}
+    enough = {"inception_256": FeatureSet(correlated(2048, 8, 1)), "vgg16_64": FeatureSet(correlated(512, 8, 2))}
     assert set(set_distances(enough, enough)) == {"fid", "kid", "vgg_fd_64"}
 
 

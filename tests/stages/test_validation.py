@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.evaluation import frechet
+from pipeline.evaluation.frechet import FeatureSet
 from pipeline.stages.validation import Examples, Realism, ValidationConfig, label_colors
 from pipeline.training.runtime import EngineConfig, Runtime
 from tests.conftest import picture
@@ -22,7 +23,9 @@ def test_moments_of_parts_give_the_distance_of_the_whole():
     moments = [frechet.Moments(len(x), x.sum(0), x.T @ x) for x in (a[:30], a[30:])]
     whole = frechet.Moments(*(one + other for one, other in zip(*moments, strict=True)))
     others = frechet.Moments(len(b), b.sum(0), b.T @ b)
-    assert frechet.distance_of_moments(whole, others) == pytest.approx(frechet.frechet_distance(a, b), rel=1e-9)
+    assert frechet.distance_of_moments(whole, others) == pytest.approx(
+        frechet.frechet_distance(FeatureSet(a), FeatureSet(b)), rel=1e-9
+    )
     assert frechet.distance_of_moments(whole, whole) == pytest.approx(0, abs=1e-6)
 
 
@@ -44,7 +47,7 @@ def test_realism_is_perfect_for_equal_crops_and_falls_with_noise(real_weights):
     features = realism._features.of_tensor
     ours, theirs = (features((y * 255).round()).numpy() for y in (x_hat, x))
     assert ours.shape == (12, 512)
-    assert found[2][1] == pytest.approx(frechet.frechet_distance(ours, theirs), rel=1e-3)
+    assert found[2][1] == pytest.approx(frechet.frechet_distance(FeatureSet(ours), FeatureSet(theirs)), rel=1e-3)
 
 
 def test_without_weights_or_if_not_wanted_nothing_is_measured(real_weights, monkeypatch, tmp_path):

@@ -33,6 +33,10 @@ def test_grids_are_combined_and_different_pretrained_codecs_come_first():
     ]  # fmt: skip
 
 
+def test_what_stands_for_realism_may_change_when_a_sweep_is_run_again():
+    assert "realism" in config.changeable(made(search={"gan.gan_weight": WEIGHTS}, realism="lpips"))
+
+
 def test_random_values_keep_to_their_bounds_and_to_the_seed():
     search = {
         "gan.gan_weight": {"kind": "log_uniform", "low": 0.001, "high": 0.1},
