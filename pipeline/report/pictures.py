@@ -72,16 +72,12 @@ def fit(images: Sequence[Sequence[Path]], max_bytes: int) -> Pictures:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for coding in CODINGS:
             last = coding is CODINGS[-1]
-            if not last and _size(_encode_all(pool, few, coding)) / len(few) * len(images) > max_bytes:
+            sample = _encode_up_to(pool, few, coding, math.inf)
+            if not last and _size(sample) / len(few) * len(images) > max_bytes:
                 continue
-            rows = _encode_all(pool, images, coding)
-            if last or _size(rows) <= max_bytes:
+            kept = _encode_up_to(pool, images, coding, max_bytes)
+            if len(kept) == len(images):
                 break
-    kept = rows[:1]
-    for row in rows[1:]:
-        if _size([*kept, row]) > max_bytes:
-            break
-        kept.append(row)
     uris = [[f"data:{coding.kind};base64,{base64.b64encode(each.content).decode()}" for each in row] for row in kept]
     worst = min(each.psnr_db for row in kept for each in row)
     cut = any(each.cut for row in kept for each in row)
@@ -97,9 +93,17 @@ class _Encoded:
     cut: bool
 
 
-def _encode_all(pool: ThreadPoolExecutor, images: Sequence[Sequence[Path]], coding: Coding) -> list[list[_Encoded]]:
-    found = pool.map(partial(_encode, coding=coding), [path for paths in images for path in paths])
-    return [[next(found) for _ in paths] for paths in images]
+def _encode_up_to(
+    pool: ThreadPoolExecutor, images: Sequence[Sequence[Path]], coding: Coding, max_bytes: float
+) -> list[list[_Encoded]]:
+    """Pictures of the first images, as many as fit, at least of one; what cannot fit is not encoded."""
+    kept: list[list[_Encoded]] = []
+    for paths in images:
+        row = list(pool.map(partial(_encode, coding=coding), paths))
+        if kept and _size([*kept, row]) > max_bytes:
+            break
+        kept.append(row)
+    return kept
 
 
 def _size(rows: Sequence[Sequence[_Encoded]]) -> float:
