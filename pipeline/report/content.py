@@ -16,13 +16,16 @@ from pipeline.report import facts
 from pipeline.report.facts import Facts
 from pipeline.storage import disk
 
-# A picture's place in an evaluation: image -> (what its pixels are, so that evaluations know the same one)
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation's folder holds. prefix: before the names of its models, where a page has several evaluations."""
+    """What an evaluation's folder holds.
+
+    prefix: before the names of its models, where a page has several evaluations. digests: image -> SHA-256 of the original's
+    file, by which evaluations know the same image.
+    """
 
     name: str
     folder: Path
@@ -31,6 +34,7 @@ class Evaluation:
     intervals: Json
     rows: list[Measurement]
     facts: Facts
+    digests: dict[str, str]
 
     @property
     def models(self) -> list[str]:
@@ -55,7 +59,9 @@ def read(folder: Path, name: str = "", prefix: str = "") -> Evaluation:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: not an evaluation ({error})") from None
     rows = read_csv(folder / "per_image.csv")
-    return Evaluation(name or folder.name, folder, prefix, totals, intervals, rows, facts.read(folder))
+    originals = folder / "reconstructions" / ORIGINAL
+    digests = {image: disk.sha256(originals / f"{image}.png") for image in dict.fromkeys(row.image for row in rows)}
+    return Evaluation(name or folder.name, folder, prefix, totals, intervals, rows, facts.read(folder), digests)
 
 
 def read_several(artifacts: Sequence[tuple[str, Artifact]]) -> list[Evaluation]:
@@ -89,27 +95,42 @@ class Image:
 def images(evaluations: Sequence[Evaluation]) -> tuple[list[Image], list[Json]]:
     """Every image, and one row of measurements for each image and model.
 
-    Images of several evaluations are one if their originals are equal byte for byte.
+    Images of several evaluations are one if their originals are equal byte for byte, whatever they are called.
     """
-    found: dict[tuple[str, str], Image] = {}
-    taken: Counter[str] = Counter()
+    found: dict[tuple[str, int], Image] = {}
+    names: set[str] = set()
     rows: list[Json] = []
     for evaluation in evaluations:
-        digests: dict[str, tuple[str, str]] = {}
+        places: dict[str, tuple[str, int]] = {}
+        seen: Counter[str] = Counter()
         for row in evaluation.rows:
-            if row.image not in digests:
-                original = evaluation.picture(ORIGINAL, row.image)
-                digests[row.image] = (row.image, disk.sha256(original))
-            identity = digests[row.image]
-            if identity not in found:
-                taken[row.image] += 1
-                name = row.image if taken[row.image] == 1 else f"{evaluation.name}/{row.image}"
+            if row.image not in places:
+                digest = evaluation.digests[row.image]
+                # an evaluation may hold the same image twice
+                places[row.image] = (digest, seen[digest])
+                seen[digest] += 1
+            place = places[row.image]
+            if place not in found:
+                name = row.image if row.image not in names else f"{evaluation.name}/{row.image}"
+                names.add(name)
                 sources = {ORIGINAL: evaluation.picture(ORIGINAL, row.image)}
-                found[identity] = Image(name, row.width, row.height, sources)
-            image = found[identity]
+                found[place] = Image(name, row.width, row.height, sources)
+            image = found[place]
             image.sources[evaluation.key(row.model)] = evaluation.picture(row.model, row.image)
             rows.append(_row(image.name, evaluation.key(row.model), row))
     return list(found.values()), rows
+
+
+def image_sets(evaluations: Sequence[Evaluation]) -> list[int]:
+    """A number for each evaluation, the same where they are of the same images."""
+    kinds: list[list[str]] = []
+    numbers = []
+    for evaluation in evaluations:
+        digests = sorted(evaluation.digests.values())
+        if digests not in kinds:
+            kinds.append(digests)
+        numbers.append(kinds.index(digests))
+    return numbers
 
 
 def _row(image: str, model: str, row: Measurement) -> Json:
@@ -119,17 +140,21 @@ def _row(image: str, model: str, row: Measurement) -> Json:
 
 
 def models(evaluations: Sequence[Evaluation]) -> list[Json]:
-    """Every model with its mean values as [value, low, high] and, except for the first, by how much it is worse than that."""
+    """Every model with its mean values as [value, low, high] and by how much it is worse than its evaluation's first one.
+
+    set: the same number for models that were measured on the same images.
+    """
     return [
         {
             "key": evaluation.key(model),
             "family": model,
-            "evaluation": evaluation.name,
+            "set": number,
+            "reference": evaluation.key(evaluation.models[0]),
             "settings": evaluation.facts["anchors"].get(model, ""),
             "totals": {name: _interval(evaluation, model, name) for name in METRICS if row.get(name) is not None},
             "worse_by": _worse_by(evaluation, model),
         }
-        for evaluation in evaluations
+        for evaluation, number in zip(evaluations, image_sets(evaluations), strict=True)
         for model, row in evaluation.totals.items()
     ]
 

@@ -25,8 +25,8 @@ SOURCES = {
     "HiFiC": "Mentzer et al., NeurIPS 2020; results of the authors' release (tensorflow/compression)",
 }
 SCRIPTS = ("state.js", "tables.js", "plots.js", "panes.js", "viewer.js", "main.js")
-# Bytes of a page besides its pictures: Plotly has 4.8 million
-RESERVED = 6_000_000
+# Digits that values of a page keep
+DIGITS = 7
 
 
 def published(dataset: str) -> list[dict[str, str]]:
@@ -39,33 +39,39 @@ def make(evaluations: Sequence[Evaluation], max_mb: int) -> str:
     """The page. max_mb: its size in MB (10^6 bytes), which decides how pictures are stored and of how many images."""
     images, rows = content.images(evaluations)
     ordered = _extremes_first(images, rows, evaluations[0].key(evaluations[0].models[0]))
-    shown = pictures.fit([list(image.sources.values()) for image in ordered], max_mb * 10**6 - RESERVED)
-    uris = {
-        image.name: dict(zip(image.sources, row, strict=True)) for image, row in zip(ordered, shown.uris, strict=False)
-    }
-    names = [image.name for image in images if image.name in uris]
     data = {
         "metrics": {name: _metric(name) for name in METRICS},
         "realism": list(REALISM),
         "original": ORIGINAL,
         "models": content.models(evaluations),
         "published": _published(evaluations),
-        "images": [{"name": image.name, "width": image.width, "height": image.height} for image in images],
-        "pictures": [{"image": name, "models": list(uris[name])} for name in names],
         "rows": rows,
     }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_file("page.html")).render(
-        title=_title(evaluations),
-        evaluations=evaluations,
-        how={metric.name: metric.how for metric in METRICS.values()},
-        notes=_notes(evaluations, images, shown),
-        style=_inline(_file("page.css")),
-        plotly=_inline(plotly()),
-        scripts=_inline("\n".join(_file(name) for name in SCRIPTS)),
-        data=_json(data),
-        pictures=[_json([uris[name][model] for model in uris[name]]) for name in names],
-    )
+
+    def page(shown: Pictures | None) -> str:
+        uris = shown.uris if shown else []
+        found = {
+            image.name: dict(zip(image.sources, row, strict=True)) for image, row in zip(ordered, uris, strict=False)
+        }
+        names = [image.name for image in images if image.name in found]
+        listed = [{"image": name, "models": list(found[name])} for name in names]
+        loss = shown.psnr_db if shown else None
+        return template.render(
+            title=_title(evaluations),
+            evaluations=evaluations,
+            how={metric.name: metric.how for metric in METRICS.values()},
+            notes=_notes(evaluations, images, shown) if shown else [],
+            style=_inline(_file("page.css")),
+            plotly=_inline(plotly()),
+            scripts=_inline("\n".join(_file(name) for name in SCRIPTS)),
+            data=_json(data | {"pictures": listed, "picture_psnr_db": loss}),
+            pictures=[_json(list(found[name].values())) for name in names],
+        )
+
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_file("page.html"))
+    # what the rest needs, and some for the notes and the names of pictures
+    rest = len(page(None).encode()) + 1000 + sum(len(name) + 20 for image in images for name in image.sources)
+    return page(pictures.fit([list(image.sources.values()) for image in ordered], max_mb * 10**6 - rest))
 
 
 def plotly() -> str:
@@ -103,10 +109,11 @@ def _title(evaluations: Sequence[Evaluation]) -> str:
 def _extremes_first(images: Sequence[Image], rows: Sequence[content.Json], model: str) -> list[Image]:
     """Worst, best, second worst, second best and so on for one model, so that a page without room for all shows both ends."""
     metric = next((m for m in REALISM if METRICS[m].per_image and any(row[m] is not None for row in rows)), "psnr_db")
-    values = {row["image"]: row[metric] or 0.0 for row in rows if row["model"] == model}
-    ranked = sorted(images, key=lambda image: values.get(image.name, 0.0), reverse=not METRICS[metric].higher_is_better)
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    values = {row["image"]: sign * row[metric] for row in rows if row["model"] == model and row[metric] is not None}
+    ranked = sorted((image for image in images if image.name in values), key=lambda image: values[image.name])
     both_ends = zip(ranked, reversed(ranked), strict=True)
-    return list({image.name: image for pair in both_ends for image in pair}.values())
+    return list({image.name: image for group in [*both_ends, images] for image in group}.values())
 
 
 def _notes(evaluations: Sequence[Evaluation], images: Sequence[Image], shown: Pictures) -> list[str]:
@@ -126,9 +133,11 @@ def _notes(evaluations: Sequence[Evaluation], images: Sequence[Image], shown: Pi
             f"The viewer has {len(shown.uris)} of {len(images)} images, the worst and the best ones of the first model; "
             "the table has all."
         )
-    sets = [{(image, row.width, row.height) for row in e.rows for image in [row.image]} for e in evaluations]
-    if any(found != sets[0] for found in sets):
-        notes.append("These evaluations are not of the same images: compare their means with care.")
+    if len(set(content.image_sets(evaluations))) > 1:
+        notes.append(
+            "These evaluations are not of the same images: their means are not compared, and points of different images have "
+            "different shapes."
+        )
     absent = [
         name
         for name, metric in METRICS.items()
@@ -153,17 +162,19 @@ def _inline(text: str) -> Any:
 
 def _json(value: Any) -> Any:
     """JSON as the content of a script element, in which nothing can close it."""
-    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_sayable(value), separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON cannot say, such as the PSNR of equal images."""
+def _sayable(value: Any) -> Any:
+    """The same in what JSON can say: infinity, such as the PSNR of equal images, as a string that the page knows."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        if math.isnan(value):
+            return None
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else "∞" if value > 0 else "-∞"
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list) else value
+        return {key: _sayable(each) for key, each in value.items()}
+    return [_sayable(each) for each in value] if isinstance(value, list) else value
 
 
 def write(path: Path, evaluations: Sequence[Evaluation], max_mb: int) -> None:

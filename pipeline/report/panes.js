@@ -11,7 +11,10 @@ class Panes {
     this.scale = null;  // screen pixels per image pixel; null: whole image
     this.center = [0.5, 0.5];
     this.split = 0.5;
-    this.handle = null;
+    // pixels since the pointer came down: a tap moves few
+    this.moved = 0;
+    this.handle = this.makeHandle();
+    this.splits = false;
     this.pointers = new Map();
     stage.addEventListener("wheel", event => this.wheel(event), { passive: false });
     stage.addEventListener("pointerdown", event => this.down(event));
@@ -36,16 +39,22 @@ class Panes {
       for (const [text, side] of tags) pane.append(make("span", { class: `tag at-${side}` }, text));
       return pane;
     });
-    this.handle = split ? this.makeHandle() : null;
-    this.stage.replaceChildren(...this.panes, ...(this.handle ? [this.handle] : []));
+    this.splits = split;
+    const focused = this.stage.contains(document.activeElement);
+    // the line stays the same element, which keeps the keyboard's focus
+    for (const child of [...this.stage.children]) if (child !== this.handle) child.remove();
+    this.stage.prepend(...this.panes);
+    if (split) { if (!this.handle.isConnected) this.stage.append(this.handle); }
+    else this.handle.remove();
+    if (focused && !this.stage.contains(document.activeElement)) this.stage.focus({ preventScroll: true });
     this.place();
   }
 
   makeHandle() {
     const handle = make("div", { id: "split", role: "slider", tabindex: "0", "aria-label": "Line between left and right", "aria-valuemin": "0", "aria-valuemax": "100" });
     handle.addEventListener("keydown", event => {
-      const step = { ArrowLeft: -0.02, ArrowRight: 0.02 }[event.key];
-      if (step) { this.setSplit(this.split + step); event.preventDefault(); event.stopPropagation(); }
+      const place = { ArrowLeft: this.split - 0.02, ArrowRight: this.split + 0.02, Home: 0, End: 1 }[event.key];
+      if (place !== undefined) { this.setSplit(place); event.preventDefault(); event.stopPropagation(); }
     });
     return handle;
   }
@@ -67,11 +76,14 @@ class Panes {
       const half = [w, h][axis] / 2 / scale / [this.width, this.height][axis];
       return half >= 0.5 ? 0.5 : Math.min(Math.max(value, half), 1 - half);
     });
-    const left = w / 2 - this.center[0] * this.width * scale, top = h / 2 - this.center[1] * this.height * scale;
     const sharp = scale * devicePixelRatio >= 1.99;
     for (const layer of this.stage.querySelectorAll(".layer")) {
       layer.style.width = `${this.width}px`;
       layer.style.height = `${this.height}px`;
+      // on whole pixels of the screen, so that 1:1 is that
+      const corner = layer.closest(".pane").getBoundingClientRect();
+      const [left, top] = [[w, corner.left], [h, corner.top]].map(([side, start], axis) =>
+        snapped(start + side / 2 - this.center[axis] * [this.width, this.height][axis] * scale) - start);
       layer.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
       layer.style.imageRendering = sharp ? "pixelated" : "auto";
     }
@@ -85,7 +97,8 @@ class Panes {
     for (const half of this.stage.querySelectorAll(".half")) {
       half.style.clipPath = half.dataset.half === "left" ? `inset(0 ${100 - percent}% 0 0)` : `inset(0 0 0 ${percent}%)`;
     }
-    if (this.handle) { this.handle.style.left = `${percent}%`; this.handle.setAttribute("aria-valuenow", Math.round(percent)); }
+    this.handle.style.left = `${percent}%`;
+    this.handle.setAttribute("aria-valuenow", Math.round(percent));
   }
 
   setSplit(value) { this.split = Math.min(Math.max(value, 0), 1); this.placeSplit(); }
@@ -104,22 +117,24 @@ class Panes {
   fit() { this.scale = null; this.place(); }
   one() { this.zoomTo(1 / devicePixelRatio); }
 
-  pointOf(event) {
-    const pane = this.panes.find(each => each.contains(event.target)) ?? this.panes[0];
-    const box = pane.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
+  // where a point of the window lies in the pane below it
+  pointIn(x, y) {
+    const boxes = this.panes.map(pane => pane.getBoundingClientRect());
+    const box = boxes.find(each => x >= each.left && x <= each.right && y >= each.top && y <= each.bottom) ?? boxes[0];
+    return [x - box.left, y - box.top];
   }
 
   // the page scrolls unless the reader has turned to the pictures
   wheel(event) {
     if (!event.ctrlKey && !this.stage.matches(":focus-within")) return;
     event.preventDefault();
-    this.zoomBy(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0018)), this.pointOf(event));
+    this.zoomBy(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0018)), this.pointIn(event.clientX, event.clientY));
   }
 
   down(event) {
     if (event.button) return;
-    const splits = this.handle && (event.target === this.handle || this.isFit());
+    const splits = this.splits && (event.target === this.handle || this.isFit());
+    this.moved = 0;
     this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY, splits });
     this.stage.setPointerCapture(event.pointerId);
     if (event.target !== this.handle) this.stage.focus({ preventScroll: true });
@@ -130,11 +145,11 @@ class Panes {
     const before = this.pointers.get(event.pointerId);
     if (!before) return;
     const now = { x: event.clientX, y: event.clientY, splits: before.splits };
+    this.moved += Math.abs(now.x - before.x) + Math.abs(now.y - before.y);
     const others = [...this.pointers.entries()].filter(([id]) => id !== event.pointerId).map(([, pointer]) => pointer);
     if (others.length) {
       const distance = pointer => Math.hypot(pointer.x - others[0].x, pointer.y - others[0].y) || 1;
-      const box = this.panes[0].getBoundingClientRect();
-      this.zoomBy(distance(now) / distance(before), [(now.x + others[0].x) / 2 - box.left, (now.y + others[0].y) / 2 - box.top]);
+      this.zoomBy(distance(now) / distance(before), this.pointIn((now.x + others[0].x) / 2, (now.y + others[0].y) / 2));
     } else if (before.splits) this.dragSplit(event);
     else {
       const scale = this.currentScale();
@@ -153,7 +168,9 @@ class Panes {
 
   toggle(event) {
     if (event.target === this.handle) return;
-    if (this.isFit()) this.zoomTo(Math.max(1 / devicePixelRatio, this.fitScale() * 2), this.pointOf(event));
+    if (this.isFit()) this.zoomTo(Math.max(1 / devicePixelRatio, this.fitScale() * 2), this.pointIn(event.clientX, event.clientY));
     else this.fit();
   }
 }
+
+const snapped = value => Math.round(value * devicePixelRatio) / devicePixelRatio;

@@ -1,13 +1,14 @@
 "use strict";
 // Tables that sort by a click on a heading. A column: {key, label, hint, value(row), cell(row), higher}.
 
-function sortableTable(table, columns, rows, { sortKey = null, rowMade = () => {} } = {}) {
-  const head = make("thead"), body = make("tbody");
-  let key = sortKey, descending = false, shown = rows;
-  const heading = make("tr");
+// Rows that are drawn before the reader asks for all
+const FIRST_ROWS = 300;
+
+function sortableTable(table, columns, rows, { rowMade = () => {}, drawn = () => {} } = {}) {
+  const head = make("thead"), body = make("tbody"), heading = make("tr");
+  let key = null, descending = false, shown = rows, limit = FIRST_ROWS;
   for (const column of columns) {
-    const arrow = make("span", { class: "arrow", "aria-hidden": "true" });
-    const button = make("button", { type: "button", title: column.title }, column.label, " ", arrow);
+    const button = make("button", { type: "button" }, column.label, " ", make("span", { class: "arrow", "aria-hidden": "true" }));
     const cell = make("th", { scope: "col" }, button, column.hint ? make("span", { class: "hint" }, column.hint) : null);
     cell.dataset.key = column.key;
     button.addEventListener("click", () => {
@@ -22,99 +23,110 @@ function sortableTable(table, columns, rows, { sortKey = null, rowMade = () => {
   table.replaceChildren(head, body);
 
   function compare(a, b) {
-    const column = columns.find(each => each.key === key);
-    const [x, y] = [column.value(a), column.value(b)];
+    const { value } = columns.find(each => each.key === key);
+    const [x, y] = [value(a), value(b)];
+    const known = each => typeof each === "string" || isValue(each);
     // what was not measured stays at the end
-    if (!isNumber(x) && typeof x !== "string") return isNumber(y) || typeof y === "string" ? 1 : 0;
-    if (!isNumber(y) && typeof y !== "string") return -1;
-    const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
+    if (!known(x) || !known(y)) return known(y) - known(x);
+    const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x === y ? 0 : x < y ? -1 : 1;
     return descending ? -order : order;
   }
 
   function draw() {
-    const ordered = key === null ? [...shown] : [...shown].sort(compare);
+    const ordered = key === null ? shown : [...shown].sort(compare);
     for (const cell of heading.children) {
       const sorted = cell.dataset.key === key;
       cell.setAttribute("aria-sort", sorted ? (descending ? "descending" : "ascending") : "none");
       cell.querySelector(".arrow").textContent = sorted ? (descending ? "▼" : "▲") : "";
     }
-    body.replaceChildren(...ordered.map(row => {
+    body.replaceChildren(...ordered.slice(0, limit).map(row => {
       const line = make("tr", {}, ...columns.map(column => column.cell(row)));
       rowMade(line, row);
       return line;
     }));
+    drawn(Math.max(0, ordered.length - limit));
   }
   draw();
-  return { show(chosen) { shown = chosen; draw(); } };
+  return { draw, show(chosen) { shown = chosen; draw(); }, showAll() { limit = Infinity; draw(); } };
 }
 
 function direction(name) {
   return name === "bpp" ? "" : data.metrics[name].higher ? "higher is better" : "lower is better";
 }
 
+// The best value of each metric among models of the same images
+function isBest(model, name) {
+  if (name === "bpp") return false;
+  const values = data.models.filter(each => each.set === model.set).map(each => each.totals[name]?.[0]).filter(isValue);
+  return values.length > 1 && model.totals[name][0] === (data.metrics[name].higher ? Math.max(...values) : Math.min(...values));
+}
+
 function summaryTable() {
-  const first = data.models[0];
-  const best = {};
-  for (const name of metricNames.filter(name => name !== "bpp")) {
-    const values = data.models.map(model => model.totals[name]?.[0]).filter(isNumber);
-    best[name] = data.metrics[name].higher ? Math.max(...values) : Math.min(...values);
-  }
-  function cell(model, name) {
+  const interval = (name, low, high) => make("span", { class: "interval" }, `${format(name, low)} to ${format(name, high)}`);
+  function valueCell(model, name) {
     const found = model.totals[name];
     if (!found) return make("td", {}, "-");
     const [value, low, high] = found, worse = model.worse_by[name];
     let mark = null;
     if (name !== "bpp" && worse && (worse[1] > 0 || worse[2] < 0)) {
-      const better = worse[2] < 0;
-      const title = `${better ? "better" : "worse"} than ${first.key} by ${format(name, Math.abs(worse[0]))}, 95 % interval ` +
-        `${format(name, Math.min(Math.abs(worse[1]), Math.abs(worse[2])))} to ${format(name, Math.max(Math.abs(worse[1]), Math.abs(worse[2])))}`;
-      mark = make("span", { class: better ? "better" : "worse", title, "aria-label": title }, better ? " ●" : " ○");
+      const better = worse[2] < 0, label = `${better ? "better" : "worse"} than ${model.reference}`;
+      mark = make("span", { class: better ? "better" : "worse", role: "img", title: label, "aria-label": label }, better ? " ●" : " ○");
     }
-    const interval = low === high ? null : make("span", { class: "interval" }, `${format(name, low)} to ${format(name, high)}`);
-    return make("td", { class: value === best[name] ? "best" : null }, format(name, value), mark, interval);
+    return make("td", { class: isBest(model, name) ? "best" : null }, format(name, value), mark, low === high ? null : interval(name, low, high));
   }
+  function differenceCell(model, name) {
+    const worse = model.worse_by[name];
+    if (!worse) return make("td", {}, model.key === model.reference ? "first" : "-");
+    // as differences of the values themselves
+    const sign = data.metrics[name].higher ? -1 : 1, [low, high] = [sign * worse[1], sign * worse[2]].sort((a, b) => a - b);
+    const value = sign * worse[0];
+    const kind = name === "bpp" || (worse[1] <= 0 && worse[2] >= 0) ? null : worse[1] > 0 ? "worse" : "better";
+    const word = kind ? make("span", { class: kind }, ` ${kind}`) : null;
+    return make("td", {}, (value > 0 ? "+" : "") + format(name, value), word, interval(name, low, high));
+  }
+  const cell = (model, name) => (byId("summary-mode").value === "values" ? valueCell : differenceCell)(model, name);
   const columns = [
-    { key: "model", label: "codec", value: model => model.key, cell: model => make("td", { title: model.settings || null },
-      make("span", { class: "swatch", style: `background:${colorOf(model.family)};display:inline-block;margin-right:.45rem` }), model.key) },
+    { key: "model", label: "codec", value: model => model.key, cell: model => make("td", { title: model.settings || null }, swatch(colorOf(model.family)), model.key) },
     ...metricNames.map(name => ({
-      key: name, label: name === "bpp" ? "bits per pixel" : data.metrics[name].name, hint: direction(name), higher: data.metrics[name].higher,
+      key: name, label: nameOf(name), hint: direction(name), higher: data.metrics[name].higher,
       value: model => model.totals[name]?.[0], cell: model => cell(model, name),
     })),
   ];
-  sortableTable(byId("summary-table"), columns, data.models);
+  const table = sortableTable(byId("summary-table"), columns, data.models);
+  byId("summary-mode").addEventListener("change", () => table.draw());
   if (data.models.some(model => Object.keys(model.worse_by).length)) {
-    byId("against").append("Bold: the best. ", make("span", { class: "better" }, "●"), " better and ", make("span", { class: "worse" }, "○"),
-      " worse than the first codec", data.models.some(model => model.evaluation !== first.evaluation) ? " of its evaluation" : `, ${first.key}`,
-      ", where the interval of the paired difference leaves no doubt; point at a mark for how much.");
-  }
+    const references = [...new Set(data.models.map(model => model.reference))];
+    byId("against").append("Bold: the best on the same images. ", make("span", { class: "better" }, "●"), " better and ", make("span", { class: "worse" }, "○"),
+      ` worse than the first codec${references.length > 1 ? " of its evaluation" : `, ${references[0]}`}, where the interval of the paired difference leaves no doubt.`);
+  } else byId("summary-mode").parentElement.hidden = true;
 }
 
 function imageTable(look) {
-  const text = (key, label) => ({ key, label, value: row => row[key], cell: row => make("td", {}, row[key]) });
   const number = (key, label, higher) => ({ key, label, higher, value: row => row[key], cell: row => make("td", {}, format(key, row[key])) });
   const columns = [
-    text("image", "image"), text("model", "codec"), number("bytes", "bytes"),
-    ...imageMetrics.map(name => number(name, name === "bpp" ? "bits per pixel" : data.metrics[name].name, data.metrics[name].higher)),
+    { key: "image", label: "image", value: row => row.image, cell: row => make("td", {}, make("button", { type: "button", class: "plain" }, row.image)) },
+    { key: "model", label: "codec", value: row => row.model, cell: row => make("td", {}, row.model) },
+    number("bytes", "bytes"),
+    ...imageMetrics.map(name => number(name, nameOf(name), data.metrics[name].higher)),
     number("encode_seconds", "encoding, s"), number("decode_seconds", "decoding, s"),
   ];
   const table = sortableTable(byId("image-table"), columns, data.rows, {
     rowMade(line, row) {
       line.dataset.image = row.image;
       line.dataset.model = row.model;
-      line.tabIndex = 0;
-      const open = () => look(row.image, row.model);
-      line.addEventListener("click", open);
-      line.addEventListener("keydown", event => { if (event.key === "Enter") open(); });
+      line.addEventListener("click", () => look(row.image, row.model));
     },
+    drawn(left) { byId("more").hidden = !left; byId("more").textContent = `Show ${left} more rows`; },
   });
-  let off = new Set();
+  byId("more").addEventListener("click", () => table.showAll());
+  let off = new Set(), waiting = 0;
   function filter() {
     const wanted = byId("find").value.trim().toLowerCase();
     const rows = data.rows.filter(row => !off.has(row.model) && `${row.image} ${row.model}`.toLowerCase().includes(wanted));
     byId("row-count").textContent = `${rows.length} of ${data.rows.length} rows`;
     table.show(rows);
   }
-  chips(byId("row-models"), data.models.map(model => [model.key, model.key, colorOf(model.family)]), found => { off = found; filter(); });
-  byId("find").addEventListener("input", filter);
+  chips(byId("row-models"), data.models.map(model => [model.key, model.key, swatch(colorOf(model.family))]), found => { off = found; filter(); });
+  byId("find").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); });
   filter();
 }

@@ -17,7 +17,7 @@ class Viewer {
     this.orders();
     this.readAddress();
     this.connect();
-    this.draw();
+    this.look({});
   }
 
   entry() { return this.pictures.find(entry => entry.image === this.image); }
@@ -36,7 +36,7 @@ class Viewer {
   orders() {
     const entries = [["name", "by name"]];
     for (const name of imageMetrics) {
-      const label = name === "bpp" ? "bits per pixel" : data.metrics[name].name;
+      const label = nameOf(name);
       const ends = name === "bpp" ? ["most", "fewest"] : ["worst", "best"];
       entries.push([`${name} worst`, `${ends[0]} ${label} first`], [`${name} best`, `${ends[1]} ${label} first`]);
     }
@@ -45,20 +45,23 @@ class Viewer {
     this.judged = data.models[0].key;
     options(byId("order"), entries, this.order);
     this.sort();
+    this.image = this.ordered[0].image;
   }
 
   // by values of the codec on the right when the order was chosen, of the first one if that is the original
   sort() {
     const [name, end] = this.order.split(" ");
     const sign = (data.metrics[name]?.higher ? 1 : -1) * (end === "best" ? -1 : 1);
-    const place = entry => {
-      const value = end && rowOf(entry.image, this.judged)?.[name];
-      return isNumber(value) ? sign * value : Infinity;
-    };
+    const value = entry => (end ? rowOf(entry.image, this.judged)?.[name] : null);
     const byName = (a, b) => a.image.localeCompare(b.image, "en", { numeric: true });
-    this.ordered = [...this.pictures].sort((a, b) => (place(a) === place(b) ? byName(a, b) : place(a) - place(b)));
-    byId("order").title = end ? `of ${this.judged}` : "";
-    if (!this.addressed) this.image = this.ordered[0].image;
+    this.ordered = [...this.pictures].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      // what was not measured stays at the end
+      if (!isValue(x) || !isValue(y)) return isValue(y) - isValue(x) || byName(a, b);
+      return x === y ? byName(a, b) : sign * (x < y ? -1 : 1);
+    });
+    byId("judged").textContent = end ? `of ${this.judged}` : "";
+    options(byId("image"), this.ordered.map(entry => [entry.image, entry.image]), this.image);
   }
 
   connect() {
@@ -75,24 +78,24 @@ class Viewer {
     byId("zoom-one").addEventListener("click", () => this.panes.one());
     byId("gain").addEventListener("input", () => { byId("gain-value").textContent = byId("gain").value; this.draw(); });
     for (const button of document.querySelectorAll("[data-mode]")) button.addEventListener("click", () => this.look({ mode: button.dataset.mode }));
-    byId("stage").addEventListener("keydown", event => this.key(event));
+    byId("viewer").addEventListener("keydown", event => this.key(event));
+    byId("stage").addEventListener("click", () => { if (this.shown === "flicker" && this.panes.moved < 6) this.hold(); });
+    addEventListener("hashchange", () => { if (this.readAddress()) this.look({}); });
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    setInterval(() => { if (this.mode === "flicker" && !this.held && !still) this.flick(); }, FLICKER_MS);
+    setInterval(() => { if (this.shown === "flicker" && !this.held && !still) this.flick(); }, FLICKER_MS);
     this.strip();
   }
 
   reorder(order) {
     this.order = order;
     this.judged = models.has(this.right) ? this.right : data.models[0].key;
-    this.addressed = false;
     this.sort();
     this.strip();
-    this.draw();
+    this.look({ image: this.ordered[0].image });
   }
 
   look(change) {
     Object.assign(this, change);
-    this.addressed = true;
     const names = this.models();
     if (!names.includes(this.left)) this.left = names[0];
     if (!names.includes(this.right)) this.right = names[1] ?? names[0];
@@ -112,7 +115,9 @@ class Viewer {
   swap() { this.look({ left: this.right, right: this.left }); }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input")) return;
+    // a button's own key
+    if (event.key === " " && event.target.matches("button, summary")) return;
     const side = event.shiftKey ? "left" : "right";
     const modes = { s: "split", b: "side", f: "flicker", d: "difference" };
     const acts = {
@@ -130,8 +135,8 @@ class Viewer {
 
   // in flicker: stop at the one shown, then change by hand; elsewhere the line jumps to the other side
   hold() {
-    if (this.mode === "flicker") { this.held = true; this.flick(); }
-    else if (this.mode === "split") this.panes.setSplit(this.panes.split > 0.5 ? 0 : 1);
+    if (this.shown === "flicker") { this.held = true; this.flick(); }
+    else if (this.shown === "split") this.panes.setSplit(this.panes.split > 0.5 ? 0 : 1);
   }
 
   flick() {
@@ -146,15 +151,22 @@ class Viewer {
   async draw() {
     const [left, right] = [this.picture(this.left), this.picture(this.right)];
     const original = this.picture(data.original);
-    this.describe();
     const wanted = this.drawing = {};
-    await Promise.all([left, right, original].map(image => image.decode()));
+    try {
+      await Promise.all([left, right, original].map(image => image.decode()));
+    } catch {
+      if (this.drawing === wanted) byId("stage").replaceChildren(make("p", { class: "stopped" }, "This browser cannot show these pictures: it has to know AVIF and WebP."));
+      return;
+    }
     // the reader may have gone on
     if (this.drawing !== wanted) return;
+    this.shown = this.mode;
+    this.describe();
     const stage = byId("stage");
     stage.classList.toggle("side", this.mode === "side");
     stage.style.setProperty("--ratio", original.naturalWidth / original.naturalHeight);
     byId("gain-label").hidden = this.mode !== "difference";
+    byId("stored").textContent = data.picture_psnr_db ? `(pictures are stored at ${data.picture_psnr_db.toFixed(1)} dB or better)` : "";
     const panes = {
       split: () => [{ layers: [[left, "left"], [right, "right"]], tags: [[this.left, "left"], [this.right, "right"]] }],
       side: () => [[original, data.original], [left, this.left], [right, this.right]].map(([image, name]) =>
@@ -171,25 +183,34 @@ class Viewer {
   }
 
   describe() {
-    options(byId("image"), this.ordered.map(entry => [entry.image, entry.image]), this.image);
+    byId("image").value = this.image;
     options(byId("left"), this.models().map(name => [name, name]), this.left);
     options(byId("right"), this.models().map(name => [name, name]), this.right);
     for (const button of document.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", String(button.dataset.mode === this.mode));
     for (const button of byId("strip").children) button.setAttribute("aria-pressed", String(button.dataset.image === this.image));
-    for (const line of document.querySelectorAll("#image-table tbody tr")) {
-      line.classList.toggle("chosen", line.dataset.image === this.image && [this.left, this.right].includes(line.dataset.model));
+    for (const line of document.querySelectorAll("#image-table .chosen")) line.classList.remove("chosen");
+    for (const line of document.querySelectorAll(`#image-table tr[data-image="${CSS.escape(this.image)}"]`)) {
+      line.classList.toggle("chosen", [this.left, this.right].includes(line.dataset.model));
     }
-    const sides = [this.left, this.right], rows = sides.map(name => rowOf(this.image, name));
+    this.caption();
+  }
+
+  // values of both: a row each, or on narrow screens a column each
+  caption() {
+    const sides = [this.left, this.right], rows = sides.map(name => rowOf(this.image, name)), names = ["bytes", ...imageMetrics];
     const wins = name => {
       const [a, b] = rows.map(row => row?.[name]);
-      if (!isNumber(a) || !isNumber(b) || a === b || name === "bpp") return null;
-      return (a > b) === data.metrics[name].higher ? 0 : 1;
+      if (!isValue(a) || !isValue(b) || a === b || ["bpp", "bytes"].includes(name)) return null;
+      return a > b === data.metrics[name].higher ? 0 : 1;
     };
-    const head = make("tr", {}, make("th", {}, ""), make("th", {}, "bytes"), ...imageMetrics.map(name =>
-      make("th", { title: direction(name) || null }, name === "bpp" ? "bits per pixel" : data.metrics[name].name)));
-    byId("caption").replaceChildren(make("thead", {}, head), make("tbody", {}, ...sides.map((name, n) => make("tr", {},
-      make("th", { scope: "row" }, `${n ? "right" : "left"}: ${name}`), make("td", {}, format("bytes", rows[n]?.bytes)),
-      ...imageMetrics.map(metric => make("td", { class: wins(metric) === n ? "wins" : null }, format(metric, rows[n]?.[metric])))))));
+    const head = name => make("th", { title: (data.metrics[name] && direction(name)) || null }, name === "bytes" ? name : nameOf(name));
+    const side = n => make("th", { scope: "row" }, `${n ? "right" : "left"}: ${sides[n]}`);
+    const cell = (name, n) => make("td", { class: wins(name) === n ? "wins" : null }, format(name, rows[n]?.[name]));
+    byId("caption").replaceChildren(...(matchMedia("(max-width: 640px)").matches
+      ? [make("thead", {}, make("tr", {}, make("th", {}, ""), side(0), side(1))),
+        make("tbody", {}, ...names.map(name => make("tr", {}, head(name), cell(name, 0), cell(name, 1))))]
+      : [make("thead", {}, make("tr", {}, make("th", {}, ""), ...names.map(head))),
+        make("tbody", {}, ...[0, 1].map(n => make("tr", {}, side(n), ...names.map(name => cell(name, n)))))]));
   }
 
   zoomed() { byId("zoom-label").textContent = `${Math.round(this.panes.currentScale() * devicePixelRatio * 100)} %`; }
@@ -210,21 +231,23 @@ class Viewer {
     }));
   }
 
+  // whether the address names a picture
   readAddress() {
     const asked = new URLSearchParams(location.hash.slice(1));
     const entry = this.pictures.find(each => each.image === asked.get("image"));
-    if (!entry) return;
-    this.addressed = true;
+    if (!entry) return false;
     this.image = entry.image;
     for (const side of ["left", "right"]) if (entry.models.includes(asked.get(side))) this[side] = asked.get(side);
     if (["split", "side", "flicker", "difference"].includes(asked.get("mode"))) this.mode = asked.get("mode");
+    return true;
   }
 
   writeAddress() {
-    if (!this.addressed) return;
     const { image, left, right, mode } = this;
-    // not allowed inside some frames
-    try { history.replaceState(null, "", `#${new URLSearchParams({ image, left, right, mode })}`); } catch { return; }
+    const address = `#${new URLSearchParams({ image, left, right, mode })}`;
+    // links to sections keep theirs until a picture is chosen; inside some frames it is not allowed
+    if (this.first === undefined) { this.first = address; return; }
+    try { history.replaceState(null, "", address); } catch { return; }
   }
 }
 

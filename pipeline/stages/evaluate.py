@@ -109,7 +109,9 @@ def _evaluate(
 
 def _facts(cfg: StageConfig, count: int, digest: str) -> facts.Facts:
     settings: dict[str, str] = {name: anchors.CLASSICS[name].settings for name in cfg.anchors}
-    return facts.gather(cfg.codecs, f"{count} of {cfg.images} (digest {digest[:12]})", settings, cfg.published_results)
+    return facts.gather(
+        cfg, cfg.codecs, f"{count} of {cfg.images} (digest {digest[:12]})", settings, cfg.published_results
+    )
 
 
 def _unfinished(folder: Path) -> Path:

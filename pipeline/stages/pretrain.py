@@ -173,8 +173,9 @@ class PretrainTask:
         self.cfg, self.runtime, self.crops = cfg, runtime, crops
         self.codec = Codec(cfg.codec)
         if start is not None:
-            # not the tables: they are built at the end
-            self.codec.load_state_dict(dict(start.named_parameters()), strict=False)
+            # the tables are built at the end
+            for name, parameter in self.codec.named_parameters():
+                parameter.data.copy_(start.get_parameter(name))
         elif cfg.init == "he":
             initial.he_codec(self.codec)
         self.codec.synthesis.recompute = cfg.engine.activation_checkpointing

@@ -1,15 +1,17 @@
 """Curves of a training run, as a file that other runs are compared with, and where another run leaves them."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import config
@@ -40,6 +42,13 @@ class Curves(BaseModel):
     made: dict[str, str]
     curves: dict[str, list[Point]]
 
+    @field_validator("curves", mode="before")
+    @classmethod
+    def null_is_not_a_number(cls, curves: Any) -> Any:
+        return {
+            name: [(step, math.nan if v is None else v) for step, v in points] for name, points in dict(curves).items()
+        }
+
 
 @dataclass(frozen=True)
 class Departure:
@@ -56,21 +65,21 @@ class Departure:
 
     @property
     def verdict(self) -> str:
-        """In words: where the run leaves the reference for two windows or at the end, and whether it comes back."""
-        away = [n for n in range(len(self.outside)) if self._leaves(n)]
+        """In words: where the run last left the reference for two windows or more, and whether it came back."""
+        if not all(map(math.isfinite, self.ours)):
+            first = next(n for n, value in enumerate(self.ours) if not math.isfinite(value))
+            return f"not a number from step {self.steps[first]} on"
+        stretches = [list(group) for _, group in groupby(range(len(self.outside)), key=lambda n: self.outside[n])]
+        # one window alone is a spike, unless there is no other
+        away = [s for s in stretches if self.outside[s[0]] and (len(s) > 1 or len(self.outside) == 1)]
         if not away:
             return "as the reference"
-        first = away[0]
+        first, last = away[-1][0], away[-1][-1]
         side = "above" if self.outside[first] > 0 else "below"
         gap = f"{self.ours[first]:.4g} there, {self.theirs[first]:.4g} in the reference"
-        if self.outside[-1]:
+        if last == len(self.outside) - 1:
             return f"{side} from step {self.steps[first]} on: {gap}"
-        back = next(n for n in range(len(self.outside) - 1, -1, -1) if self.outside[n]) + 1
-        return f"{side} at step {self.steps[first]}: {gap}; back at step {self.steps[back]}"
-
-    def _leaves(self, n: int) -> bool:
-        following = self.outside[n + 1] if n + 1 < len(self.outside) else self.outside[n]
-        return self.outside[n] != 0 and following == self.outside[n]
+        return f"{side} at step {self.steps[first]}: {gap}; back at step {self.steps[last + 1]}"
 
 
 def of_run(folder: Path) -> Curves:
@@ -78,7 +87,7 @@ def of_run(folder: Path) -> Curves:
     path = folder / RECORDS
     if not path.is_file():
         raise ArtifactError(f"{folder}: expected a run folder with {RECORDS}; name the folder that run= named")
-    found: dict[str, list[Point]] = {}
+    found: dict[str, dict[int, float]] = {}
     values: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -91,11 +100,17 @@ def of_run(folder: Path) -> Curves:
         elif record["kind"] == "metrics":
             for name, value in record["metrics"].items():
                 if name.startswith(KINDS):
-                    found.setdefault(name, []).append((record["step"], value))
+                    # a resumed run repeats some steps: the last value counts
+                    found.setdefault(name, {})[record["step"]] = value
     if not found:
         raise ArtifactError(f"{folder}: has recorded no {' or '.join(KINDS)} metric yet; train first")
     made = _made(folder) | {"written": timestamp()}
-    return Curves(stage=str(values.get("stage", "")), config=values, made=made, curves=found)
+    return Curves(
+        stage=str(values.get("stage", "")),
+        config=values,
+        made=made,
+        curves={n: sorted(p.items()) for n, p in found.items()},
+    )
 
 
 def _made(folder: Path) -> dict[str, str]:
@@ -123,7 +138,9 @@ def of(name: str) -> Curves:
 def as_json(curves: Curves) -> str:
     """One line per metric, so that versions of the file can be compared."""
     head = curves.model_dump(exclude={"curves"})
-    lines = [f"  {json.dumps(name)}: {json.dumps(points)}" for name, points in sorted(curves.curves.items())]
+    # JSON has no numbers that are not finite
+    finite = {name: [(s, v if math.isfinite(v) else None) for s, v in points] for name, points in curves.curves.items()}
+    lines = [f"  {json.dumps(name)}: {json.dumps(points)}" for name, points in sorted(finite.items())]
     return json.dumps(head, indent=1)[:-2] + ',\n "curves": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
 
@@ -175,7 +192,8 @@ def as_text(ours: Curves, theirs: Curves, name: str, reference: str) -> str:
     found = compare(ours, theirs)
     if not found:
         raise ArtifactError(f"{name}: has no metric at steps that {reference} has too; train longer")
-    table = Table(title=f"{name} and {reference}, up to step {max(d.steps[-1] for d in found)}")
+    title = escape(f"{name} and {reference}, up to step {max(d.steps[-1] for d in found)}")
+    table = Table(title=title)
     for heading in ("metric", "this run", "reference", "verdict"):
         table.add_column(heading)
     for departure in found:

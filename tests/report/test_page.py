@@ -118,16 +118,20 @@ def test_values_intervals_and_paired_differences_are_those_of_the_files(tmp_path
 
 def test_several_evaluations_share_images_and_keep_their_models_apart(tmp_path):
     originals = {"i0": picture(1, 192, 256), "i1": picture(2, 192, 256)}
-    other = {"i0": picture(3, 192, 256)}
-    made = {name: plain((9, 9, 9)) for name in originals}
-    for name, images in (("low", originals), ("high", originals), ("else", other)):
+    # the same pictures under other names, and others under the same ones
+    renamed = {"07-i1": originals["i1"], "08-i0": originals["i0"]}
+    other = {"i0": picture(3, 192, 256), "i1": picture(4, 192, 256)}
+    for name, images in (("low", originals), ("high", renamed), ("else", other)):
+        made = {image: plain((9, 9, 9)) for image in images}
         evaluations.published(tmp_path / name, images, {"mine": made, "jpeg": made})
     named = [(str(tmp_path / name), _artifact(tmp_path / name)) for name in ("low", "high", "else")]
     text = page.make(content.read_several(named), 10)
     found = data_of(text)
     assert [model["key"] for model in found["models"][:3]] == ["low/mine", "low/jpeg", "high/mine"]
     assert [model["family"] for model in found["models"][:3]] == ["mine", "jpeg", "mine"]
-    assert [image["name"] for image in found["images"]] == ["i0", "i1", "else/i0"]
+    assert [model["set"] for model in found["models"]] == [0, 0, 0, 0, 1, 1]
+    assert [model["reference"] for model in found["models"][1:4:2]] == ["low/mine", "high/mine"]
+    assert [entry["image"] for entry in found["pictures"]] == ["i0", "i1", "else/i0", "else/i1"]
     assert found["pictures"][0]["models"] == ["original", "low/mine", "low/jpeg", "high/mine", "high/jpeg"]
     assert "not of the same images" in text
     assert "not of the same images" not in page.make(content.read_several(named[:2]), 10)
@@ -137,6 +141,28 @@ def test_several_evaluations_share_images_and_keep_their_models_apart(tmp_path):
 
 def _artifact(run):
     return resolve.read(str(run), "evaluation")
+
+
+def test_one_evaluation_may_hold_the_same_image_twice(tmp_path):
+    same = {"i0": plain((5, 5, 5)), "i1": plain((5, 5, 5))}
+    evaluations.write(tmp_path, same, {"a": same})
+    assert [entry["image"] for entry in data_of(page.make([content.read(tmp_path)], 10))["pictures"]] == ["i0", "i1"]
+
+
+def test_equal_images_have_an_infinite_psnr_on_the_page_too(tmp_path):
+    same = {"i0": plain((5, 5, 5))}
+    evaluations.write(tmp_path, same, {"a": same})
+    assert data_of(page.make([content.read(tmp_path)], 10))["rows"][0]["psnr_db"] == "∞"
+
+
+def test_a_page_with_many_rows_keeps_its_size(tmp_path):
+    originals = {f"image-{n:04d}": noise(n, 64, 64) for n in range(150)}
+    models = {f"model-{m}": originals for m in range(4)}
+    evaluations.write(tmp_path, originals, models)
+    text = page.make([content.read(tmp_path)], 6)
+    assert 5_000_000 < len(text.encode()) <= 6_000_000
+    assert len(uris_of(text)) < 150
+    assert len(data_of(text)["rows"]) == 600
 
 
 def test_nothing_in_the_data_can_leave_its_place(tmp_path):

@@ -50,7 +50,12 @@ def write(
     measurement.write_csv(folder / "per_image.csv", [row for m in rows for row in rows[m]])
     (folder / "totals.json").write_text(json.dumps(totals))
     (folder / "intervals.json").write_text(json.dumps({"first": first, "intervals": known, "differences": apart}))
-    facts.write(folder, facts.Facts(made=MADE, lineage={first: "gan 0123"}, anchors={}, published="kodak"))
+    facts.write(
+        folder,
+        facts.Facts(
+            made=MADE, config={"stage": "evaluate"}, lineage={first: "gan 0123"}, anchors={}, published="kodak"
+        ),
+    )
 
 
 def published(run: Path, *args: object, **options: object) -> Path:

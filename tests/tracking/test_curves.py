@@ -1,6 +1,7 @@
 """Where one run's curves leave another's."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -42,6 +43,23 @@ def test_a_run_that_leaves_is_told_with_step_side_and_values():
     below = [value - (2.0 if 500 < step < 900 else 0.0) for step, value in zip(STEPS, falling(), strict=True)]
     assert verdict(run(below), run(falling())).startswith("below at step 557")
     assert "back at step 955" in verdict(run(below), run(falling()))
+
+
+def test_a_run_that_comes_back_and_leaves_again_is_told_by_where_it_left_last():
+    def between(low, high, by):
+        return [by if low < step < high else 0.0 for step in STEPS]
+
+    twice = np.array(falling()) + between(300, 600, 2.0) + between(1500, 3000, -1.0)
+    assert verdict(run(twice.tolist()), run(falling())).startswith("below from step 15")
+    assert verdict(run([*falling()[:-1], 9.0]), run(falling())) == "as the reference"
+
+
+def test_a_diverged_run_is_told_and_can_be_kept(tmp_path):
+    broken = [value if step < 1000 else math.nan for step, value in zip(STEPS, falling(), strict=True)]
+    assert verdict(run(broken), run(falling())).startswith("not a number from step 9")
+    (tmp_path / "x.json").write_text(curves.as_json(run(broken)))
+    json.loads((tmp_path / "x.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert verdict(curves.read(tmp_path / "x.json"), run(falling())).startswith("not a number")
 
 
 def test_one_window_is_a_spike_and_no_departure():
@@ -86,8 +104,14 @@ def test_a_file_holds_what_the_run_recorded(smoke, tmp_path):
     # a line that another process is writing is left out
     records = (smoke / RUNS / "pretrain/tracking.jsonl").read_text()
     (tmp_path / "live").mkdir()
+    again = json.dumps({"kind": "metrics", "step": 10, "metrics": {"val/bpp": 7.5}})
     (tmp_path / "live/tracking.jsonl").write_text(records + '{"kind": "metr')
     assert curves.of_run(tmp_path / "live").curves == found.curves
+    # a step that was repeated after a resume counts once, with its last value
+    (tmp_path / "live/tracking.jsonl").write_text(f"{records}{again}\n")
+    points = curves.of_run(tmp_path / "live").curves["val/bpp"]
+    assert (10, 7.5) in points
+    assert points == sorted(dict(points).items())
 
 
 def test_what_is_no_run_is_told(tmp_path, smoke):
