@@ -1,17 +1,21 @@
 """What a page shows of evaluations: read from their artifacts, under names that are clear among several of them."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.artifacts.artifact import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.evaluation.comparison import bd_rate
 from pipeline.evaluation.evaluator import ORIGINAL
 from pipeline.evaluation.measurement import Measurement, read_csv
-from pipeline.evaluation.metric_table import METRICS, PER_IMAGE
+from pipeline.evaluation.metric_table import METRICS, PER_IMAGE, sign
 from pipeline.report import facts
 from pipeline.report.facts import Facts
 from pipeline.storage import disk
@@ -168,3 +172,40 @@ def _interval(evaluation: Evaluation, model: str, metric: str) -> list[float | N
 def _worse_by(evaluation: Evaluation, model: str) -> Json:
     listed = evaluation.intervals.get("differences", {}).get(model, [])
     return {d["metric"]: [d["worse_by"][k] for k in ("value", "low", "high")] for d in listed if d["metric"] in METRICS}
+
+
+def bd_rates(evaluations: Sequence[Evaluation]) -> Json:
+    """By how many percent of the rate each codec differs from the first one at equal quality, where both have several rates.
+
+    Returns the first codec's name as "against", and "rows": codec -> metric -> percent, negative for fewer bits. A metric is left
+    out where it does not grow with the rate, or where the two share no range of it. Both are of the same images.
+    """
+    points: dict[str, list[dict[str, float | None]]] = {}
+    numbers = image_sets(evaluations)
+    for evaluation, number in zip(evaluations, numbers, strict=True):
+        if number == numbers[0]:
+            for model, row in evaluation.totals.items():
+                points.setdefault(model, []).append(row)
+    several = {model: rows for model, rows in points.items() if len(rows) > 1}
+    if len(several) < 2:
+        return {"against": "", "rows": {}}
+    first, *others = several
+    rows = {model: {m: _bd_rate(several[model], several[first], m) for m in METRICS if m != "bpp"} for model in others}
+    found = {model: {m: v for m, v in values.items() if v is not None} for model, values in rows.items()}
+    return {"against": first, "rows": {model: values for model, values in found.items() if values}}
+
+
+def _bd_rate(
+    ours: Sequence[dict[str, float | None]], theirs: Sequence[dict[str, float | None]], metric: str
+) -> float | None:
+    curves = []
+    for rows in (ours, theirs):
+        points = [(row["bpp"], row.get(metric)) for row in rows]
+        if any(quality is None or math.isinf(quality) for _, quality in points):
+            return None
+        curves.append(np.array(points, np.float64) * [1, sign(metric)])
+    try:
+        value = bd_rate(*curves)
+    except ValueError:
+        return None
+    return None if math.isnan(value) else value

@@ -2,6 +2,7 @@
 setUpTheme();
 summaryTable();
 plots();
+bdTable();
 const viewer = new Viewer();
 imageTable((image, model) => {
   if (!viewer.pictures.some(entry => entry.image === image)) return;

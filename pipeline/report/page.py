@@ -46,6 +46,7 @@ def make(evaluations: Sequence[Evaluation], max_mb: int) -> str:
         "models": content.models(evaluations),
         "published": _published(evaluations),
         "rows": rows,
+        "bd_rates": content.bd_rates(evaluations),
     }
 
     def page(shown: Pictures | None) -> str:

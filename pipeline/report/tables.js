@@ -101,6 +101,18 @@ function summaryTable() {
   } else byId("summary-mode").parentElement.hidden = true;
 }
 
+function bdTable() {
+  const { against, rows } = data.bd_rates, names = metricNames.filter(name => Object.values(rows).some(row => name in row));
+  byId("bd").hidden = !names.length;
+  if (!names.length) return;
+  byId("bd-against").textContent = against;
+  const percent = value => make("td", { class: isValue(value) ? (value < 0 ? "better" : "worse") : null }, isValue(value) ? `${value > 0 ? "+" : ""}${value.toFixed(1)} %` : "-");
+  sortableTable(byId("bd-table"), [
+    { key: "family", label: "codec", value: ([family]) => family, cell: ([family]) => make("td", {}, swatch(colorOf(family)), family) },
+    ...names.map(name => ({ key: name, label: nameOf(name), value: ([, row]) => row[name], cell: ([, row]) => percent(row[name]) })),
+  ], Object.entries(rows));
+}
+
 function imageTable(look) {
   const number = (key, label, higher) => ({ key, label, higher, value: row => row[key], cell: row => make("td", {}, format(key, row[key])) });
   const columns = [

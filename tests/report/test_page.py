@@ -139,6 +139,24 @@ def test_several_evaluations_share_images_and_keep_their_models_apart(tmp_path):
         content.read_several([named[0], named[0]])
 
 
+def test_rates_at_equal_quality_are_compared_where_there_are_several(tmp_path):
+    originals = {"i0": plain((100, 100, 100))}
+    # the same qualities, the second codec at twice the bytes
+    for name, level, size in (("low", 8, 100), ("mid", 4, 200), ("high", 2, 400)):
+        made = {"i0": plain((100 + level,) * 3)}
+        evaluations.write(tmp_path / name, originals, {"mine": made}, size)
+        totals = json.loads((tmp_path / name / "totals.json").read_text())
+        totals["twice"] = totals["mine"] | {"bpp": 2 * totals["mine"]["bpp"]}
+        (tmp_path / name / "totals.json").write_text(json.dumps(totals))
+    several = [content.read(tmp_path / name, name, f"{name}/") for name in ("low", "mid", "high")]
+    found = content.bd_rates(several)
+    assert found["against"] == "mine"
+    assert found["rows"]["twice"]["psnr_db"] == pytest.approx(100)
+    # MS-SSIM of flat pictures hardly grows: whatever is left out, nothing is made up
+    assert set(found["rows"]["twice"]) <= {"psnr_db", "ms_ssim"}
+    assert content.bd_rates(several[:1]) == {"against": "", "rows": {}}
+
+
 def _artifact(run):
     return resolve.read(str(run), "evaluation")
 
