@@ -39,6 +39,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What a shell without job control starts in its background ignores Ctrl-C, and so would every command under test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# and what `nohup` starts ignores the end of its terminal
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "smoke"
