@@ -15,7 +15,7 @@ from pipeline.registry import aliases, resolve
 from pipeline.registry.alias_log import version_stack
 from pipeline.stages import plan
 from pipeline.text import file_name
-from pipeline.tracking import store
+from pipeline.tracking import page, store
 from pipeline.tracking.run import run_group
 
 # Then the codec after each of the two trainings is promoted
@@ -113,5 +113,5 @@ def _summary(folder: Path) -> None:
     print(f"report           {evaluation.path / 'report.html'}")
     print(f"registered       {name}: version {aliases.current(name, 'champion')} is models:/{name}@champion")
     print(f"made from        illm lineage models:/{name}@champion")
-    print(f"look at the runs {store.page_command()}")
-    print(f"                 {store.page_address(store.experiment(store.client()))}", flush=True)
+    print(f"look at the runs {page.command()}")
+    print(f"                 {page.address(store.experiment(store.client()))}", flush=True)

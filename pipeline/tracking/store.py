@@ -62,19 +62,6 @@ def masked_uri() -> str:
     return redaction.masked(uri())
 
 
-def page_command() -> str:
-    """What a user types to look at the runs."""
-    if uri().startswith("sqlite:///"):
-        return f"mlflow ui --backend-store-uri {uri()}"
-    return f"the tracking server's page at {masked_uri()}"
-
-
-def page_address(experiment_id: str) -> str:
-    """Where that page has the runs of an experiment with their curves, in the mode for training models."""
-    base = "http://127.0.0.1:5000" if uri().startswith("sqlite:///") else masked_uri().rstrip("/")
-    return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-
-
 class NoAnswer(TrackingError):
     """The store cannot be reached, or is busy: a retry may succeed."""
 
