@@ -14,7 +14,7 @@ from pipeline.artifacts.manifest import MANIFEST, Manifest
 from pipeline.errors import ArtifactError, UserError
 from pipeline.registry import cache, resolve, versions
 from pipeline.storage import disk
-from pipeline.tracking import store
+from pipeline.tracking import page
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here
 
 RUNS = "runs/smoke"
@@ -220,7 +220,9 @@ def test_the_password_of_a_store_is_not_printed(monkeypatch, tmp_path):
     ended = illm_here("history", "m", cwd=tmp_path)
     assert_one_clear_line(ended, "cannot")
     assert "hunter2" not in ended.err + ended.out
-    assert "hunter2" not in store.page_command()
+    assert "hunter2" not in page.command()
+    assert page.address("7").startswith("http://")
+    assert "hunter2" not in page.address("7")
     with pytest.raises(UserError) as caught:
         versions.find("models:/m@champion")
     assert "hunter2" not in str(caught.value)
