@@ -19,6 +19,8 @@ from pipeline.models import serialization
 from pipeline.models.codec import Codec
 from pipeline.registry import resolve
 
+CPU = torch.device("cpu")
+
 
 class CompressedImage(NamedTuple):
     """A file's bytes, and the latent that the encoder coded."""
@@ -37,19 +39,21 @@ class DecompressedImage(NamedTuple):
 class ImageCodec:
     """Compresses and decompresses 8-bit RGB images of any size.
 
-    Everything runs on the CPU: means and scales decide which table decodes each symbol, and another device's rounding
-    would decode garbage.
+    The hyperprior runs on the CPU: means and scales decide which table decodes each symbol, and another device's rounding
+    would decode garbage. So do analysis and synthesis, unless another device is given for them.
     """
 
-    def __init__(self, codec: Codec):
-        self.codec = codec.eval()
+    def __init__(self, codec: Codec, transforms_on: torch.device = CPU):
+        self.codec, self.transforms_on = codec.eval(), transforms_on
+        codec.analysis.to(transforms_on)
+        codec.synthesis.to(transforms_on)
         self.latents = LatentCoder(codec)
         self.bitstream_id = codec.bitstream_id()
 
     @classmethod
-    def load(cls, name: str) -> "ImageCodec":
+    def load(cls, name: str, transforms_on: torch.device = CPU) -> "ImageCodec":
         """From an artifact: a run folder or a models:/ URI. Raises: ArtifactError."""
-        return cls(serialization.load_codec(resolve.read(name, "codec")))
+        return cls(serialization.load_codec(resolve.read(name, "codec")), transforms_on)
 
     def compress(self, pixels: Pixels) -> bytes:
         """The compressed file of an image. Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1.
@@ -77,7 +81,7 @@ class ImageCodec:
                 f"{width}x{height} pixels are more than the {container.MAX_PIXELS} that a file can hold"
             )
         with self._memory_for(height, width), torch.no_grad():
-            z_stream, y_stream, symbols = self.latents.encode(pad(to_float(pixels[None])))
+            z_stream, y_stream, symbols = self.latents.encode(pad(to_float(pixels[None]).to(self.transforms_on)))
         return CompressedImage(container.pack(Packet(self.bitstream_id, height, width, z_stream, y_stream)), symbols)
 
     def decode(self, content: bytes) -> DecompressedImage:
@@ -95,7 +99,7 @@ class ImageCodec:
         height, width = padded(packet.height), padded(packet.width)
         with self._memory_for(height, width), torch.no_grad():
             symbols, y_hat = self.latents.decode(packet.hyper_stream, packet.latent_stream, height, width)
-            x_hat = self.codec.synthesis(y_hat)
+            x_hat = self.codec.synthesis(y_hat.to(self.transforms_on)).cpu()
             return DecompressedImage(to_pixels(x_hat[0, :, : packet.height, : packet.width]), symbols)
 
     def memory_bytes(self, height: int, width: int) -> int:

@@ -44,7 +44,9 @@ class Encoded(NamedTuple):
 
 
 class LatentCoder:
-    """Encodes and decodes the latents of one codec, on the CPU. Source of the method: Ballé et al. 2018, arXiv:1802.01436.
+    """Encodes and decodes the latents of one codec, on the CPU but for the analysis.
+
+    Source of the method: Ballé et al. 2018, arXiv:1802.01436.
 
     Raises: ValueError if the codec's tables are not safe for CompressAI's coder, which checks nothing.
     """
@@ -66,7 +68,8 @@ class LatentCoder:
         Raises: BitstreamError if the latents are not finite, larger than MAX_SYMBOL, or decode to others.
         """
         check_sides(x)
-        y = self.codec.analysis(x)
+        # on whatever device the analysis is; from here on, on the CPU
+        y = self.codec.analysis(x).cpu()
         z = to_symbols(self.codec.hyper_analysis(y) - self.codec.medians())
         means, indexes = self._means_and_indexes(z)
         symbols = Symbols(z, to_symbols(y - means))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__, log
-from pipeline.cli import cluster, codec, registry
+from pipeline.cli import cluster, codec, registry, runs
 from pipeline.cli.arguments import ConfigArgument, WordsArgument, folder_and_overrides
 from pipeline.errors import NO_SPACE, Preempted, UserError, is_out_of_memory
 from pipeline.log import logger
@@ -92,6 +92,7 @@ _stage("gan", "Fine-tune a codec against the label discriminator.")
 _stage("evaluate", "Compress held-out images to files, measure, and write a report.")
 _stage("sweep", "Search over settings with Ray Tune.")
 app.add_typer(codec.app)
+app.add_typer(runs.app)
 app.add_typer(registry.app)
 app.add_typer(cluster.app)
 

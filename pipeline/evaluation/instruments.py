@@ -16,6 +16,7 @@ from pipeline.evaluation.patch_features import PATCH_SETS, PatchFeatures
 from pipeline.models import pretrained
 from pipeline.models.lpips import load_lpips
 from pipeline.models.vgg16 import load_dists
+from pipeline.training.device import settle_arithmetic
 
 PairMetric = Callable[[Pixels, Pixels], float | None]
 # Pixels of an original whose features are kept for all its reconstructions: 600 bytes for each
@@ -27,6 +28,14 @@ SET_DISTANCES: dict[str, tuple[str, Callable[[FeatureSet, FeatureSet], float | N
     "kid": ("inception_256", frechet.kernel_distance, frechet.KID_SUBSET),
     "vgg_fd_64": ("vgg16_64", frechet.frechet_distance, 512),
 }
+
+
+def device() -> torch.device:
+    """Where networks run: on a GPU where there is one, in whole 32-bit arithmetic, so that values agree with a CPU's."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    settle_arithmetic("fp32_exact", deterministic=False)
+    return torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Instruments:
     """
 
     def __init__(self, wanted: Collection[str] = tuple(METRICS)):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         lpips = load_lpips() if "lpips" in wanted else None
         dists = load_dists() if "dists" in wanted else None
         self._lpips = lpips.to(self.device) if lpips else None

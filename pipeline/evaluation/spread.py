@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.bitstream.codec import ImageCodec
+from pipeline.evaluation import instruments
 from pipeline.evaluation.anchors import Anchor
 from pipeline.evaluation.evaluator import Bench, ImageResult, Results, shown
 from pipeline.evaluation.frechet import Features
@@ -58,7 +59,7 @@ def _prepared(work: Work) -> tuple[Bench, HeldOut]:
     """What each process sets up once."""
     if work.threads:
         torch.set_num_threads(work.threads)
-    codecs = {name: ImageCodec.load(source) for name, source in work.codecs}
+    codecs = {name: ImageCodec.load(source, instruments.device()) for name, source in work.codecs}
     return Bench(codecs, work.others, tuple(METRICS)), HeldOut(work.images, work.limit)
 
 

@@ -91,8 +91,6 @@ class Image:
     """An image of one or several evaluations. sources: name on the page -> file; the original's is "original"."""
 
     name: str
-    width: int
-    height: int
     sources: dict[str, Path]
 
 
@@ -118,7 +116,7 @@ def images(evaluations: Sequence[Evaluation]) -> tuple[list[Image], list[Json]]:
                 name = row.image if row.image not in names else f"{evaluation.name}/{row.image}"
                 names.add(name)
                 sources = {ORIGINAL: evaluation.picture(ORIGINAL, row.image)}
-                found[place] = Image(name, row.width, row.height, sources)
+                found[place] = Image(name, sources)
             image = found[place]
             image.sources[evaluation.key(row.model)] = evaluation.picture(row.model, row.image)
             rows.append(_row(image.name, evaluation.key(row.model), row))

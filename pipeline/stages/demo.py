@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline import config, stages
 from pipeline.artifacts import run_folder
+from pipeline.artifacts.artifact import manifest_at
 from pipeline.data.reader import ShardReader
 from pipeline.errors import GatesNotMet, StageFailed
 from pipeline.processes import signals
@@ -48,7 +49,7 @@ def _headline(folder: Path) -> dict[str, float]:
     """What the stages ended with, for the run that holds theirs: its charts are what MLflow's page shows first."""
     found: dict[str, float] = {}
     for stage in CHAIN:
-        manifest = resolve.read(str(folder / stage), resolve.kind_of(str(folder / stage))).manifest
+        manifest = manifest_at(resolve.path_of(str(folder / stage)), str(folder / stage))
         found |= {
             f"{stage}/{name.replace('/', ' ')}": value for name, value in manifest.metrics.items() if value is not None
         }

@@ -163,3 +163,14 @@ def test_pixels_are_clamped_and_rounded_and_what_is_no_number_is_black():
     """Halves go to the even neighbor, as torch and the published evaluation round."""
     levels = torch.tensor([126.4, 126.5, 127.5, 126.6, 300.0, -4.0, float("nan")]) / 255
     assert to_pixels(levels.expand(3, 1, 7))[0, :, 1].tolist() == [126, 126, 128, 127, 255, 0, 0]
+
+
+def test_only_the_transforms_go_to_another_device():
+    """As far as a machine without a GPU can tell: the "meta" device holds no numbers."""
+    codec = ImageCodec(small_codec(), torch.device("meta"))
+    placed = {name: parameter.device.type for name, parameter in codec.codec.named_parameters()}
+    transforms = {name for name in placed if name.startswith(("analysis.", "synthesis."))}
+    assert transforms
+    assert {placed[name] for name in transforms} == {"meta"}
+    assert {placed[name] for name in placed.keys() - transforms} == {"cpu"}
+    assert codec.bitstream_id == ImageCodec(small_codec()).bitstream_id

@@ -299,8 +299,12 @@ def test_keys_choose_image_codec_and_mode(opened):
     view.keyboard.press("ArrowUp")
     view.wait_for_selector('#stage[data-ready="i0 blue red split"]')
     # and the address leads back to it
+    assert view.locator("[data-mode=split]").get_attribute("aria-pressed") == "true"
+    assert [view.locator(f"#{name}").input_value() for name in ("image", "left", "right")] == ["i0", "blue", "red"]
     again = opened(anchor="#" + view.evaluate("location.hash.slice(1)"))
     again.wait_for_selector('#stage[data-ready="i0 blue red split"]')
+    assert seen(again, 0.4) == BLUE
+    assert seen(again, 0.6) == RED
 
 
 def test_the_worst_image_of_the_codec_comes_first(opened):
