@@ -24,17 +24,16 @@ class Panes {
     new ResizeObserver(() => this.place()).observe(stage);
   }
 
-  // panes: each a list of layers [element, "left" or "right" half or null], with tags [text, side]
+  // panes: each with layers [element, whether it is seen right of the line only] and tags [text, side]
   show(panes, width, height, split) {
     if (width !== this.width || height !== this.height) { this.scale = null; this.center = [0.5, 0.5]; }
     [this.width, this.height] = [width, height];
     this.panes = panes.map(({ layers, tags }) => {
       const pane = make("div", { class: "pane" });
-      for (const [layer, half] of layers) {
+      for (const [layer, clipped] of layers) {
         layer.classList.add("layer");
         layer.draggable = false;
-        if (half) { const holder = make("div", { class: "half" }, layer); holder.dataset.half = half; pane.append(holder); }
-        else pane.append(layer);
+        pane.append(clipped ? make("div", { class: "half" }, layer) : layer);
       }
       for (const [text, side] of tags) pane.append(make("span", { class: `tag at-${side}` }, text));
       return pane;
@@ -94,9 +93,7 @@ class Panes {
 
   placeSplit() {
     const percent = this.split * 100;
-    for (const half of this.stage.querySelectorAll(".half")) {
-      half.style.clipPath = half.dataset.half === "left" ? `inset(0 ${100 - percent}% 0 0)` : `inset(0 0 0 ${percent}%)`;
-    }
+    for (const half of this.stage.querySelectorAll(".half")) half.style.clipPath = `inset(0 0 0 ${percent}%)`;
     this.handle.style.left = `${percent}%`;
     this.handle.setAttribute("aria-valuenow", Math.round(percent));
   }

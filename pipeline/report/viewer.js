@@ -168,11 +168,11 @@ class Viewer {
     byId("gain-label").hidden = this.mode !== "difference";
     byId("stored").textContent = data.picture_psnr_db ? `(pictures are stored at ${data.picture_psnr_db.toFixed(1)} dB or better)` : "";
     const panes = {
-      split: () => [{ layers: [[left, "left"], [right, "right"]], tags: [[this.left, "left"], [this.right, "right"]] }],
+      split: () => [{ layers: [[left, false], [right, true]], tags: [[this.left, "left"], [this.right, "right"]] }],
       side: () => [[original, data.original], [left, this.left], [right, this.right]].map(([image, name]) =>
-        ({ layers: [[image, null]], tags: [[name, "left"]] })),
-      flicker: () => [{ layers: [[left, null], [right, null]], tags: [[this.left, "left"], [this.right, "right"]] }],
-      difference: () => [{ layers: [[difference(left, right, Number(byId("gain").value)), null]],
+        ({ layers: [[image, false]], tags: [[name, "left"]] })),
+      flicker: () => [{ layers: [[left, false], [right, false]], tags: [[this.left, "left"], [this.right, "right"]] }],
+      difference: () => [{ layers: [[difference(left, right, Number(byId("gain").value)), false]],
         tags: [[`${this.left} against ${this.right}, times ${byId("gain").value}`, "left"]] }],
     }[this.mode]();
     if (this.mode === "side" && (this.left === data.original || this.right === data.original)) panes.shift();
