@@ -1,25 +1,30 @@
 """Image pixels to a compressed file and back, with the codec of an artifact."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.bitstream import container
+from pipeline.bitstream import container, latents, version1
 from pipeline.bitstream.container import Packet, padded
-from pipeline.bitstream.latents import LatentCoder, Symbols
+from pipeline.bitstream.latents import LatentCoder, Size
+from pipeline.bitstream.symbols import Symbols
 from pipeline.data.images import Pixels
-from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError, is_out_of_memory
+from pipeline.log import logger
 from pipeline.models import serialization
-from pipeline.models.codec import Codec
+from pipeline.models.codec import LATENT_STRIDE, Codec
 from pipeline.registry import resolve
 
 CPU = torch.device("cpu")
+# Measured, in bytes: per pixel of a window and channel of the first and of the last layers, and per coded symbol
+PER_WINDOW_ELEMENT, PER_SYMBOL = 13, 40
 
 
 class CompressedImage(NamedTuple):
@@ -30,24 +35,24 @@ class CompressedImage(NamedTuple):
 
 
 class DecompressedImage(NamedTuple):
-    """Pixels (H, W, 3) uint8 RGB, and the latent decoded from the file."""
+    """Pixels (H, W, 3) uint8 RGB, opacity (H, W) uint8 if the image has any, and the latent decoded from the file."""
 
     pixels: Pixels
     symbols: Symbols
+    opacity: NDArray[np.uint8] | None = None
 
 
 class ImageCodec:
     """Compresses and decompresses 8-bit RGB images of any size.
 
-    The hyperprior runs on the CPU: means and scales decide which table decodes each symbol, and another device's rounding
-    would decode garbage. So do analysis and synthesis, unless another device is given for them.
+    The hyperprior runs on the CPU. So do analysis and synthesis, unless another device is given for them.
     """
 
     def __init__(self, codec: Codec, transforms_on: torch.device = CPU):
-        self.codec, self.transforms_on = codec.eval(), transforms_on
+        self.codec = codec.eval()
         codec.analysis.to(transforms_on)
         codec.synthesis.to(transforms_on)
-        self.latents = LatentCoder(codec)
+        self.latents = LatentCoder(codec, transforms_on)
         self.bitstream_id = codec.bitstream_id()
 
     @classmethod
@@ -55,12 +60,12 @@ class ImageCodec:
         """From an artifact: a run folder or a models:/ URI. Raises: ArtifactError."""
         return cls(serialization.load_codec(resolve.read(name, "codec")), transforms_on)
 
-    def compress(self, pixels: Pixels) -> bytes:
-        """The compressed file of an image. Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1.
+    def compress(self, pixels: Pixels, opacity: NDArray[np.uint8] | None = None) -> bytes:
+        """The compressed file of an image. Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1; opacity (H, W).
 
         Raises: BitstreamError as `encode` does.
         """
-        return self.encode(pixels).content
+        return self.encode(pixels, opacity).content
 
     def decompress(self, content: bytes) -> Pixels:
         """The image in a compressed file. Shapes: returns (H, W, 3) uint8 RGB.
@@ -69,10 +74,10 @@ class ImageCodec:
         """
         return self.decode(content).pixels
 
-    def encode(self, pixels: Pixels) -> CompressedImage:
+    def encode(self, pixels: Pixels, opacity: NDArray[np.uint8] | None = None) -> CompressedImage:
         """The compressed file of an image, verified by decoding its latent again.
 
-        Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1.
+        Shapes: pixels (H, W, 3) uint8 RGB, any sides of at least 1; opacity (H, W) uint8, stored without loss.
         Raises: BitstreamError if its latent is not finite or too large, or memory does not suffice.
         """
         height, width = pixels.shape[:2]
@@ -80,9 +85,13 @@ class ImageCodec:
             raise BitstreamError(
                 f"{width}x{height} pixels are more than the {container.MAX_PIXELS} that a file can hold"
             )
-        with self._memory_for(height, width), torch.no_grad():
-            z_stream, y_stream, symbols = self.latents.encode(pad(to_float(pixels[None]).to(self.transforms_on)))
-        return CompressedImage(container.pack(Packet(self.bitstream_id, height, width, z_stream, y_stream)), symbols)
+        with self._memory_for(height, width):
+            stream, symbols = self.latents.encode(pixels)
+            transparency = b"" if opacity is None else _png(opacity)
+            packet = Packet(
+                container.VERSION, self.bitstream_id, height, width, (stream,), _is_gray(pixels), transparency
+            )
+        return CompressedImage(container.pack(packet), symbols)
 
     def decode(self, content: bytes) -> DecompressedImage:
         """The image in a compressed file and the latent it was made from.
@@ -91,22 +100,37 @@ class ImageCodec:
         not suffice.
         """
         packet = container.unpack(content)
-        if packet.bitstream_id != self.bitstream_id:
+        ours = self.codec.version_1_id() if packet.version == 1 else self.bitstream_id
+        if packet.bitstream_id != ours[: len(packet.bitstream_id)]:
             raise BitstreamError(
                 f"made by another model: bitstream id {packet.bitstream_id.hex()}, this codec reads "
-                f"{self.bitstream_id.hex()}; name the codec it was made with, or one fine-tuned from it"
+                f"{ours[: len(packet.bitstream_id)].hex()}; name the codec it was made with, or one fine-tuned from it"
             )
-        height, width = padded(packet.height), padded(packet.width)
-        with self._memory_for(height, width), torch.no_grad():
-            symbols, y_hat = self.latents.decode(packet.hyper_stream, packet.latent_stream, height, width)
-            x_hat = self.codec.synthesis(y_hat.to(self.transforms_on)).cpu()
-            return DecompressedImage(to_pixels(x_hat[0, :, : packet.height, : packet.width]), symbols)
+        size = Size(packet.height, packet.width)
+        with self._memory_for(*size):
+            if packet.version == 1:
+                logger.warning(
+                    "a file of format version 1: it may decode to garbage on another machine than it was made on; look at the "
+                    "image, and compress the original again"
+                )
+                symbols = version1.decode(self.codec, packet)
+            else:
+                symbols = self.latents.decode(packet.streams[0], size)
+            opacity = _opacity(packet) if packet.transparency else None
+            pixels = self.latents.restored(symbols, size)
+            if packet.is_gray:
+                pixels = _gray(pixels)
+            return DecompressedImage(pixels, symbols, opacity)
 
     def memory_bytes(self, height: int, width: int) -> int:
-        """Estimated memory to compress or decompress an image, without the weights: measured at 3 to 3.2 activations of
-        the first convolution's width, in 32-bit numbers.
-        """
-        return int(3.2 * 4 * self.codec.cfg.channels[0] * padded(height) * padded(width))
+        """Estimated memory to compress or decompress an image, without the weights."""
+        cfg, (rows, columns) = self.codec.cfg, Size(height, width).y_padded
+        side = LATENT_STRIDE * (latents.UP + 2 * latents.UP_HALO)
+        window = min(side, rows * LATENT_STRIDE) * min(side, columns * LATENT_STRIDE)
+        inner = latents.RESIDUAL + 2 * (1 + 2 * cfg.num_residual_blocks + latents.UP_HALO)
+        features = min(inner, rows) * min(inner, columns) * cfg.channels[-1] * 16
+        whole = rows * columns * (PER_SYMBOL * cfg.latent_channels + 8 * LATENT_STRIDE**2)
+        return window * PER_WINDOW_ELEMENT * cfg.channels[0] + features + whole
 
     @contextmanager
     def _memory_for(self, height: int, width: int) -> Iterator[None]:
@@ -127,18 +151,29 @@ class ImageCodec:
             ) from None
 
 
-def pad(x: Tensor) -> Tensor:
-    """Pads right and bottom to multiples of 64, by reflection where the image is large enough and by repetition where not.
-
-    Shapes: x (1, 3, H, W).
-    """
-    height, width = x.shape[-2:]
-    right, bottom = padded(width) - width, padded(height) - height
-    x = F.pad(x, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-    return F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < height else "replicate")
+def _is_gray(pixels: Pixels) -> bool:
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
 
 
-def to_pixels(x_hat: Tensor) -> Pixels:
-    """Clamped and rounded to 8 bits. Shapes: x_hat (3, H, W); returns (H, W, 3)."""
-    clean = torch.nan_to_num(x_hat, nan=0.0).clamp(0, 1)
-    return (clean * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+def _gray(pixels: Pixels) -> Pixels:
+    """All three channels at their mean, rounded."""
+    mean = (pixels.sum(axis=2, dtype=np.uint16) + 1) // 3
+    return np.repeat(mean.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _png(opacity: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(opacity).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _opacity(packet: Packet) -> NDArray[np.uint8]:
+    """Raises: BitstreamError if it is not a PNG file of the image's size."""
+    told = f"malformed: its transparency is not a grayscale PNG file of {packet.width}x{packet.height} pixels"
+    try:
+        with Image.open(io.BytesIO(packet.transparency), formats=["PNG"]) as image:
+            if image.mode != "L" or image.size != (packet.width, packet.height):
+                raise BitstreamError(told)
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise BitstreamError(told) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from pipeline.bitstream import container, naming
+from pipeline.bitstream.container import Packet
 from pipeline.bitstream.naming import Job
 from pipeline.data import images
 from pipeline.data.images import Decoded, Pixels
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.bitstream.codec import ImageCodec
 
 T = TypeVar("T")
+# Pillow's names of the formats that we write with an alpha channel
+OPACITY = {"PNG", "WEBP", "TIFF"}
 
 
 def compress(names: Sequence[str], output: str | None, codec: str, force: bool = False) -> None:
@@ -33,7 +36,7 @@ def compress(names: Sequence[str], output: str | None, codec: str, force: bool =
     """
 
     def finish(network: "ImageCodec", job: Job, decoded: Decoded) -> str:
-        content = network.compress(decoded.pixels)
+        content = network.compress(decoded.pixels, decoded.opacity)
         outputs.write(job.target, content, force)
         height, width = decoded.pixels.shape[:2]
         return f"{width}x{height}, {len(content)} bytes, {8 * len(content) / (height * width):.4f} bits per pixel"
@@ -48,8 +51,15 @@ def decompress(names: Sequence[str], output: str | None, codec: str, force: bool
     """
 
     def finish(network: "ImageCodec", job: Job, content: bytes) -> str:
-        pixels = network.decompress(content)
-        outputs.write(job.target, _encoded(pixels, naming.format_of(job.target)), force)
+        restored, format_ = network.decode(content), naming.format_of(job.target)
+        pixels = restored.pixels
+        if restored.opacity is not None:
+            if format_ in OPACITY:
+                pixels = images.with_opacity(pixels, restored.opacity)
+            else:
+                pixels = images.over_white(pixels, restored.opacity)
+                logger.warning(f"{printable(job.name)} has transparency; {format_} has none, so it was laid over white")
+        outputs.write(job.target, _encoded(pixels, format_), force)
         return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
     _each(naming.plan(naming.DECOMPRESS, names, output, force), codec, _unpacked, finish)
@@ -106,9 +116,8 @@ def _load(codec: str) -> "ImageCodec":
 
 
 def _decoded(job: Job) -> Decoded:
-    decoded = images.decode(_read(job.source))
+    decoded = images.decode(_read(job.source), keep_opacity=True)
     for happened, told in (
-        (decoded.flattened, "has transparency; it was laid over white"),
         (decoded.animated, "is animated; its first frame was taken"),
         (decoded.deep, "has more than 8 bits per channel; they were rounded to 8"),
     ):
@@ -148,11 +157,17 @@ def inspect(path: Path) -> str:
         [
             f"image           {packet.width}x{packet.height}",
             f"bitstream id    {packet.bitstream_id.hex()}",
-            f"bytes           {size} ({len(packet.hyper_stream)} hyper-latent, {len(packet.latent_stream)} latent)",
+            f"format          version {packet.version}{_told_flags(packet)}",
+            f"bytes           {size}, {size - sum(map(len, packet.streams))} of them not of the latents",
             f"rate            {8 * size / (packet.width * packet.height):.4f} bits per pixel",
             "checksum        matches",
         ]
     )
+
+
+def _told_flags(packet: Packet) -> str:
+    flags = [name for name, given in (("gray", packet.is_gray), ("transparent", packet.transparency)) if given]
+    return "".join(f", {name}" for name in flags)
 
 
 def _inspect_artifact(path: Path) -> str:

@@ -1,123 +1,159 @@
-"""A codec's latents to entropy-coded streams and back.
+"""Pixels to the symbols of a codec's latents, and back, in bounded memory."""
 
-Both sides compute the tables' indexes from the same integers in the same memory layout: one index that differs ruins the
-rest of a stream.
-"""
-
-import hashlib
-import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.bitstream.symbols import SymbolCoder, Symbols
+from pipeline.bitstream.tiling import Window, tiled, windows
+from pipeline.data.images import Pixels
+from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError
-from pipeline.models.codec import HYPER_STRIDE, LATENT_STRIDE, Codec, check_sides
+from pipeline.models.codec import HYPER_STRIDE, LATENT_STRIDE, Codec
 from pipeline.models.tables import MAX_SYMBOL, checked_tables
 
-# rANS may spend less than the ideal by some 2**-14 bits per symbol and 64 bits of state; a wide margin
-SPENT_AT_LEAST, STATE_BITS = 0.25, 128
-# The encoder's last state, with which every stream begins
-STATE_BYTES = 8
+# Hyper-latent positions per latent position and direction, inverted
+RATIO = HYPER_STRIDE // LATENT_STRIDE
+# Sides of windows: in pixels for the analysis, in latent positions for the synthesis (its residual blocks see larger ones,
+# as they see farther), in hyper-latent positions for the hyper-synthesis
+PIXELS, UP, RESIDUAL, HYPER = 1536, 96, 192, 64
+# How far an output sees: 33 pixels in the analysis, 7 latent positions in the hyper-analysis, 2 hyper-latent positions in the
+# hyper-synthesis, 3 latent positions in the upsampling half of the synthesis
+PIXEL_HALO, HYPER_ANALYSIS_HALO, HYPER_HALO, UP_HALO = 3 * LATENT_STRIDE, 2 * RATIO, 2, 3
 
 
-class Symbols(NamedTuple):
-    """The symbols in a file: z (1, hyper_channels, H/64, W/64) and y (1, latent_channels, H/16, W/16), int32, contiguous."""
+class Size(NamedTuple):
+    """Of an image in pixels. Of its latents, `y` are coded and `y_padded` exist: what lies wholly in padding is not coded."""
 
-    z: Tensor
-    y: Tensor
+    height: int
+    width: int
 
-    def equals(self, other: "Symbols") -> bool:
-        return torch.equal(self.z, other.z) and torch.equal(self.y, other.y)
+    @property
+    def y(self) -> tuple[int, int]:
+        return -(-self.height // LATENT_STRIDE), -(-self.width // LATENT_STRIDE)
 
-    def digest(self) -> str:
-        """SHA-256 of all numbers, z before y, as little-endian 32-bit integers."""
-        return hashlib.sha256(b"".join(part.numpy().astype("<i4").tobytes() for part in self)).hexdigest()
+    @property
+    def z(self) -> tuple[int, int]:
+        return -(-self.height // HYPER_STRIDE), -(-self.width // HYPER_STRIDE)
 
-
-class Encoded(NamedTuple):
-    """The two streams of an image, and the symbols they code."""
-
-    z_stream: bytes
-    y_stream: bytes
-    symbols: Symbols
+    @property
+    def y_padded(self) -> tuple[int, int]:
+        return self.z[0] * RATIO, self.z[1] * RATIO
 
 
 class LatentCoder:
-    """Encodes and decodes the latents of one codec, on the CPU but for the analysis.
+    """Encodes and decodes the latents of one codec, on the CPU but for analysis and synthesis.
 
     Source of the method: Ballé et al. 2018, arXiv:1802.01436.
 
-    Raises: ValueError if the codec's tables are not safe for CompressAI's coder, which checks nothing.
+    Raises: ValueError if the codec has no tables, or tables that are not safe to decode with.
     """
 
-    def __init__(self, codec: Codec):
-        self.codec = codec.eval()
-        for network in (codec.hyper_synthesis_mean, codec.hyper_synthesis_scale):
-            # Another layout rounds differently
-            network.to(memory_format=torch.contiguous_format)
-        self._z, self._y = checked_tables(codec)
-        # of one position of z and of y, all channels together
-        self._least_z = float(self._z.least_bits.sum())
-        self._least_y = float(self._y.least_bits.min()) * codec.cfg.latent_channels
+    def __init__(self, codec: Codec, transforms_on: torch.device):
+        self.codec, self.transforms_on = codec.eval(), transforms_on
+        z, y = checked_tables(codec)
+        if codec.exact_scales is None:
+            raise ValueError("the codec has no exact scales; update_tables() makes them")
+        self.exact_scales = codec.exact_scales
+        self.coder = SymbolCoder(z, y)
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Encoded:
-        """The streams of an image, decoded again and compared. Shapes: x (1, 3, H, W) in [0, 1], sides multiples of 64.
+    def encode(self, pixels: Pixels) -> tuple[bytes, Symbols]:
+        """The stream of an image, decoded again and compared, and its symbols. Shapes: pixels (H, W, 3) RGB.
 
         Raises: BitstreamError if the latents are not finite, larger than MAX_SYMBOL, or decode to others.
         """
-        check_sides(x)
-        # on whatever device the analysis is; from here on, on the CPU
-        y = self.codec.analysis(x).cpu()
-        z = to_symbols(self.codec.hyper_analysis(y) - self.codec.medians())
-        means, indexes = self._means_and_indexes(z)
-        symbols = Symbols(z, to_symbols(y - means))
-        z_stream = self._z.encode(z, channel_of_each(z.shape))
-        y_stream = self._y.encode(symbols.y, indexes)
-        decoded, _ = self.decode(z_stream, y_stream, *x.shape[-2:])
-        if not decoded.equals(symbols):
-            wrong = int((decoded.y != symbols.y).sum() + (decoded.z != symbols.z).sum())
+        size = Size(*pixels.shape[:2])
+        y = self._analysis(padded_pixels(pixels))
+        hyper = tiled(self.codec.hyper_analysis, y, HYPER * RATIO, HYPER_ANALYSIS_HALO, down=RATIO)
+        z = to_symbols(hyper - self.codec.medians())
+        y -= self.means(z)
+        symbols = Symbols(z, to_symbols(y[..., : size.y[0], : size.y[1]]))
+        stream = self.coder.encode(symbols, self.indexes(z, size))
+        try:
+            decoded = self.decode(stream, size)
+        except BitstreamError:
+            decoded = None
+        if decoded is None or not decoded.equals(symbols):
             raise BitstreamError(
-                f"{wrong} of {symbols.z.numel() + symbols.y.numel()} symbols do not decode to what was encoded, so nothing "
-                "was written; this is a fault of the program or of this machine: please report it with the image"
+                "its symbols do not decode to what was encoded, so nothing was written; this is a fault of the program or of "
+                "this machine: please report it with the image"
             )
-        return Encoded(z_stream, y_stream, symbols)
+        return stream, symbols
 
     @torch.no_grad()
-    def decode(self, z_stream: bytes, y_stream: bytes, height: int, width: int) -> tuple[Symbols, Tensor]:
-        """The symbols in the streams of an image of that padded size, and the latent y_hat (1, latent_channels, H/16, W/16).
+    def decode(self, stream: bytes, size: Size) -> Symbols:
+        """The symbols in the stream of an image of that size. Any bytes are safe to pass.
 
-        Any bytes are safe to pass.
-        Raises: BitstreamError if the streams are too short for so many pixels.
+        Raises: BitstreamError if the stream is too short for so many pixels, or not an encoder's.
         """
-        check_length(z_stream, self._least_z, HYPER_STRIDE, height, width)
-        check_length(y_stream, self._least_y, LATENT_STRIDE, height, width)
-        shape = (1, self.codec.cfg.hyper_channels, height // HYPER_STRIDE, width // HYPER_STRIDE)
-        z = self._z.decode(z_stream, channel_of_each(shape))
-        means, indexes = self._means_and_indexes(z)
-        symbols = Symbols(z, self._y.decode(y_stream, indexes))
-        return symbols, symbols.y + means
+        z_shape = (1, self.codec.cfg.hyper_channels, *size.z)
+        self.coder.check_length(stream, z_shape, self.codec.cfg.latent_channels * size.y[0] * size.y[1])
+        return self.coder.decode(stream, z_shape, lambda z: self.indexes(z, size))
 
-    def _means_and_indexes(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of y, and which table codes each of its symbols. Shapes: z (1, hyper_channels, h, w) int32, contiguous."""
+    def indexes(self, z: Tensor, size: Size) -> Tensor:
+        """The table of each symbol that is coded. Shapes: z as in `Symbols`; returns as `Symbols.y`."""
+        return self.exact_scales.indexes(z)[..., : size.y[0], : size.y[1]].contiguous()
+
+    def means(self, z: Tensor) -> Tensor:
+        """Of the latent. Shapes: z as in `Symbols`; returns (1, latent_channels, 4h, 4w)."""
         z_hat = z.to(torch.float32) + self.codec.medians()
-        means, scales = self.codec.means_and_scales(z_hat)
-        return means.contiguous(), self.codec.entropy.build_indexes(scales).contiguous()
+        return tiled(self.codec.hyper_synthesis_mean, z_hat, HYPER, HYPER_HALO, up=RATIO)
+
+    @torch.no_grad()
+    def restored(self, symbols: Symbols, size: Size) -> Pixels:
+        """The image that a latent stands for. Shapes: returns (H, W, 3) RGB."""
+        y_hat = self.means(symbols.z)
+        rows, columns = symbols.y.shape[-2:]
+        y_hat[..., :rows, :columns] += symbols.y
+        pixels = np.empty((*(LATENT_STRIDE * side for side in size.y_padded), 3), np.uint8)
+        for place, part in self._synthesis(y_hat):
+            pixels[place] = to_pixels(part)
+        return np.ascontiguousarray(pixels[: size.height, : size.width])
+
+    def _analysis(self, pixels: Pixels) -> Tensor:
+        def network(window: Tensor) -> Tensor:
+            floats = to_float(window[0].permute(1, 2, 0).numpy()[None])
+            return self.codec.analysis(floats.to(self.transforms_on))
+
+        as_tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return tiled(network, as_tensor, PIXELS, PIXEL_HALO, down=LATENT_STRIDE)
+
+    def _synthesis(self, y_hat: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Parts (3, h, w) of the image, and their places in it."""
+        synthesis = self.codec.synthesis
+        # a convolution in the head, two in each residual block
+        residual_halo = 1 + 2 * len(synthesis.residual) + UP_HALO
+        for outer in windows(y_hat.shape[-2], y_hat.shape[-1], RESIDUAL, residual_halo):
+            features = synthesis.features(outer.outer(y_hat).to(self.transforms_on))
+            for inner in windows(outer.bottom - outer.top, outer.right - outer.left, UP, 0):
+                window = _within(outer, inner)
+                part = window.inner_of(synthesis.up(window.outer(features)), up=LATENT_STRIDE)
+                top, left = outer.top + inner.top, outer.left + inner.left
+                rows = slice(LATENT_STRIDE * top, LATENT_STRIDE * (outer.top + inner.bottom))
+                columns = slice(LATENT_STRIDE * left, LATENT_STRIDE * (outer.left + inner.right))
+                yield (rows, columns), part[0].cpu()
 
 
-def check_length(stream: bytes, least_bits: float, stride: int, height: int, width: int) -> None:
-    """Raises: BitstreamError if no encoder makes so short a stream of an image of that padded size.
+def _within(outer: Window, inner: Window) -> Window:
+    """A window of the inside of another one, in positions of what that was computed from, with UP_HALO around it."""
+    top, left = outer.top - outer.outer_top, outer.left - outer.outer_left
+    height, width = outer.outer_bottom - outer.outer_top, outer.outer_right - outer.outer_left
+    rows, columns = (top + inner.top, top + inner.bottom), (left + inner.left, left + inner.right)
+    return Window(
+        *rows, *columns,
+        max(rows[0] - UP_HALO, 0), min(rows[1] + UP_HALO, height),
+        max(columns[0] - UP_HALO, 0), min(columns[1] + UP_HALO, width),
+    )  # fmt: skip
 
-    least_bits: that one position of a latent costs, of which there is one per `stride` pixels in each direction.
-    """
-    positions = (height // stride) * (width // stride)
-    least = max((least_bits * positions * SPENT_AT_LEAST - STATE_BITS) / 8, STATE_BYTES)
-    if len(stream) < least:
-        raise BitstreamError(
-            f"malformed: {width}x{height} pixels cannot come from a stream of {len(stream)} bytes; "
-            f"the shortest one has {math.ceil(least)}"
-        )
+
+def padded_pixels(pixels: Pixels) -> Pixels:
+    """Repeats the last row and column up to the next multiples of 64, which takes fewer bits than reflection does."""
+    height, width = pixels.shape[:2]
+    return np.pad(pixels, ((0, -height % HYPER_STRIDE), (0, -width % HYPER_STRIDE), (0, 0)), mode="edge")
 
 
 def to_symbols(values: Tensor) -> Tensor:
@@ -132,6 +168,7 @@ def to_symbols(values: Tensor) -> Tensor:
     return values.round().to(torch.int32).clone(memory_format=torch.contiguous_format)
 
 
-def channel_of_each(shape: tuple[int, ...]) -> Tensor:
-    """The index of each hyper-latent's table, its channel. Shapes: returns `shape` (1, C, h, w), int32."""
-    return torch.arange(shape[1], dtype=torch.int32).reshape(1, -1, 1, 1).expand(shape).contiguous()
+def to_pixels(x_hat: Tensor) -> Pixels:
+    """Clamped and rounded to 8 bits. Shapes: x_hat (3, H, W); returns (H, W, 3)."""
+    clean = torch.nan_to_num(x_hat, nan=0.0).clamp(0, 1)
+    return (clean * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

@@ -48,8 +48,8 @@ warnings.filterwarnings("ignore", module="PIL")
 class Decoded:
     """RGB pixels (H, W, 3) and what was done to get them.
 
-    flattened: an alpha channel was laid over white. animated: there are more frames than this one. deep: the file has
-    more than 8 bits per sample. plain_jpeg: the file is what `decode_jpeg` takes.
+    flattened: an alpha channel was laid over white. animated: there are more frames than this one. deep: the file has more
+    than 8 bits per sample. plain_jpeg: the file is what `decode_jpeg` takes. opacity: the alpha channel (H, W), if it was kept.
     """
 
     pixels: Pixels
@@ -58,6 +58,7 @@ class Decoded:
     animated: bool = False
     deep: bool = False
     plain_jpeg: bool = False
+    opacity: NDArray[np.uint8] | None = None
 
 
 def _allow(max_pixels: int) -> None:
@@ -68,9 +69,10 @@ def _allow(max_pixels: int) -> None:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
-def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS, keep_opacity: bool = False) -> Decoded:
     """The first frame of an image file as 8-bit sRGB: turned as its EXIF orientation says, colors by its ICC profile.
 
+    keep_opacity: give an alpha channel apart; what cannot be seen at all is white then.
     Raises: DataError if it is not an image of a known format, truncated, or has more than `max_pixels` pixels.
     """
     _allow(max_pixels)
@@ -80,7 +82,7 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS) -> Decoded:
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(f"{width}x{height} pixels are more than {max_pixels}")
-            return _decode(image, data)
+            return _decode(image, data, keep_opacity)
     except FileNotFoundError:
         raise DataError(f"{printable(str(content))}: no such file") from None
     except Image.DecompressionBombError:
@@ -118,7 +120,7 @@ def decode_jpeg(content: bytes, width: int, height: int, shrink: int = 1) -> Pix
         raise DataError(f"not a readable image ({reason(error)})") from None
 
 
-def _decode(image: Image.Image, data: bytes) -> Decoded:
+def _decode(image: Image.Image, data: bytes, keep_opacity: bool) -> Decoded:
     extension = EXTENSIONS[image.format or ""]
     animated = int(getattr(image, "n_frames", 1)) > 1 and image.format != "MPO"
     profile = image.info.get("icc_profile")
@@ -129,8 +131,28 @@ def _decode(image: Image.Image, data: bytes) -> Decoded:
             return Decoded(decode_jpeg(data, *image.size), extension, plain_jpeg=True)
     deep = _is_deep(image, data)
     ImageOps.exif_transpose(image, in_place=True)
-    pixels, flattened = _to_rgb(image, profile)
-    return Decoded(pixels, extension, flattened, animated, deep)
+    opacity = _opacity(image) if keep_opacity else None
+    pixels, flattened = _to_rgb(image, profile, opacity is not None)
+    return Decoded(pixels, extension, flattened and opacity is None, animated, deep, opacity=opacity)
+
+
+def _opacity(image: Image.Image) -> NDArray[np.uint8] | None:
+    """The alpha channel, where it says anything."""
+    if image.mode.startswith(("I", "F")) or not image.has_transparency_data:
+        return None
+    alpha = np.array(image.convert("RGBA").getchannel("A"))
+    return alpha if alpha.min() < 255 else None
+
+
+def with_opacity(pixels: Pixels, opacity: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Shapes: pixels (H, W, 3), opacity (H, W); returns (H, W, 3 or 4)."""
+    return pixels if opacity is None else np.dstack([pixels, opacity])
+
+
+def over_white(pixels: Pixels, opacity: NDArray[np.uint8]) -> Pixels:
+    """Shapes: pixels (H, W, 3), opacity (H, W); returns (H, W, 3)."""
+    under = Image.new("RGB", (pixels.shape[1], pixels.shape[0]), (255, 255, 255))
+    return np.array(Image.composite(Image.fromarray(pixels), under, Image.fromarray(opacity)))
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
@@ -146,7 +168,7 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
     return isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "RGB" and image.tile[0].args != "RGB"
 
 
-def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Pixels, bool]:
+def _to_rgb(image: Image.Image, profile: bytes | None, keep_opacity: bool) -> tuple[Pixels, bool]:
     """Pixels, and whether they were transparent somewhere; in bands, since the intermediate steps take several times their
     memory."""
     width, height = image.size
@@ -155,7 +177,9 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Pixels, bool]:
     white = max(_gray(_cut(image, *band)).max() for band in bands) if image.mode.startswith("F") else 65535.0
     pixels, flattened = np.empty((height, width, 3), np.uint8), False
     for top, bottom in bands:
-        pixels[top:bottom], transparent = _band_to_rgb(_cut(image, top, bottom), profile, max(1.0, float(white)))
+        pixels[top:bottom], transparent = _band_to_rgb(
+            _cut(image, top, bottom), profile, max(1.0, float(white)), keep_opacity
+        )
         flattened |= transparent
     return pixels, flattened
 
@@ -168,7 +192,7 @@ def _gray(image: Image.Image) -> NDArray[np.float64]:
     return np.nan_to_num(np.asarray(image, dtype=np.float64))
 
 
-def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tuple[Pixels, bool]:
+def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float, keep_opacity: bool) -> tuple[Pixels, bool]:
     """white: the value of 16 and 32 bit gray that is shown as white."""
     # Pillow's convert() would clip, not scale
     if image.mode.startswith(("I", "F")):
@@ -178,6 +202,9 @@ def _band_to_rgb(image: Image.Image, profile: bytes | None, white: float) -> tup
         rgba = image.convert("RGBA")
         alpha = rgba.getchannel("A")
         colors = _to_srgb(rgba.convert("RGB"), profile)
+        if keep_opacity:
+            # only what cannot be seen
+            alpha = alpha.point(lambda value: 255 * (value > 0))
         under = Image.new("RGB", rgba.size, (255, 255, 255))
         return np.array(Image.composite(colors, under, alpha)), bool(np.asarray(alpha).min() < 255)
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):

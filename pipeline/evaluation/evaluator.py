@@ -81,8 +81,9 @@ class Bench:
             content, meant = codec.encode(pixels)
             path.write_bytes(content)
             written = time.perf_counter()
-            ours, said = codec.decode(path.read_bytes())
-            if not said.equals(meant):
+            restored = codec.decode(path.read_bytes())
+            ours = restored.pixels
+            if not restored.symbols.equals(meant):
                 raise BitstreamError("the file's latent is not the encoder's")
             latent = meant.digest()
         else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, NamedTuple
 
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
+from pipeline.models import fixed_point
 from pipeline.models.entropy import EntropyBottleneck, GaussianConditional
+from pipeline.models.exact_scales import ExactScales
 from pipeline.models.layers import ChannelNorm, Width
+from pipeline.models.tables import checked_tables
 
 # Image pixels per latent position
 LATENT_STRIDE = 16
@@ -108,11 +112,15 @@ class Synthesis(nn.Module):
         self.up = nn.Sequential(*layers)
 
     def forward(self, y_hat: Tensor) -> Tensor:
+        return self.up(self.features(y_hat))
+
+    def features(self, y_hat: Tensor) -> Tensor:
+        """What is upsampled to the image. Shapes: y_hat (B, latent_channels, h, w); returns (B, channels[-1], h, w)."""
         h = r = self.head(y_hat)
         forgets = self.recompute and torch.is_grad_enabled()
         for block in self.residual:
             r = checkpoint(block, r, use_reentrant=False, preserve_rng_state=False) if forgets else block(r)
-        return self.up(h + r)
+        return h + r
 
 
 class HyperAnalysis(nn.Sequential):
@@ -162,6 +170,8 @@ class Codec(nn.Module):
         self.hyper_synthesis_scale = HyperSynthesis(cfg)
         self.hyper_entropy = EntropyBottleneck(cfg.hyper_channels)
         self.entropy = GaussianConditional(None)
+        # Decide the tables of a latent's symbols; made with the tables, from `hyper_synthesis_scale`
+        self.exact_scales: ExactScales | None = None
 
     def forward(self, x: Tensor, noise: Noise) -> CodecOutput:
         """Training pass: rate from noisy latents, image from rounded ones with a straight-through gradient.
@@ -211,9 +221,10 @@ class Codec(nn.Module):
         return Noise(draw(self.cfg.latent_channels, LATENT_STRIDE), draw(self.cfg.hyper_channels, HYPER_STRIDE))
 
     def update_tables(self) -> None:
-        """Builds the integer tables that files are coded with; they are saved with the weights."""
+        """Builds the integers that files are coded with; they are saved with the weights."""
         self.hyper_entropy.update(force=True)
         self.entropy.update_scale_table(SCALE_TABLE, force=True)
+        self.exact_scales = fixed_point.exact_scales(self, checked_tables(self)[0])
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Like a strict `load_state_dict`, for tables of any size."""
@@ -229,13 +240,19 @@ class Codec(nn.Module):
 
         Codecs that differ only in `synthesis` can read each other's files.
         """
+        assert self.exact_scales is not None
+        parts = {f"exact_scales.{name}": value for name, value in self.exact_scales.state_dict().items()}
+        for name, value in self.state_dict().items():
+            if name.startswith("hyper_synthesis_mean.") or name.endswith(
+                ("._quantized_cdf", "._cdf_length", "._offset")
+            ):
+                parts[name] = value
+        return digest_of(parts | {"medians": self.medians()})[:4]
+
+    def version_1_id(self) -> bytes:
+        """As `bitstream_id`, in files of version 1, whose tables were chosen by the network in floating point."""
         names = ("hyper_synthesis_mean.", "hyper_synthesis_scale.", "hyper_entropy.", "entropy.")
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            if name.startswith(names):
-                digest.update(name.encode() + str(tuple(value.shape)).encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.digest()[:4]
+        return digest_of({name: value for name, value in self.state_dict().items() if name.startswith(names)})[:4]
 
     def medians(self) -> Tensor:
         """Centers of the hyper-latent's symbols. Shapes: returns (1, hyper_channels, 1, 1)."""
@@ -255,6 +272,15 @@ class Codec(nn.Module):
     def _latent_bits(self, y: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         likelihoods = self.entropy._likelihood(y, scales, means)
         return num_bits(self.entropy.likelihood_lower_bound(likelihoods))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of names, shapes and numbers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + str(tuple(value.shape)).encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def round_around(x: Tensor, centre: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class ExactScales:
         """From stored tensors. Raises: ValueError if they do not fit together, or their sums could be inexact."""
         try:
             layers = tuple(
-                Layer(*(state[f"{i}.{name}"] for name in ("weight", "bias", "shift")), _number(state.get(f"{i}.limit")))
+                Layer(state[f"{i}.weight"], state[f"{i}.bias"], state[f"{i}.shift"], _number(state.get(f"{i}.limit")))
                 for i in range(len(IS_TRANSPOSED))
             )
             made = cls(state["medians"], _number(state["limit"]) or 0, layers, state["thresholds"])
@@ -104,6 +104,15 @@ class ExactScales:
             raise ValueError(f"no tensor {error}") from None
         made.check()
         return made
+
+    def check_fits(self, hyper_channels: int, latent_channels: int, num_tables: int) -> None:
+        """Raises: ValueError if these are the integers of another codec."""
+        found = len(self.medians), len(self.layers[-1].bias), len(self.thresholds) + 1
+        if found != (hyper_channels, latent_channels, num_tables):
+            raise ValueError(
+                f"made for {found[0]} and {found[1]} channels and {found[2]} tables, this codec has {hyper_channels}, "
+                f"{latent_channels} and {num_tables}"
+            )
 
     def check(self) -> None:
         """Raises: ValueError naming what cannot be evaluated exactly."""
@@ -114,14 +123,20 @@ class ExactScales:
         channels, largest = len(self.medians), self.limit
         for i, (layer, is_transposed) in enumerate(zip(self.layers, IS_TRANSPOSED, strict=True)):
             side = 5 if is_transposed else 3
-            into = layer.weight.shape[1] if is_transposed else layer.weight.shape[0]
+            into = len(layer.bias) if layer.bias.ndim == 1 else 0
             shape = (channels, into, side, side) if is_transposed else (into, channels, side, side)
             fits = layer.weight.shape == shape and layer.bias.shape == layer.shift.shape == (into,)
-            if not fits or (layer.weight.dtype, layer.bias.dtype, layer.shift.dtype) != (torch.int16, *[torch.int64] * 2):
+            if not fits or (layer.weight.dtype, layer.bias.dtype, layer.shift.dtype) != (
+                torch.int16,
+                *[torch.int64] * 2,
+            ):
                 raise ValueError(f"layer {i}: expected int16 weights of shape {shape}, int64 bias and shift of {into}")
             if bool((layer.shift < 0).any()) or bool((layer.shift > SUM_BITS).any()):
                 raise ValueError(f"layer {i}: expected shifts from 0 to {SUM_BITS}")
-            if bool((layer.bias.abs() >= 2**SUM_BITS).any()) or largest_sum(layer, is_transposed, largest) >= 2**SUM_BITS:
+            if (
+                bool((layer.bias.abs() >= 2**SUM_BITS).any())
+                or largest_sum(layer, is_transposed, largest) >= 2**SUM_BITS
+            ):
                 raise ValueError(f"layer {i}: sums can reach 2**{SUM_BITS}, so float64 may round them")
             if (layer.limit is None) != (i == len(self.layers) - 1) or (layer.limit is not None and layer.limit < 1):
                 raise ValueError(f"layer {i}: expected a positive limit, and none in the last layer")
@@ -142,11 +157,9 @@ def accumulated(layer: Layer, x: Tensor, is_transposed: bool) -> Tensor:
 def rounded(sums: Tensor, layer: Layer) -> Tensor:
     """Sums divided by the layer's powers of two, rounded half up, and limited. Shapes: sums (B, out, h, w)."""
     shift = layer.shift.reshape(1, -1, 1, 1)
-    if sums.dtype == torch.int64:
-        # one half, and zero where nothing is shifted
-        x = (sums + ((1 << shift) >> 1)) >> shift
-    else:
-        x = torch.floor(sums * powers_of_two(-shift) + 0.5)
+    # in integers, one half is zero where nothing is shifted
+    is_whole = sums.dtype == torch.int64
+    x = (sums + ((1 << shift) >> 1)) >> shift if is_whole else torch.floor(sums * powers_of_two(-shift) + 0.5)
     return x if layer.limit is None else x.clamp(0, layer.limit)
 
 
@@ -154,7 +167,11 @@ def largest_sum(layer: Layer, is_transposed: bool, largest: int) -> int:
     """What no sum of the layer exceeds in magnitude, in any order of summation, for inputs up to `largest`."""
     taps = layer.weight.to(torch.int64).abs()
     # of a transposed convolution of stride 2, an output meets every second row and column of the kernel
-    phases = [taps[:, :, a::2, b::2].sum((0, 2, 3)) for a in (0, 1) for b in (0, 1)] if is_transposed else [taps.sum((1, 2, 3))]
+    phases = (
+        [taps[:, :, a::2, b::2].sum((0, 2, 3)) for a in (0, 1) for b in (0, 1)]
+        if is_transposed
+        else [taps.sum((1, 2, 3))]
+    )
     return int(torch.stack(phases).amax()) * largest + int(layer.bias.abs().max())
 
 

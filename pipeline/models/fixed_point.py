@@ -1,13 +1,12 @@
 """A trained hyper-synthesis of scales to integers, and what that costs in bits."""
 
 import random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.codec import Codec
 from pipeline.models.exact_scales import (
     HYPER_FRACTION,
     IS_TRANSPOSED,
@@ -19,6 +18,9 @@ from pipeline.models.exact_scales import (
     rounded,
 )
 from pipeline.models.tables import Tables
+
+if TYPE_CHECKING:
+    from pipeline.models.codec import Codec
 
 # |weight| < 2**15
 WEIGHT_BITS = 15
@@ -42,7 +44,7 @@ class Whole(NamedTuple):
     fraction: Tensor
 
 
-def exact_scales(codec: Codec, z_tables: Tables) -> ExactScales:
+def exact_scales(codec: "Codec", z_tables: Tables) -> ExactScales:
     """The hyper-synthesis of scales in fixed point: a function of the codec's weights alone, the same on every machine.
 
     Raises: ValueError if its weights are not finite or too large.
@@ -50,7 +52,7 @@ def exact_scales(codec: Codec, z_tables: Tables) -> ExactScales:
     convolutions = [m for m in codec.hyper_synthesis_scale if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     fraction, bits = HYPER_FRACTION, _room(convolutions[0], MAX_HYPER_BITS)
     limit = 2**bits - 1
-    medians = torch.round(codec.medians().flatten().double() * 2**fraction)
+    medians = torch.round(codec.medians().flatten().cpu().double() * 2**fraction)
     made = ExactScales(medians.clamp(-limit, limit).to(torch.int64), limit, (), torch.zeros(0, dtype=torch.int64))
     x, layers = made.first_activation(samples(z_tables)).double(), []
     for i, (convolution, is_transposed) in enumerate(zip(convolutions, IS_TRANSPOSED, strict=True)):
@@ -68,7 +70,7 @@ def exact_scales(codec: Codec, z_tables: Tables) -> ExactScales:
         layers.append(Layer(whole.weight, whole.bias, inside - fraction, limit_here))
         x = rounded(sums, layers[-1])
     scale = powers_of_two(torch.tensor(fraction))
-    thresholds = torch.floor(codec.entropy.scale_table[:-1].double() * scale).to(torch.int64)
+    thresholds = torch.floor(codec.entropy.scale_table[:-1].cpu().double() * scale).to(torch.int64)
     exact = ExactScales(made.medians, limit, tuple(layers), thresholds)
     exact.check()
     return exact
@@ -88,14 +90,15 @@ def samples(z_tables: Tables) -> Tensor:
 
 
 @torch.no_grad()
-def cost(codec: Codec, exact: ExactScales, z_tables: Tables, y_tables: Tables) -> float:
+def cost(codec: "Codec", exact: ExactScales, z_tables: Tables, y_tables: Tables) -> float:
     """Share of a latent's bits that exact tables cost, if its true distribution were the one in floating point.
 
     The Kullback-Leibler divergence of the tables taken from those that floating point would take, over `samples`.
     """
     z = samples(z_tables)
-    z_hat = z.float() + codec.medians()
-    wanted = codec.entropy.build_indexes(codec.means_and_scales(z_hat)[1]).flatten().long()
+    medians = codec.medians()
+    scales = codec.hyper_synthesis_scale(z.to(medians) + medians).float()
+    wanted = codec.entropy.build_indexes(scales).flatten().long().cpu()
     taken = torch.cat([exact.indexes(one[None]) for one in z]).flatten().long()
     entropies, pairs = _entropies(y_tables), torch.stack([wanted, taken])
     unlike, counts = pairs[:, wanted != taken].unique(dim=1, return_counts=True)
@@ -103,9 +106,10 @@ def cost(codec: Codec, exact: ExactScales, z_tables: Tables, y_tables: Tables) -
     return lost / float(entropies[wanted].sum())
 
 
-def _whole(convolution: nn.Module, is_transposed: bool, fraction: int) -> Whole:
+def _whole(convolution: nn.Conv2d | nn.ConvTranspose2d, is_transposed: bool, fraction: int) -> Whole:
     """fraction: bits of the layer's input. Raises: ValueError for weights that are not finite or too large."""
-    weight, bias = convolution.weight.detach().double(), convolution.bias.detach().double()
+    assert convolution.bias is not None
+    weight, bias = convolution.weight.detach().cpu().double(), convolution.bias.detach().cpu().double()
     if not bool(weight.isfinite().all() and bias.isfinite().all()):
         raise ValueError("weights of the hyper-synthesis of scales are not finite")
     by_output = weight.transpose(0, 1) if is_transposed else weight
@@ -120,7 +124,7 @@ def _whole(convolution: nn.Module, is_transposed: bool, fraction: int) -> Whole:
     return Whole(whole.to(torch.int16), torch.round(bias * powers_of_two(bits + fraction)).to(torch.int64), bits)
 
 
-def _room(convolution: nn.Module, most: int) -> int:
+def _room(convolution: nn.Conv2d | nn.ConvTranspose2d, most: int) -> int:
     """Bits of a convolution's inputs with which its sums are small enough, whatever its weights are."""
     # 9 of the 25 taps of a transposed convolution of stride 2 meet in an output
     terms = 9 * convolution.in_channels

@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.artifacts.artifact import Artifact, publish
 from pipeline.artifacts.manifest import Manifest
 from pipeline.errors import ArtifactError
-from pipeline.models import serialization
+from pipeline.models import fixed_point, serialization
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.reference_keys import export_state, import_state
@@ -44,7 +44,10 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
         raise ArtifactError(f"{file}: {error}") from None
 
     def write(scratch: Path) -> None:
-        serialization.save(scratch, module, cfg)
+        if isinstance(module, Codec) and isinstance(cfg, CodecConfig):
+            serialization.save_codec(scratch, module, cfg)
+        else:
+            serialization.save(scratch, module, cfg)
         save_file({name: value.contiguous() for name, value in found.extras.items()}, scratch / EXTRAS)
         serialization.share_like(scratch / serialization.MODEL, scratch / EXTRAS)
         (scratch / ORIGIN).write_text(yaml.safe_dump({"old_names": found.old_names}), encoding="utf-8")
@@ -91,7 +94,7 @@ def _codec(cfg: CodecConfig, state: dict[str, Tensor]) -> Codec:
     if not all(state[f"{model}._quantized_cdf"].numel() for model in ("entropy", "hyper_entropy")):
         codec.update_tables()
     try:
-        checked_tables(codec)
+        codec.exact_scales = fixed_point.exact_scales(codec, checked_tables(codec)[0])
     except ValueError as error:
         raise ArtifactError(str(error)) from None
     return codec

@@ -15,11 +15,15 @@ from pipeline import config, renamed_keys
 from pipeline.artifacts.artifact import Artifact
 from pipeline.config import Config
 from pipeline.errors import ArtifactError
+from pipeline.models import fixed_point
 from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.exact_scales import ExactScales
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.tables import checked_tables
 
 WEIGHTS, MODEL = "weights.safetensors", "model.yaml"
+# Of codecs: the integers that choose the tables of a file's symbols
+EXACT_SCALES = "exact_scales.safetensors"
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,6 +34,24 @@ def save(folder: Path, module: nn.Module, cfg: Config) -> None:
     (folder / MODEL).write_text(config.dump(cfg), encoding="utf-8")
     save_file(state, folder / WEIGHTS)
     share_like(folder / MODEL, folder / WEIGHTS)
+
+
+def save_codec(folder: Path, codec: Codec, cfg: CodecConfig) -> None:
+    """Writes the files of `save`, and the integers that its compressed files are decoded with.
+
+    Raises: ArtifactError if these would cost more than fixed_point.MAX_COST of a file.
+    """
+    assert codec.exact_scales is not None
+    cost = fixed_point.cost(codec, codec.exact_scales, *checked_tables(codec))
+    if not cost <= fixed_point.MAX_COST:
+        raise ArtifactError(
+            f"tables chosen in integers would cost {100 * cost:.2f} % of a file's bits, expected at most "
+            f"{100 * fixed_point.MAX_COST:g} %: the scales that this codec predicts are too extreme; train it at another rate"
+        )
+    save(folder, codec, cfg)
+    state = {name: value.contiguous() for name, value in codec.exact_scales.state_dict().items()}
+    save_file(state, folder / EXACT_SCALES, metadata={"cost": f"{cost:.3g}"})
+    share_like(folder / MODEL, folder / EXACT_SCALES)
 
 
 def share_like(example: Path, file: Path) -> None:
@@ -44,10 +66,21 @@ def load_codec(artifact: Artifact) -> Codec:
     """
     codec = _make(artifact, CodecConfig, Codec)
     _fill(artifact, codec, codec.load_weights)
+    stored = artifact.path / EXACT_SCALES
+    path = artifact.path / WEIGHTS
     try:
-        checked_tables(codec)
-    except ValueError as error:
-        raise ArtifactError(f"{artifact.path / WEIGHTS}: {error}; get the artifact again from its source") from None
+        z_tables, _ = checked_tables(codec)
+        # artifacts of earlier versions have none, and the same are made of their weights on every machine
+        if not stored.is_file():
+            codec.exact_scales = fixed_point.exact_scales(codec, z_tables)
+        else:
+            path = stored
+            codec.exact_scales = ExactScales.from_state(load_file(stored))
+            codec.exact_scales.check_fits(
+                codec.cfg.hyper_channels, codec.cfg.latent_channels, len(codec.entropy.scale_table)
+            )
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: {error}; get the artifact again from its source") from None
     return codec.requires_grad_(False).eval()
 
 

@@ -26,7 +26,7 @@ LIMITS = (
     "Compresses on the CPU. A file decodes on the machine type it was made on; another processor may round the entropy "
     "model's parameters differently.",
     "Details are invented where bits are few: not for medical, forensic or other uses in which a detail must be true.",
-    "8-bit RGB; transparency is laid over white.",
+    "8-bit RGB; transparency is kept, without loss.",
 )
 
 

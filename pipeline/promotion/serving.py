@@ -65,13 +65,14 @@ class FileCodec:
         from pipeline.data import images
 
         if not content.startswith(container.MAGIC):
-            pixels = images.decode(content, most_pixels()).pixels
-            _check_size(*pixels.shape[:2])
-            return self.codec.compress(pixels)
+            decoded = images.decode(content, most_pixels(), keep_opacity=True)
+            _check_size(*decoded.pixels.shape[:2])
+            return self.codec.compress(decoded.pixels, decoded.opacity)
         packet = container.unpack(content)
         _check_size(packet.height, packet.width)
         stream = io.BytesIO()
-        Image.fromarray(self.codec.decompress(content)).save(stream, "PNG")
+        restored = self.codec.decode(content)
+        Image.fromarray(images.with_opacity(restored.pixels, restored.opacity)).save(stream, "PNG")
         return stream.getvalue()
 
     @property

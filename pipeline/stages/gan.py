@@ -221,7 +221,7 @@ class GanTask:
 
     def export(self, folder: Path) -> None:
         with self.generator.ema_weights():
-            serialization.save(folder, self.codec, self.codec.cfg)
+            serialization.save_codec(folder, self.codec, self.codec.cfg)
 
 
 class Adversary:

@@ -246,4 +246,4 @@ class PretrainTask:
         with self.trainable.ema_weights():
             codec.load_state_dict(self.codec.state_dict())
         codec.update_tables()
-        serialization.save(folder, codec, self.cfg.codec)
+        serialization.save_codec(folder, codec, self.cfg.codec)

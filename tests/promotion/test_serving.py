@@ -17,7 +17,9 @@ from tests.models.test_networks import SMALL, small_codec
 @pytest.fixture
 def served(tmp_path):
     publish(
-        tmp_path / "artifact", Manifest(kind="codec"), lambda scratch: serialization.save(scratch, small_codec(), SMALL)
+        tmp_path / "artifact",
+        Manifest(kind="codec"),
+        lambda scratch: serialization.save_codec(scratch, small_codec(), SMALL),
     )
     return serving.FileCodec(str(tmp_path / "artifact"))
 
@@ -36,6 +38,6 @@ def test_a_served_codec_takes_images_of_a_bounded_size_both_ways(served, monkeyp
         served.convert(png(100, 200))
     with pytest.raises(UserError, match="1x300 pixels, padded"):
         served.convert(png(300, 1))
-    claim = container.pack(Packet(served.codec.bitstream_id, 2500, 2500, bytes(10), bytes(10)))
+    claim = container.pack(Packet(2, served.codec.bitstream_id, 2500, 2500, (bytes(10),)))
     with pytest.raises(UserError, match="2500x2500 pixels, padded, are more than the 16384 served"):
         served.convert(claim)
