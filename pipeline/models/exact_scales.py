@@ -73,7 +73,7 @@ class ExactScales:
         x = self.first_activation(z).to(dtype)
         for layer, is_transposed in zip(self.layers, IS_TRANSPOSED, strict=True):
             x = rounded(accumulated(layer, x, is_transposed), layer)
-        return torch.bucketize(x.to(torch.int64), self.thresholds).to(torch.int32)
+        return torch.bucketize(x.to(torch.int64).contiguous(), self.thresholds).to(torch.int32)
 
     def first_activation(self, z: Tensor) -> Tensor:
         """The hyper-latent in fixed point. Shapes: z (B, hyper_channels, h, w), integers; returns the same, int64."""
@@ -182,4 +182,7 @@ def powers_of_two(exponents: Tensor) -> Tensor:
 
 
 def _number(tensor: Tensor | None) -> int | None:
+    """Raises: ValueError if it is not one integer."""
+    if tensor is not None and (tensor.numel() != 1 or tensor.is_floating_point()):
+        raise ValueError(f"limit: is {tensor.numel()} numbers of {tensor.dtype}, expected one integer")
     return None if tensor is None else int(tensor)
