@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.entropy import EntropyModel
-
 if TYPE_CHECKING:
     from pipeline.models.codec import Codec
+    from pipeline.models.entropy import EntropyModel
 
 # Bits of a frequency: a row of a table ends with 2**16
 PRECISION = 16
@@ -37,7 +36,7 @@ def checked_tables(codec: "Codec") -> tuple[Tables, Tables]:
     return z, _checked("entropy", codec.entropy, len(scales))
 
 
-def _checked(name: str, model: EntropyModel, num_rows: int) -> Tables:
+def _checked(name: str, model: "EntropyModel", num_rows: int) -> Tables:
     cdf, lengths, offsets = model.quantized_cdf, model.cdf_length, model.offset
     if cdf.ndim != 2 or lengths.shape != (num_rows,) or offsets.shape != (num_rows,) or len(cdf) != num_rows:
         found = f"{tuple(cdf.shape)}, {tuple(lengths.shape)} and {tuple(offsets.shape)}"

@@ -47,7 +47,11 @@ def test_an_old_file_is_read_with_a_warning(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("version1.illm", "version 1"), ("version2-gray.illm", "2, gray"), ("version2-transparent.illm", "2, transparent")],
+    [
+        ("version1.illm", "version 1"),
+        ("version2-gray.illm", "2, gray"),
+        ("version2-transparent.illm", "2, transparent"),
+    ],
 )
 def test_inspect_tells_the_version_and_what_is_in_it(tmp_path, name, told):
     assert f"{told}\n" in illm_here("inspect", GOLDEN / name, cwd=tmp_path).out
