@@ -56,6 +56,41 @@ def little_endian(part: Tensor) -> memoryview:
     return np.ascontiguousarray(part.numpy(), "<i4").view(np.uint8).data
 
 
+class Places(NamedTuple):
+    """Symbols grouped by table: the order in which they are coded.
+
+    order: the place of each, None for the order in which they are. tables: those that are used, rising, and how many symbols
+    each of them codes.
+    """
+
+    order: NDArray[np.int64] | None
+    tables: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def groups(self) -> Iterator[tuple[int, int, int]]:
+        """Each table, and where its symbols begin and end in the order."""
+        ends = [0, *np.cumsum(self.counts).tolist()]
+        return zip(self.tables.tolist(), ends, ends[1:], strict=False)
+
+    def of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return positions if self.order is None else self.order[positions]
+
+
+def by_table(indexes: NDArray[np.int32]) -> Places:
+    """Shapes: indexes (n,), of the table of each symbol."""
+    # Of integers this small, a stable sort is a radix sort
+    small = indexes.astype(np.uint8 if indexes.max(initial=0) < 256 else np.uint16)
+    order = np.argsort(small, kind="stable")
+    tables = np.arange(int(indexes.max(initial=-1)) + 1)
+    counts = np.diff(np.searchsorted(small[order], tables.astype(small.dtype), side="right"), prepend=0)
+    return Places(order, tables[counts > 0], counts[counts > 0])
+
+
+def channels(shape: tuple[int, ...]) -> Places:
+    """Of a hyper-latent, whose tables are its channels. shape: (1, C, h, w)."""
+    return Places(None, np.arange(shape[1]), np.full(shape[1], shape[2] * shape[3]))
+
+
 class ConstrictionStack:
     """As `ans.Stack`, by the library constriction."""
 
@@ -102,44 +137,33 @@ class Part:
         largest = [max(np.diff(ans.cumulative(count.tolist()))) for count in counts]
         self.least_bits = ans.PRECISION - np.log2(largest)
 
-    def push(self, stack: Any, symbols: NDArray[np.int32], indexes: NDArray[np.integer[Any]]) -> None:
-        """Both (n,), in the order in which they will be popped."""
-        escapes = self.escapes[indexes]
-        bins = symbols - self.offsets[indexes]
-        outside = (bins < 0) | (bins >= escapes)
-        for at in np.flatnonzero(outside)[::-1]:
+    def push(self, stack: Any, symbols: NDArray[np.int32], places: Places) -> None:
+        """Shapes: symbols (n,)."""
+        grouped = symbols if places.order is None else symbols[places.order]
+        bins = grouped - np.repeat(self.offsets[places.tables], places.counts)
+        escapes = np.repeat(self.escapes[places.tables], places.counts)
+        outside = np.flatnonzero((bins < 0) | (bins >= escapes))
+        for at in reversed(outside[np.argsort(places.of(outside))].tolist()):
             self._push_escape(stack, int(bins[at]), int(escapes[at]))
         bins[outside] = escapes[outside]
-        groups = list(self._groups(indexes))
-        for table, positions in reversed(groups):
-            stack.push(np.ascontiguousarray(bins[positions]), self.models[table])
+        for table, begin, end in reversed(list(places.groups())):
+            stack.push(bins[begin:end], self.models[table])
 
-    def pop(self, stack: Any, indexes: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
-        """The symbols (n,) for these tables. Raises: BitstreamError for one that no encoder writes."""
-        symbols = np.empty(len(indexes), np.int32)
-        outside = []
-        for table, positions in self._groups(indexes):
-            bins = stack.pop(len(positions), self.models[table])
-            escaped = np.flatnonzero(bins == self.escapes[table])
-            if len(escaped):
-                outside.append(positions[escaped])
-            symbols[positions] = bins + self.offsets[table]
-        for at in np.sort(np.concatenate(outside)) if outside else ():
-            table = int(indexes[at])
-            symbols[at] = self._pop_escape(stack, int(self.escapes[table])) + int(self.offsets[table])
+    def pop(self, stack: Any, places: Places) -> NDArray[np.int32]:
+        """The symbols (n,) at these places. Raises: BitstreamError for one that no encoder writes."""
+        bins = np.empty(int(places.counts.sum()), np.int32)
+        for table, begin, end in places.groups():
+            bins[begin:end] = stack.pop(end - begin, self.models[table])
+        escapes, offsets = (np.repeat(of[places.tables], places.counts) for of in (self.escapes, self.offsets))
+        outside = np.flatnonzero(bins == escapes)
+        for at in outside[np.argsort(places.of(outside))].tolist():
+            bins[at] = self._pop_escape(stack, int(escapes[at]))
+        bins += offsets
+        if places.order is None:
+            return bins
+        symbols = np.empty_like(bins)
+        symbols[places.order] = bins
         return symbols
-
-    def _groups(self, indexes: NDArray[np.integer[Any]]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each table that is used, in order, and the positions that use it, in order."""
-        small = indexes.astype(np.uint8 if len(self.models) <= 256 else np.uint16)
-        # Of integers this small, a stable sort is a radix sort
-        order = np.argsort(small, kind="stable")
-        ends = np.cumsum(np.bincount(small, minlength=len(self.models)))
-        begin = 0
-        for table, end in enumerate(ends.tolist()):
-            if end > begin:
-                yield table, order[begin:end]
-            begin = end
 
     def _push_escape(self, stack: Any, bin_: int, escape: int) -> None:
         """How far outside, and on which side: in a number of so many bits, pushed so that their count is popped first."""
@@ -170,7 +194,7 @@ class SymbolCoder:
     def encode(self, symbols: Symbols, y_indexes: Tensor) -> bytes:
         """The stream. Shapes: y_indexes as symbols.y."""
         stack = self._stack(np.array([symbols.checksum(), FIRST_WORD], np.uint32))
-        self._y.push(stack, _flat(symbols.y), _flat(y_indexes))
+        self._y.push(stack, _flat(symbols.y), by_table(_flat(y_indexes)))
         self._z.push(stack, _flat(symbols.z), channels(symbols.z.shape))
         return stack.words().astype("<u4").tobytes().rstrip(b"\0")
 
@@ -183,7 +207,7 @@ class SymbolCoder:
         stack = self._stack(_words(stream))
         z = torch.from_numpy(self._z.pop(stack, channels(z_shape)).reshape(z_shape))
         indexes = y_indexes(z)
-        y = torch.from_numpy(self._y.pop(stack, _flat(indexes)).reshape(indexes.shape))
+        y = torch.from_numpy(self._y.pop(stack, by_table(_flat(indexes))).reshape(indexes.shape))
         symbols = Symbols(z, y)
         if stack.words().tolist() != [symbols.checksum(), FIRST_WORD]:
             raise BitstreamError(
@@ -199,11 +223,6 @@ class SymbolCoder:
         if 8 * len(stream) + ans.WORD_BITS < least:
             raise BitstreamError(f"malformed: a stream of {len(stream)} bytes is too short for its image, which needs at "
                                  f"least {math.ceil((least - ans.WORD_BITS) / 8)}")  # fmt: skip
-
-
-def channels(shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """The table of each hyper-latent, its channel, in order. shape: (1, C, h, w)."""
-    return np.repeat(np.arange(shape[1], dtype=np.int32), shape[2] * shape[3])
 
 
 def _flat(values: Tensor) -> NDArray[np.int32]:

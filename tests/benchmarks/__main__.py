@@ -1,6 +1,7 @@
 """`make bench`: measures on this machine, prints a table, writes docs/bench/cpu.json or gpu.json.
 
-ARGS names groups (gan, pretrain, vqvae, tricks, data, evaluation, system; all without); other groups' rows stay in the file.
+ARGS names groups (gan, pretrain, vqvae, tricks, data, coding, evaluation, system; all without); other groups' rows stay in the
+file.
 REFERENCE=folder is where the published implementation's package lies, if it is not installed. IMAGES=folder has photos for `data`
 and `evaluation`.
 """
@@ -17,13 +18,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import data, evaluation, steps, system, tricks
+from tests.benchmarks import coding, data, evaluation, steps, system, tricks
 from tests.benchmarks.measure import DEVICE, Row, hardware, versions
 
 GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     **{stage: partial(steps.rows, stage) for stage in steps.OURS},
     "tricks": tricks.rows,
     "data": data.rows,
+    "coding": coding.rows,
     "evaluation": evaluation.rows,
     "system": system.rows,
 }
