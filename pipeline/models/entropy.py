@@ -10,29 +10,31 @@ from types import ModuleType
 from typing import Any
 
 
-def _stand_in() -> ModuleType:
-    """The package CompressAI, not executed except for the two functions that its entropy models use.
-
-    The first access to anything else executes it after all.
-    """
-    spec = importlib.util.find_spec("compressai")
+def _executed_on_demand(name: str, **given: Any) -> ModuleType:
+    """A module that has these attributes, and is executed when another one is wanted."""
+    spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
-    package, loader = importlib.util.module_from_spec(spec), spec.loader
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
 
-    def whole(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        vars(package).pop("__getattr__", None)
-        loader.exec_module(package)
-        return getattr(package, name)
+    def whole(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        vars(module).pop("__getattr__", None)
+        loader.exec_module(module)
+        return getattr(module, attribute)
 
-    vars(package).update(get_entropy_coder=lambda: "ans", available_entropy_coders=lambda: ["ans"], __getattr__=whole)
-    return package
+    vars(module).update(given, __getattr__=whole)
+    return module
 
 
 if "compressai" not in sys.modules:
-    sys.modules["compressai"] = _stand_in()
+    sys.modules["compressai"] = _executed_on_demand(
+        "compressai", get_entropy_coder=lambda: "ans", available_entropy_coders=lambda: ["ans"]
+    )
+# One function of it is used, when tables are built; importing it takes nearly as long as torch
+if "scipy.stats" not in sys.modules:
+    sys.modules["scipy.stats"] = _executed_on_demand("scipy.stats")
 
 import compressai.ans as ans  # noqa: E402
 from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional  # noqa: E402

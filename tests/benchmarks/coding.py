@@ -46,12 +46,12 @@ def spread(codec: Codec, pixels: object) -> Codec:
 
     x = to_float(pixels[None])  # type: ignore[index]
     with torch.no_grad():
-        _spread(codec.analysis[-1], codec.analysis(x), 0, 1.5)  # type: ignore[arg-type]
+        _spread(codec.analysis[-1], codec.analysis(x), 0, 1)  # type: ignore[arg-type]
         y = codec.analysis(x)
         _spread(codec.hyper_analysis[-1], codec.hyper_analysis(y), 0, 1.5)  # type: ignore[arg-type]
         z_hat = codec.hyper_analysis(y).round()
-        _spread(codec.hyper_synthesis_scale[-1], codec.hyper_synthesis_scale(z_hat), 0.6, 0.5)  # type: ignore[arg-type]
-        _spread(codec.hyper_synthesis_mean[-1], codec.hyper_synthesis_mean(z_hat), 0, 1)  # type: ignore[arg-type]
+        _spread(codec.hyper_synthesis_scale[-1], codec.hyper_synthesis_scale(z_hat), 1.2, 0.3)  # type: ignore[arg-type]
+        _spread(codec.hyper_synthesis_mean[-1], codec.hyper_synthesis_mean(z_hat), 0, 0.2)  # type: ignore[arg-type]
     codec.update_tables()
     return codec.eval().requires_grad_(False)
 
