@@ -24,7 +24,7 @@ from pipeline.errors import BitstreamError
 
 GOLDEN = Path(__file__).parent / "golden"
 # What the process may grow by while it decodes them, in bytes
-MAX_GROWTH = 2**28
+MAX_GROWTH = 2**29
 Generator = np.random.Generator
 
 
