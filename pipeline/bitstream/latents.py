@@ -19,7 +19,7 @@ from pipeline.models.tables import MAX_SYMBOL, checked_tables
 RATIO = HYPER_STRIDE // LATENT_STRIDE
 # Sides of windows: in pixels for the analysis, in latent positions for the synthesis (its residual blocks see larger ones,
 # as they see farther), in hyper-latent positions for the hyper-synthesis
-PIXELS, UP, RESIDUAL, HYPER = 1536, 96, 192, 64
+PIXELS, UP, RESIDUAL, HYPER = 1024, 64, 192, 64
 # How far an output sees: 33 pixels in the analysis, 7 latent positions in the hyper-analysis, 2 hyper-latent positions in the
 # hyper-synthesis, 3 latent positions in the upsampling half of the synthesis
 PIXEL_HALO, HYPER_ANALYSIS_HALO, HYPER_HALO, UP_HALO = 3 * LATENT_STRIDE, 2 * RATIO, 2, 3

@@ -5,6 +5,7 @@ IMAGES=folder holds photos, of which the middle 768x512 of four are taken; witho
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,16 +14,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.bitstream.latents import Size, padded_pixels, to_symbols
 from pipeline.bitstream.symbols import SymbolCoder, Symbols
+from pipeline.data import images
+from pipeline.data.images import Pixels
 from pipeline.data.transforms import to_float
-from pipeline.models import reference_keys
+from pipeline.models import fixed_point, reference_keys
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.tables import checked_tables
-from tests.benchmarks.evaluation import COUNT, HEIGHT, WIDTH, photos
+from tests.benchmarks.evaluation import COUNT, HEIGHT, SMALL, WIDTH, photos
 from tests.benchmarks.measure import Row, faster, pairs, seconds
 from tests.conftest import ROOT
 
@@ -37,6 +41,7 @@ def rows() -> Iterator[Row]:
     yield from coder_alone(image_codec)
     yield from whole_images(image_codec)
     yield from parts(image_codec)
+    yield file_against_estimate()
     yield start_up()
 
 
@@ -102,13 +107,13 @@ def coder_alone(codec: ImageCodec) -> Iterator[Row]:
 
 
 def whole_images(codec: ImageCodec) -> Iterator[Row]:
-    images = photos()
-    files = [codec.compress(image) for image in images]
+    found = photos()
+    files = [codec.compress(image) for image in found]
     megapixels = COUNT * WIDTH * HEIGHT / 1e6
     if importlib.util.find_spec("neuralcompression") is None:
         yield Row(
             "compress, published size",
-            megapixels / seconds(lambda: [codec.compress(i) for i in images]),
+            megapixels / seconds(lambda: [codec.compress(i) for i in found]),
             "megapixels /s",
         )
         yield Row(
@@ -127,14 +132,14 @@ def whole_images(codec: ImageCodec) -> Iterator[Row]:
                 setattr(getattr(theirs, bottleneck), name, value)
     theirs.load_state_dict(state)
     theirs.update_tensor_devices("compress")
-    floats = [torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in images]
+    floats = [torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in found]
     packets = [theirs.compress(x) for x in floats]
 
     def peer_compress() -> object:
         return [theirs.compress(x) for x in floats]
 
     for name, mine, peer in (
-        ("compress, published size", lambda: [codec.compress(image) for image in images], peer_compress),
+        ("compress, published size", lambda: [codec.compress(image) for image in found], peer_compress),
         (
             "decompress, published size",
             lambda: [codec.decompress(f) for f in files],
@@ -165,6 +170,30 @@ def parts(codec: ImageCodec) -> Iterator[Row]:
     }.items():
         seconds(call)
         yield Row(f"part: {name}", min(seconds(call) for _ in range(3)) / megapixels, "s/megapixel")
+
+
+def file_against_estimate() -> Row:
+    """Files of all photos in IMAGES, or of the synthetic ones, by the codec in docs/runs/small."""
+    codec = Codec(SMALL)
+    state = load_file(ROOT / "docs" / "runs" / "small" / "codec.safetensors")
+    codec.load_weights(
+        {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
+    )
+    codec.exact_scales = fixed_point.exact_scales(codec, checked_tables(codec)[0])
+    image_codec = ImageCodec(codec.requires_grad_(False))
+    found = all_photos() or photos()
+    estimated = sum(float(codec.encode(to_float(padded_pixels(image)[None]))[1]) for image in found) / 8
+    written = sum(len(image_codec.compress(image)) for image in found)
+    name = f"bytes of {len(found)} files against their likelihood (less is better)"
+    return Row(name, written, "bytes", estimated, "likelihood")
+
+
+def all_photos() -> list[Pixels]:
+    folder = os.environ.get("IMAGES")
+    paths = (
+        [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in images.SUFFIXES] if folder else []
+    )
+    return [images.decode(path).pixels for path in paths]
 
 
 def start_up() -> Row:

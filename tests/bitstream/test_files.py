@@ -62,7 +62,7 @@ def test_default_names_never_touch_the_original_or_what_is_there(there, codec):
     assert_refused(there, "decompress", "a.illm", "a.png", told="a.png: exists already; --force")
     (there / "a.illm").write_bytes(b"old")
     assert illm_here("compress", "a.png", "--force", "--codec", codec, cwd=there).code == 0
-    assert (there / "a.illm").read_bytes().startswith(b"ILLM")
+    assert (there / "a.illm").read_bytes().startswith(b"ILL\x02")
 
 
 def test_two_photos_of_a_shells_glob_are_both_compressed_and_both_kept(there, codec):
@@ -191,19 +191,19 @@ def test_a_pipe_is_written_into_and_stays_a_pipe(there, codec):
     assert ended.code == 0, ended.err
     assert stat.S_ISFIFO((there / "pipe").stat().st_mode)
     reader.join()
-    assert received[0].startswith(b"ILLM")
+    assert received[0].startswith(b"ILL\x02")
 
 
 def test_a_link_leads_to_what_is_written_and_stays_a_link(there, codec):
     (there / "link.illm").symlink_to("deep/target.illm")
     assert illm_here("compress", "a.png", "link.illm", "--codec", codec, cwd=there).code == 0
     assert (there / "link.illm").is_symlink()
-    assert (there / "deep/target.illm").read_bytes().startswith(b"ILLM")
+    assert (there / "deep/target.illm").read_bytes().startswith(b"ILL\x02")
     (there / "deep/target.illm").write_bytes(b"old")
     assert_refused(there, "compress", "a.png", "link.illm", told="link.illm: exists already")
     assert illm_here("compress", "a.png", "link.illm", "--force", "--codec", codec, cwd=there).code == 0
     assert (there / "link.illm").is_symlink()
-    assert (there / "deep/target.illm").read_bytes().startswith(b"ILLM")
+    assert (there / "deep/target.illm").read_bytes().startswith(b"ILL\x02")
     assert os.listdir(there / "deep") == ["target.illm"]
 
 
@@ -291,9 +291,35 @@ def test_what_is_lost_of_an_image_is_said_beside_the_output(there, codec):
     ended = illm_here("compress", "clear.png", "moves.gif", "deep.png", "--codec", codec, cwd=there)
     assert ended.code == 0
     assert "warning: deep.png has more than 8 bits per channel; they were rounded to 8" in ended.err
-    assert "warning: clear.png has transparency; it was laid over white" in ended.err
     assert "warning: moves.gif is animated; its first frame was taken" in ended.err
     assert "warning" not in ended.out
+
+
+def test_transparency_is_kept_where_the_output_can_have_it(there, codec):
+    opacity = np.linspace(0, 255, 96 * 128).astype(np.uint8).reshape(96, 128)
+    Image.fromarray(np.dstack([picture(0), opacity])).save(there / "clear.png")
+    assert illm_here("compress", "clear.png", "--codec", codec, cwd=there).code == 0
+    for name in ("back.png", "back.webp", "back.tif", "back.bmp"):
+        ended = illm_here("decompress", "clear.illm", name, "--codec", codec, cwd=there)
+        assert ended.code == 0
+        with Image.open(there / name) as image:
+            assert (image.mode == "RGBA") == (name != "back.bmp")
+            if name in ("back.png", "back.tif"):
+                assert np.array_equal(np.asarray(image)[..., 3], opacity)
+        assert ("BMP has none, so it was laid over white" in ended.err) == (name == "back.bmp")
+    # where nothing can be seen, white: as if it lay over white
+    with Image.open(there / "back.png") as kept, Image.open(there / "back.bmp") as flat:
+        colors = np.asarray(kept).astype(float)
+        over_white = colors[..., :3] * (colors[..., 3:] / 255) + 255 - colors[..., 3:]
+        assert np.abs(over_white - np.asarray(flat)).max() <= 1
+
+
+def test_opaque_alpha_is_not_stored(there, codec):
+    Image.fromarray(np.dstack([picture(0), np.full((96, 128), 255, np.uint8)])).save(there / "opaque.png")
+    Image.fromarray(picture(0)).save(there / "plain.png")
+    for name in ("opaque", "plain"):
+        assert illm_here("compress", f"{name}.png", "--codec", codec, cwd=there).code == 0
+    assert (there / "opaque.illm").read_bytes() == (there / "plain.illm").read_bytes()
 
 
 def test_an_image_that_is_too_large_for_its_format_is_told(there, codec):
