@@ -67,11 +67,6 @@ def by_products(layer: Layer, x: Tensor, is_transposed: bool) -> Tensor:
 def decode(folder: Path, options: tuple[str, ...]) -> dict[str, object]:
     """How many files of each codec do not decode to what was encoded, with the seconds that took."""
     found: dict[str, object] = {}
-    torch.backends.mkldnn.enabled = "no_onednn" not in options
-    if "products" in options:
-        exact_scales.accumulated = by_products
-    if "strips" in options:
-        exact_scales.STRIP_POSITIONS = 1
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         given = torch.load(place / "integers.pt")
         state = given["scales"]
@@ -100,7 +95,16 @@ def indexes_of(exact: ExactScales, options: tuple[str, ...], rows: int, columns:
         if "channels_last" in options:
             z = z.contiguous(memory_format=torch.channels_last)
         dtype = {"int64": torch.int64, "float32": torch.float32}.get(next(iter({"int64", "float32"} & {*options}), ""))
-        found = exact.indexes(z.to(exact.medians.device), dtype or torch.float64)
+        kept = exact_scales.accumulated, exact_scales.STRIP_POSITIONS
+        if "products" in options:
+            exact_scales.accumulated = by_products
+        if "strips" in options:
+            exact_scales.STRIP_POSITIONS = 1
+        try:
+            with torch.backends.mkldnn.flags(enabled="no_onednn" not in options):
+                found = exact.indexes(z.to(exact.medians.device), dtype or torch.float64)
+        finally:
+            exact_scales.accumulated, exact_scales.STRIP_POSITIONS = kept
         return found[..., :rows, :columns].cpu().contiguous()
 
     return indexes

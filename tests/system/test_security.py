@@ -178,7 +178,12 @@ def test_a_registry_whose_files_are_not_what_was_registered_is_refused(registere
 def test_files_beside_the_manifest_are_not_even_downloaded(registered):
     (registered / "codec" / "extra.py").write_text("raise SystemExit")
     folder = versions.fetch("models:/illm-smoke/2")
-    assert {path.name for path in folder.iterdir()} == {MANIFEST, "model.yaml", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        MANIFEST,
+        "model.yaml",
+        "weights.safetensors",
+        "exact_scales.safetensors",
+    }
 
 
 SECRETS = (
