@@ -173,9 +173,9 @@ def parts(codec: ImageCodec) -> Iterator[Row]:
 
 
 def file_against_estimate() -> Row:
-    """Files of all photos in IMAGES, or of the synthetic ones, by the codec in docs/runs/small."""
+    """Files of all photos in IMAGES, or of the synthetic ones, by the 0.3 codec in docs/runs/rates."""
     codec = Codec(SMALL)
-    state = load_file(ROOT / "docs" / "runs" / "small" / "codec.safetensors")
+    state = load_file(ROOT / "docs" / "runs" / "rates" / "0.3.safetensors")
     codec.load_weights(
         {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
     )
