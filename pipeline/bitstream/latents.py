@@ -72,6 +72,8 @@ class LatentCoder:
         z = to_symbols(hyper - self.codec.medians())
         y -= self.means(z)
         symbols = Symbols(z, to_symbols(y[..., : size.y[0], : size.y[1]]))
+        # as large as all that follows
+        del y, hyper
         stream = self.coder.encode(symbols, self.indexes(z, size))
         try:
             decoded = self.decode(stream, size)
@@ -95,8 +97,9 @@ class LatentCoder:
         return self.coder.decode(stream, z_shape, lambda z: self.indexes(z, size))
 
     def indexes(self, z: Tensor, size: Size) -> Tensor:
-        """The table of each symbol that is coded. Shapes: z as in `Symbols`; returns as `Symbols.y`."""
-        return self.exact_scales.indexes(z)[..., : size.y[0], : size.y[1]].contiguous()
+        """The table of each symbol that is coded. Shapes: z as in `Symbols`; returns as `Symbols.y`, uint8 or int32."""
+        indexes = self.exact_scales.indexes(z)[..., : size.y[0], : size.y[1]]
+        return indexes.to(torch.uint8 if len(self.exact_scales.thresholds) < 256 else torch.int32).contiguous()
 
     def means(self, z: Tensor) -> Tensor:
         """Of the latent. Shapes: z as in `Symbols`; returns (1, latent_channels, 4h, 4w)."""

@@ -76,12 +76,12 @@ class Places(NamedTuple):
         return positions if self.order is None else self.order[positions]
 
 
-def by_table(indexes: NDArray[np.int32]) -> Places:
+def by_table(indexes: NDArray[np.integer[Any]]) -> Places:
     """Shapes: indexes (n,), of the table of each symbol."""
     # Of integers this small, a stable sort is a radix sort
-    small = indexes.astype(np.uint8 if indexes.max(initial=0) < 256 else np.uint16)
+    small = indexes.astype(np.uint8 if indexes.max(initial=0) < 256 else np.uint16, copy=False)
     order = np.argsort(small, kind="stable")
-    tables = np.arange(int(indexes.max(initial=-1)) + 1)
+    tables = np.arange(int(indexes.max()) + 1 if len(indexes) else 0)
     counts = np.diff(np.searchsorted(small[order], tables.astype(small.dtype), side="right"), prepend=0)
     return Places(order, tables[counts > 0], counts[counts > 0])
 
@@ -225,7 +225,7 @@ class SymbolCoder:
                                  f"least {math.ceil((least - ans.WORD_BITS) / 8)}")  # fmt: skip
 
 
-def _flat(values: Tensor) -> NDArray[np.int32]:
+def _flat(values: Tensor) -> NDArray[Any]:
     return values.numpy().reshape(-1)
 
 
