@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bitstream.symbols import SymbolCoder, Symbols
-from pipeline.bitstream.tiling import Window, tiled, windows
+from pipeline.bitstream.tiling import tiled, windows
 from pipeline.data.images import Pixels
 from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError
@@ -127,31 +127,18 @@ class LatentCoder:
 
     def _synthesis(self, y_hat: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
         """Parts (3, h, w) of the image, and their places in it."""
-        synthesis = self.codec.synthesis
+        synthesis, (height, width) = self.codec.synthesis, y_hat.shape[-2:]
         # a convolution in the head, two in each residual block
-        residual_halo = 1 + 2 * len(synthesis.residual) + UP_HALO
-        for outer in windows(y_hat.shape[-2], y_hat.shape[-1], RESIDUAL, residual_halo):
-            part = outer.outer(y_hat).to(self.transforms_on)
-            features = synthesis.features(part.contiguous(memory_format=torch.channels_last))
-            for inner in windows(outer.bottom - outer.top, outer.right - outer.left, UP, 0):
-                window = _within(outer, inner)
-                image = window.inner_of(synthesis.up(window.outer(features)), up=LATENT_STRIDE)
-                top, left = outer.top + inner.top, outer.left + inner.left
-                rows = slice(LATENT_STRIDE * top, LATENT_STRIDE * (outer.top + inner.bottom))
-                columns = slice(LATENT_STRIDE * left, LATENT_STRIDE * (outer.left + inner.right))
-                yield (rows, columns), image[0].cpu()
-
-
-def _within(outer: Window, inner: Window) -> Window:
-    """A window of the inside of another one, in positions of what that was computed from, with UP_HALO around it."""
-    top, left = outer.top - outer.outer_top, outer.left - outer.outer_left
-    height, width = outer.outer_bottom - outer.outer_top, outer.outer_right - outer.outer_left
-    rows, columns = (top + inner.top, top + inner.bottom), (left + inner.left, left + inner.right)
-    return Window(
-        *rows, *columns,
-        max(rows[0] - UP_HALO, 0), min(rows[1] + UP_HALO, height),
-        max(columns[0] - UP_HALO, 0), min(columns[1] + UP_HALO, width),
-    )  # fmt: skip
+        halo = 1 + 2 * len(synthesis.residual) + UP_HALO
+        # the same windows twice: as the residual blocks see them, and as the upsampling half does
+        for far, near in zip(
+            windows(height, width, RESIDUAL, halo), windows(height, width, RESIDUAL, UP_HALO), strict=True
+        ):
+            seen = far.outer(y_hat).to(self.transforms_on).contiguous(memory_format=torch.channels_last)
+            features = near.outer_within(synthesis.features(seen), far)
+            image = near.inner_of(tiled(synthesis.up, features, UP, UP_HALO, up=LATENT_STRIDE), up=LATENT_STRIDE)
+            rows = slice(LATENT_STRIDE * near.top, LATENT_STRIDE * near.bottom)
+            yield (rows, slice(LATENT_STRIDE * near.left, LATENT_STRIDE * near.right)), image[0]
 
 
 def padded_pixels(pixels: Pixels) -> Pixels:

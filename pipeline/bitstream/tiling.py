@@ -27,6 +27,12 @@ class Window(NamedTuple):
         """Shapes: x (B, C, height, width); returns (B, C, outer height, outer width)."""
         return x[..., self.outer_top : self.outer_bottom, self.outer_left : self.outer_right]
 
+    def outer_within(self, x: Tensor, other: "Window") -> Tensor:
+        """As `outer`, of an x that is only what another window with at least as much around it sees."""
+        top, left = self.outer_top - other.outer_top, self.outer_left - other.outer_left
+        height, width = self.outer_bottom - self.outer_top, self.outer_right - self.outer_left
+        return x[..., top : top + height, left : left + width]
+
     def inner_of(self, y: Tensor, up: int = 1, down: int = 1) -> Tensor:
         """What is wanted of a network's output for `outer`. up, down: how its sides relate to the input's."""
         top, left = (self.top - self.outer_top) * up // down, (self.left - self.outer_left) * up // down

@@ -26,11 +26,11 @@ _FORMATS = [name for name in EXTENSIONS if name != "MPO"]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm"}
 # Pixels whose colors are converted at a time: that takes some 30 bytes for each
 _BAND = 2**21
-_DAMAGE = (
+# What Pillow's readers raise on damaged files
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
-    # These four: what Pillow's readers raise on damaged files of one format or another
     TypeError,
     KeyError,
     IndexError,
@@ -87,7 +87,7 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS, keep_opacity: bo
         raise DataError(f"{printable(str(content))}: no such file") from None
     except Image.DecompressionBombError:
         raise DataError(f"more than {max_pixels} pixels") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         name = f"{printable(str(content))}: " if isinstance(content, Path) else ""
         raise DataError(f"{name}not a readable image ({reason(error)})") from None
 
@@ -100,7 +100,7 @@ def pixels_in(content: bytes) -> int:
     except Image.DecompressionBombError:
         # Unknown, but more than anybody decodes beside other work
         return 2**62
-    except _DAMAGE:
+    except DAMAGE:
         return 0
 
 

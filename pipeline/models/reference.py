@@ -91,10 +91,11 @@ def _codec(cfg: CodecConfig, state: dict[str, Tensor]) -> Codec:
         raise ArtifactError(
             f"holds weights that are not finite, or quantiles beyond {MAX_SYMBOL}: no trained codec has them"
         )
-    if not all(state[f"{model}._quantized_cdf"].numel() for model in ("entropy", "hyper_entropy")):
-        codec.update_tables()
     try:
-        codec.exact_scales = fixed_point.exact_scales(codec, checked_tables(codec)[0])
+        if all(state[f"{model}._quantized_cdf"].numel() for model in ("entropy", "hyper_entropy")):
+            codec.exact_scales = fixed_point.exact_scales(codec, checked_tables(codec)[0])
+        else:
+            codec.update_tables()
     except ValueError as error:
         raise ArtifactError(str(error)) from None
     return codec

@@ -13,7 +13,7 @@ from pipeline.artifacts import run_folder
 from pipeline.artifacts.artifact import Artifact
 from pipeline.config import Config, Input, differences, flatten
 from pipeline.data.loader import Batch
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.losses import RateTerm
 from pipeline.models import initial, serialization
 from pipeline.models.codec import Codec, CodecConfig
@@ -22,6 +22,7 @@ from pipeline.models.initial import Init
 from pipeline.registry import resolve
 from pipeline.stages.train import TrainingConfig, mean_over_parts, train
 from pipeline.stages.validation import Examples, Realism, rate_and_quality, validation_means
+from pipeline.training.metrics import REMEDY
 from pipeline.training.optim import AdamConfig
 from pipeline.training.runtime import Runtime
 
@@ -245,5 +246,8 @@ class PretrainTask:
         codec = Codec(self.cfg.codec)
         with self.trainable.ema_weights():
             codec.load_state_dict(self.codec.state_dict())
-        codec.update_tables()
+        try:
+            codec.update_tables()
+        except ValueError as error:
+            raise TrainingError(f"the trained codec cannot code files: {error}; {REMEDY}") from None
         serialization.save_codec(folder, codec, self.cfg.codec)

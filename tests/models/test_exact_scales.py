@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from pipeline.models import exact_scales, fixed_point, serialization
 from pipeline.models.codec import SCALE_TABLE, Codec, CodecConfig
 from pipeline.models.exact_scales import ExactScales, Layer
 from pipeline.models.tables import checked_tables
+from tests.bitstream import matrix
 from tests.models.test_networks import SMALL, small_codec
 
 WAYS = [torch.float64, torch.int64]
@@ -63,21 +63,9 @@ def test_both_ways_agree_for_any_weights_and_any_symbols(seed, channels, width, 
     assert torch.equal(in_float, in_integers)
     # the other memory layout, and the sums in another order: as a product of matrices
     assert torch.equal(exact.indexes(z.contiguous(memory_format=torch.channels_last)), in_integers)
-    assert torch.equal(by_products_of_matrices(exact, z), in_integers)
-
-
-def by_products_of_matrices(exact: ExactScales, z: torch.Tensor) -> torch.Tensor:
-    x = exact.first_activation(z).double()
-    for layer, is_transposed in zip(exact.layers, exact_scales.IS_TRANSPOSED, strict=True):
-        weight, padding = layer.weight.double(), 1
-        if is_transposed:
-            spread = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
-            spread[..., ::2, ::2] = x
-            x, weight, padding = spread, weight.transpose(0, 1).flip(2, 3), 2
-        columns = F.unfold(x, weight.shape[-1], padding=padding)
-        sums = (weight.flatten(1) @ columns).reshape(1, len(weight), *x.shape[2:]) + layer.bias.reshape(1, -1, 1, 1)
-        x = exact_scales.rounded(sums, layer)
-    return torch.bucketize(x.long(), exact.thresholds).int()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_scales, "accumulated", matrix.by_products)
+        assert torch.equal(exact.indexes(z), in_integers)
 
 
 @pytest.mark.parametrize("positions", [1, 9, 40, 10**6])

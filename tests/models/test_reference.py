@@ -200,3 +200,14 @@ def test_what_is_no_state_dict_is_refused_and_nothing_is_executed(tmp_path, monk
         reference.import_file(file, "codec", tmp_path / "run", CODEC_WORDS)
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("filled", [True, False], ids=["tables", "no-tables"])
+def test_scales_that_fixed_point_cannot_hold_are_told(tmp_path, filled):
+    theirs = published(filled=filled)
+    name = next(key for key in theirs if "hyper_synthesis_scale" in key and key.endswith("weight"))
+    theirs[name] = theirs[name] * 1e9
+    torch.save(theirs, tmp_path / "their.ckpt")
+    ended = illm_here("import-reference", "their.ckpt", *CODEC_WORDS, "--output", "run", cwd=tmp_path)
+    assert_one_clear_line(ended, "their.ckpt: weights of the hyper-synthesis of scales are too large for fixed point")
+    assert not (tmp_path / "run").exists()
