@@ -15,6 +15,7 @@ from pipeline.bitstream import container, latents
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.bitstream.container import Packet
 from pipeline.bitstream.latents import padded_pixels, to_pixels
+from pipeline.bitstream.tiling import tiled
 from pipeline.data.transforms import to_float
 from pipeline.errors import BitstreamError
 from pipeline.models import fixed_point
@@ -60,6 +61,37 @@ def test_an_image_in_windows_is_the_image_without_seams(codec, monkeypatch, heig
     monkeypatch.setattr(latents, "UP", 5)
     restored = codec.decompress(codec.compress(pixels)).astype(int)
     assert np.abs(restored - forward_pass(codec.codec, pixels)).max() <= 1
+
+
+def test_windows_of_each_network_see_far_enough():
+    """Windows of a few positions give what the whole gives, for networks that look as far as they can."""
+    network = small_codec()
+    with torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                part.weight.abs_()
+    y, z = torch.rand(1, 8, 40, 56), torch.rand(1, 6, 10, 14)
+    with torch.no_grad():
+        for part, x, side, halo, scale in (
+            (network.hyper_analysis, y, 8, latents.HYPER_ANALYSIS_HALO, {"down": latents.RATIO}),
+            (network.hyper_synthesis_mean, z, 3, latents.HYPER_HALO, {"up": latents.RATIO}),
+            (network.analysis, torch.rand(1, 3, 128, 192), 32, latents.PIXEL_HALO, {"down": 16}),
+            (network.synthesis.up, torch.rand(1, 12, 10, 9), 4, latents.UP_HALO, {"up": 16}),
+        ):
+            whole = part(x)
+            assert torch.allclose(tiled(part, x, side, halo, **scale), whole, rtol=1e-4, atol=1e-5)
+            # and it shows where they do not
+            assert not torch.allclose(tiled(part, x, side, 0, **scale), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_repeats_the_border():
+    pixels = picture(1, 70, 100)
+    padded = padded_pixels(pixels)
+    assert padded.shape == (128, 128, 3)
+    assert np.array_equal(padded[:70, :100], pixels)
+    assert (padded[70:, :100] == pixels[69]).all()
+    assert (padded[:70, 100:] == pixels[:, 99:]).all()
+    assert (padded[70:, 100:] == pixels[69, 99]).all()
 
 
 def test_gray_comes_back_gray(codec):
