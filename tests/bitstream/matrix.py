@@ -95,16 +95,16 @@ def indexes_of(exact: ExactScales, options: tuple[str, ...], rows: int, columns:
         if "channels_last" in options:
             z = z.contiguous(memory_format=torch.channels_last)
         dtype = {"int64": torch.int64, "float32": torch.float32}.get(next(iter({"int64", "float32"} & {*options}), ""))
-        kept = exact_scales.accumulated, exact_scales.STRIP_POSITIONS
+        kept = exact_scales.accumulated, exact_scales.STRIP_POSITIONS, torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = "no_onednn" not in options
         if "products" in options:
             exact_scales.accumulated = by_products
         if "strips" in options:
             exact_scales.STRIP_POSITIONS = 1
         try:
-            with torch.backends.mkldnn.flags(enabled="no_onednn" not in options):
-                found = exact.indexes(z.to(exact.medians.device), dtype or torch.float64)
+            found = exact.indexes(z.to(exact.medians.device), dtype or torch.float64)
         finally:
-            exact_scales.accumulated, exact_scales.STRIP_POSITIONS = kept
+            exact_scales.accumulated, exact_scales.STRIP_POSITIONS, torch.backends.mkldnn.enabled = kept
         return found[..., :rows, :columns].cpu().contiguous()
 
     return indexes
