@@ -23,7 +23,7 @@ from pipeline.models.codec import LATENT_STRIDE, Codec
 from pipeline.registry import resolve
 
 CPU = torch.device("cpu")
-# Bytes per pixel of a window and channel of the first and last layers, and per coded symbol; measured images took half to all
+# Bytes per element of a window's largest map, and per coded symbol; measured images took half to all
 # of the estimate made of them
 PER_WINDOW_ELEMENT, PER_SYMBOL = 13, 40
 
@@ -127,13 +127,13 @@ class ImageCodec:
 
     def memory_bytes(self, height: int, width: int) -> int:
         """Estimated memory to compress or decompress an image, without the weights."""
-        cfg, (rows, columns) = self.codec.cfg, Size(height, width).y_padded
-        side = LATENT_STRIDE * (latents.UP + 2 * latents.UP_HALO)
+        cfg, synthesis, (rows, columns) = self.codec.cfg, self.codec.synthesis, Size(height, width).y_padded
+        side = LATENT_STRIDE * (latents.UP + 2 * synthesis.up_halo)
         window = min(side, rows * LATENT_STRIDE) * min(side, columns * LATENT_STRIDE)
-        inner = latents.RESIDUAL + 2 * (1 + 2 * cfg.num_residual_blocks + latents.UP_HALO)
+        inner = latents.RESIDUAL + 2 * synthesis.halo
         features = min(inner, rows) * min(inner, columns) * cfg.channels[-1] * 16
         whole = rows * columns * (PER_SYMBOL * cfg.latent_channels + 8 * LATENT_STRIDE**2)
-        return window * PER_WINDOW_ELEMENT * cfg.channels[0] + features + whole
+        return int(window * PER_WINDOW_ELEMENT * cfg.elements_per_pixel) + features + whole
 
     @contextmanager
     def _memory_for(self, height: int, width: int) -> Iterator[None]:

@@ -20,9 +20,9 @@ RATIO = HYPER_STRIDE // LATENT_STRIDE
 # Sides of windows: in pixels for the analysis, in latent positions for the synthesis (its residual blocks see larger ones,
 # as they see farther), in hyper-latent positions for the hyper-synthesis
 PIXELS, UP, RESIDUAL, HYPER = 1024, 64, 192, 64
-# How far an output sees: 33 pixels in the analysis, 7 latent positions in the hyper-analysis, 2 hyper-latent positions in the
-# hyper-synthesis, 3 latent positions in the upsampling half of the synthesis
-PIXEL_HALO, HYPER_ANALYSIS_HALO, HYPER_HALO, UP_HALO = 3 * LATENT_STRIDE, 2 * RATIO, 2, 3
+# How far an output sees: 7 latent positions in the hyper-analysis, 2 hyper-latent positions in the hyper-synthesis; the
+# transforms know it of themselves
+HYPER_ANALYSIS_HALO, HYPER_HALO = 2 * RATIO, 2
 
 
 class Size(NamedTuple):
@@ -123,20 +123,19 @@ class LatentCoder:
             return self.codec.analysis(floats.to(self.transforms_on).contiguous(memory_format=torch.channels_last))
 
         as_tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        return tiled(network, as_tensor, PIXELS, PIXEL_HALO, down=LATENT_STRIDE)
+        return tiled(network, as_tensor, PIXELS, self.codec.analysis.halo, down=LATENT_STRIDE)
 
     def _synthesis(self, y_hat: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
         """Parts (3, h, w) of the image, and their places in it."""
         synthesis, (height, width) = self.codec.synthesis, y_hat.shape[-2:]
-        # a convolution in the head, two in each residual block
-        halo = 1 + 2 * len(synthesis.residual) + UP_HALO
         # the same windows twice: as the residual blocks see them, and as the upsampling half does
+        halo, up_halo = synthesis.halo, synthesis.up_halo
         for far, near in zip(
-            windows(height, width, RESIDUAL, halo), windows(height, width, RESIDUAL, UP_HALO), strict=True
+            windows(height, width, RESIDUAL, halo), windows(height, width, RESIDUAL, up_halo), strict=True
         ):
             seen = far.outer(y_hat).to(self.transforms_on).contiguous(memory_format=torch.channels_last)
             features = near.outer_within(synthesis.features(seen), far)
-            image = near.inner_of(tiled(synthesis.up, features, UP, UP_HALO, up=LATENT_STRIDE), up=LATENT_STRIDE)
+            image = near.inner_of(tiled(synthesis.up, features, UP, up_halo, up=LATENT_STRIDE), up=LATENT_STRIDE)
             rows = slice(LATENT_STRIDE * near.top, LATENT_STRIDE * near.bottom)
             yield (rows, slice(LATENT_STRIDE * near.left, LATENT_STRIDE * near.right)), image[0]
 

@@ -7,16 +7,19 @@ ChannelNorm takes away: training then spends hundreds of steps at a constant ima
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.models.codec import Codec
 from pipeline.models.labeler import Labeler
+from pipeline.models.transforms import LightBlock
 
 # "he": ours, centered on mid-gray; "pytorch": torch's own, as in the release
 Init = Literal["he", "pytorch"]
 MID_GRAY = 0.5
 # of the codec's last layer: the first image is nearly gray, and not noise that would have to be unlearned
 LAST_LAYER = 0.1
+# of the last layer of residual blocks without norms
+RESIDUAL = 0.1
 
 
 @torch.no_grad()
@@ -33,14 +36,22 @@ def he_labeler(labeler: Labeler) -> None:
 def he_codec(codec: Codec) -> None:
     """He's initialization of analysis and synthesis, centered on mid-gray; the hyperprior keeps PyTorch's.
 
+    Blocks without norms begin small, so that signals do not grow from block to block.
+
     Source: He et al. 2015, arXiv:1502.01852.
     """
     _he(codec.analysis)
     _he(codec.synthesis)
-    last = codec.synthesis.up[-1]
-    _centre(codec.analysis[0], last)
-    assert isinstance(last.weight, Tensor)
+    for block in (*codec.analysis.modules(), *codec.synthesis.modules()):
+        if isinstance(block, LightBlock):
+            _convolutions(block)[-1].weight.mul_(RESIDUAL)
+    last = _convolutions(codec.synthesis)[-1]
+    _centre(_convolutions(codec.analysis)[0], last)
     last.weight.mul_(LAST_LAYER)
+
+
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
 
 
 def _he(network: nn.Module) -> None:

@@ -64,9 +64,13 @@ def import_file(file: Path, kind: Literal["codec", "labeler"], folder: Path, ove
 def export_file(artifact: Artifact, file: Path | None, names: Names, force: bool = False) -> str:
     """Writes a codec or labeler artifact as the reference's state dict; returns a line for the user.
 
-    file: None is standard output. Raises: OutputError if `file` exists.
+    file: None is standard output. Raises: OutputError if `file` exists, ArtifactError for light transforms.
     """
     kind = artifact.manifest.kind
+    if kind == "codec" and serialization.model_config(artifact, CodecConfig).transforms != "published":
+        raise ArtifactError(
+            "its transforms are light, and the authors' code knows the published ones alone; train with transforms: published"
+        )
     module = serialization.load_codec(artifact) if kind == "codec" else serialization.load_labeler(artifact)
     extras: dict[str, Tensor] = {}
     old_names = False

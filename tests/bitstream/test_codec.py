@@ -22,7 +22,7 @@ from pipeline.models import fixed_point
 from pipeline.models.codec import Codec, round_around
 from pipeline.models.tables import checked_tables
 from tests.conftest import ROOT, picture
-from tests.models.test_networks import small_codec
+from tests.models.test_networks import SMALL, SMALL_LIGHT, small_codec
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,12 @@ def forward_pass(codec: Codec, pixels: np.ndarray) -> np.ndarray:
         y_hat, rows, columns = means.clone(), -(-height // 16), -(-width // 16)
         y_hat[..., :rows, :columns] = round_around(y, means)[..., :rows, :columns]
         return to_pixels(codec.synthesis(y_hat)[0, :, :height, :width])
+
+
+def test_a_light_codec_decompresses_to_its_forward_pass():
+    light, pixels = ImageCodec(small_codec(cfg=SMALL_LIGHT)), picture(1, 65, 127)
+    restored = light.decompress(light.compress(pixels))
+    assert np.abs(restored.astype(int) - forward_pass(light.codec, pixels)).max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 200), (31, 33), (64, 64), (65, 127), (180, 70)])
@@ -63,9 +69,10 @@ def test_an_image_in_windows_is_the_image_without_seams(codec, monkeypatch, heig
     assert np.abs(restored - forward_pass(codec.codec, pixels)).max() <= 1
 
 
-def test_windows_of_each_network_see_far_enough():
+@pytest.mark.parametrize("cfg", [SMALL, SMALL_LIGHT])
+def test_windows_of_each_network_see_far_enough(cfg):
     """Windows of a few positions give what the whole gives, for networks that look as far as they can."""
-    network = small_codec()
+    network = small_codec(cfg=cfg)
     with torch.no_grad():
         for part in network.modules():
             if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
@@ -75,8 +82,8 @@ def test_windows_of_each_network_see_far_enough():
         for part, x, side, halo, scale in (
             (network.hyper_analysis, y, 8, latents.HYPER_ANALYSIS_HALO, {"down": latents.RATIO}),
             (network.hyper_synthesis_mean, z, 3, latents.HYPER_HALO, {"up": latents.RATIO}),
-            (network.analysis, torch.rand(1, 3, 128, 192), 32, latents.PIXEL_HALO, {"down": 16}),
-            (network.synthesis.up, torch.rand(1, 12, 10, 9), 4, latents.UP_HALO, {"up": 16}),
+            (network.analysis, torch.rand(1, 3, 128, 192), 32, network.analysis.halo, {"down": 16}),
+            (network.synthesis.up, torch.rand(1, 12, 10, 9), 4, network.synthesis.up_halo, {"up": 16}),
         ):
             whole = part(x)
             assert torch.allclose(tiled(part, x, side, halo, **scale), whole, rtol=1e-4, atol=1e-5)
@@ -207,7 +214,7 @@ from pipeline.errors import BitstreamError
 from pipeline.models import fixed_point
 from pipeline.models.codec import Codec, round_around
 from pipeline.models.tables import checked_tables
-from tests.models.test_networks import small_codec
+from tests.models.test_networks import SMALL, SMALL_LIGHT, small_codec
 
 codec = ImageCodec(small_codec())
 codec.compress(np.zeros((64, 64, 3), np.uint8))

@@ -10,6 +10,9 @@ from tests.conftest import picture
 from tests.models.test_networks import zero_noise
 
 NARROW = CodecConfig(channels=(8, 12, 16, 24, 32), latent_channels=8, hyper_channels=6, num_residual_blocks=1)
+LIGHT = CodecConfig(
+    transforms="light", channels=(16, 24, 32), latent_channels=8, hyper_channels=6, num_residual_blocks=1
+)
 
 
 @pytest.mark.parametrize(
@@ -29,12 +32,13 @@ def test_fan_in_is_the_number_of_weights_that_meet_in_an_output(layer, expected)
     assert met.mean().item() == pytest.approx(expected)
 
 
-def test_mid_grey_is_the_middle_of_a_fresh_codec():
+@pytest.mark.parametrize(("cfg", "first"), [(NARROW, 1), (LIGHT, 2)])
+def test_mid_grey_is_the_middle_of_a_fresh_codec(cfg, first):
     torch.manual_seed(0)
-    codec = Codec(NARROW)
+    codec = Codec(cfg)
     initial.he_codec(codec)
     gray = torch.full((1, 3, 64, 64), 0.5)
-    assert codec.analysis[0](gray)[..., 3:-3, 3:-3].abs().max() < 1e-5
+    assert codec.analysis[:first](gray)[..., 3:-3, 3:-3].abs().max() < 1e-5
     first_image = codec.synthesis(torch.randn(1, 8, 4, 4) * 3)
     assert first_image.mean().item() == pytest.approx(0.5, abs=0.1)
     assert first_image.std() < 0.2

@@ -24,9 +24,12 @@ def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def small_codec(seed: int = 0) -> Codec:
+SMALL_LIGHT = SMALL.model_copy(update={"transforms": "light", "channels": (4, 8, 12)})
+
+
+def small_codec(seed: int = 0, cfg: CodecConfig = SMALL) -> Codec:
     torch.manual_seed(seed)
-    codec = Codec(SMALL)
+    codec = Codec(cfg)
     codec.update_tables()
     return codec.eval()
 
@@ -36,6 +39,23 @@ def zero_noise(x: torch.Tensor) -> Noise:
         torch.zeros(len(x), 8, x.shape[2] // 16, x.shape[3] // 16),
         torch.zeros(len(x), 6, x.shape[2] // 64, x.shape[3] // 64),
     )
+
+
+def test_light_transforms_have_three_widths():
+    with pytest.raises(ValueError, match="light transforms have 3 widths, found 5"):
+        CodecConfig(transforms="light")
+    with pytest.raises(ValueError, match="published transforms have 5 widths, found 3"):
+        CodecConfig(channels=(4, 8, 12))
+
+
+def test_light_transforms_have_the_published_strides_and_ranges():
+    codec, x = small_codec(cfg=SMALL_LIGHT), torch.rand(2, 3, 64, 128)
+    out = codec(x, zero_noise(x))
+    assert out.x_hat.shape == x.shape
+    assert out.y_hat.shape == (2, 8, 4, 8)
+    # two convolutions per block and level, on both sides, and those between
+    assert sum(p.dim() == 4 for p in codec.analysis.parameters()) == 8
+    assert sum(p.dim() == 4 for p in codec.synthesis.parameters()) == 10
 
 
 def test_the_default_codec_has_the_published_size():

@@ -1,17 +1,21 @@
 """Checkpoints of the published implementation, in and out."""
 
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
+from pipeline.artifacts.artifact import publish
+from pipeline.artifacts.manifest import Manifest
 from pipeline.bitstream.codec import ImageCodec
-from pipeline.models import reference_keys, serialization
+from pipeline.errors import ArtifactError
+from pipeline.models import reference, reference_keys, serialization
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.registry import resolve
 from tests.conftest import CONFIGS, assert_one_clear_line, illm_here, picture
-from tests.models.test_networks import SMALL, SMALL_LABELER
+from tests.models.test_networks import SMALL, SMALL_LABELER, SMALL_LIGHT, small_codec
 from tests.system.test_pipeline import RUNS
 
 CODEC_WORDS = ("channels=[4, 4, 6, 8, 12]", "latent_channels=8", "hyper_channels=6", "num_residual_blocks=1")
@@ -102,8 +106,6 @@ def test_a_codec_goes_in_and_out_unchanged(tmp_path, filled, old_names, wrapped)
         content = {"state_dict": {f"model.{name}": value for name, value in theirs.items()}, "global_step": 7}
         content["state_dict"]["discriminator.weight"] = torch.zeros(2)
     torch.save(content, tmp_path / "their.ckpt")
-    from pipeline.models import reference
-
     told = reference.import_file(tmp_path / "their.ckpt", "codec", tmp_path / "run", CODEC_WORDS)
     assert ("discriminator.weight" in told) == wrapped
     codec = serialization.load_codec(resolve.read(str(tmp_path / "run"), "codec"))
@@ -116,6 +118,14 @@ def test_a_codec_goes_in_and_out_unchanged(tmp_path, filled, old_names, wrapped)
     for name, value in theirs.items():
         assert back[name].dtype == value.dtype, name
         assert torch.equal(back[name], value), name
+
+
+def test_a_light_codec_is_not_exported(tmp_path):
+    codec = small_codec(cfg=SMALL_LIGHT)
+    save = partial(serialization.save_codec, codec=codec, cfg=codec.cfg)
+    publish(tmp_path / "a", Manifest(kind="codec", stage="pretrain"), save)
+    with pytest.raises(ArtifactError, match="transforms are light"):
+        reference.export_file(resolve.read(str(tmp_path / "a"), "codec"), tmp_path / "x.ckpt", "as-imported")
 
 
 def test_a_labeler_goes_in_and_out_unchanged(tmp_path):
@@ -186,7 +196,6 @@ class Evil:
 @pytest.mark.parametrize("content", ["pickle", "text", "list", "tensor"])
 def test_what_is_no_state_dict_is_refused_and_nothing_is_executed(tmp_path, monkeypatch, content):
     from pipeline.errors import ArtifactError
-    from pipeline.models import reference
 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "their.ckpt"
