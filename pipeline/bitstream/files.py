@@ -16,7 +16,7 @@ from pipeline.data import images
 from pipeline.data.images import Decoded, Pixels
 from pipeline.errors import BitstreamError, DataError
 from pipeline.log import logger
-from pipeline.registry import resolve
+from pipeline.registry import resolve, shipped
 from pipeline.storage import outputs
 from pipeline.text import printable
 
@@ -41,14 +41,17 @@ def compress(names: Sequence[str], output: str | None, codec: str, force: bool =
         height, width = decoded.pixels.shape[:2]
         return f"{width}x{height}, {len(content)} bytes, {8 * len(content) / (height * width):.4f} bits per pixel"
 
-    _each(naming.plan(naming.COMPRESS, names, output, force), codec, _decoded, finish)
+    _each(naming.plan(naming.COMPRESS, names, output, force), lambda _: codec, _decoded, finish)
 
 
-def decompress(names: Sequence[str], output: str | None, codec: str, force: bool = False) -> None:
+def decompress(names: Sequence[str], output: str | None, codec: str | None, force: bool = False) -> None:
     """Decompresses the files that `names` stand for, each to the image format of its output's suffix.
 
-    Otherwise like `compress`.
+    codec: an artifact's name; None: for each file, the codec of this package that made it. Otherwise like `compress`.
     """
+
+    def choose(content: bytes) -> str:
+        return codec or shipped.that_reads(container.unpack(content).bitstream_id)
 
     def finish(network: "ImageCodec", job: Job, content: bytes) -> str:
         restored, format_ = network.decode(content), naming.format_of(job.target)
@@ -62,17 +65,20 @@ def decompress(names: Sequence[str], output: str | None, codec: str, force: bool
         outputs.write(job.target, _encoded(pixels, format_), force)
         return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
-    _each(naming.plan(naming.DECOMPRESS, names, output, force), codec, _unpacked, finish)
+    _each(naming.plan(naming.DECOMPRESS, names, output, force), choose, _unpacked, finish)
 
 
 def _each(
-    jobs: Sequence[Job], codec: str, prepare: Callable[[Job], T], finish: Callable[["ImageCodec", Job, T], str]
+    jobs: Sequence[Job],
+    choose: Callable[[T], str],
+    prepare: Callable[[Job], T],
+    finish: Callable[["ImageCodec", Job, T], str],
 ) -> None:
     """Prepares and finishes each job; among several, one that fails is logged and does not stop the others.
 
-    prepare: reads and checks a file; the codec is loaded once the first one is good. finish: returns what to print.
+    prepare: reads and checks a file. choose: names the codec for it, which is loaded once. finish: returns what to print.
     """
-    network: ImageCodec | None = None
+    networks: dict[str, ImageCodec] = {}
     alone, done = len(jobs) == 1, 0
     for job in jobs:
         ready: T | None = None
@@ -80,9 +86,11 @@ def _each(
             ready = prepare(job)
         if ready is None:
             continue
-        network = network or _load(codec)
         with _told(job, alone):
-            line = finish(network, job, ready)
+            name = choose(ready)
+            if name not in networks:
+                networks[name] = _load(name)
+            line = finish(networks[name], job, ready)
             # what is written to standard output must stay as it is
             print(
                 f"{printable(str(job.target or job.name))}: {line}",

@@ -36,14 +36,20 @@ def he_labeler(labeler: Labeler) -> None:
 def he_codec(codec: Codec) -> None:
     """He's initialization of analysis and synthesis, centered on mid-gray; the hyperprior keeps PyTorch's.
 
-    Blocks without norms begin small, so that signals do not grow from block to block.
+    Without norms, signals must not grow from layer to layer: blocks begin small, and layers that no activation follows
+    have no gain for it.
 
     Source: He et al. 2015, arXiv:1502.01852.
     """
     _he(codec.analysis)
     _he(codec.synthesis)
-    for block in (*codec.analysis.modules(), *codec.synthesis.modules()):
-        if isinstance(block, LightBlock):
+    if codec.cfg.transforms == "light":
+        blocks = [m for m in (*codec.analysis.modules(), *codec.synthesis.modules()) if isinstance(m, LightBlock)]
+        activated = [_convolutions(block)[0] for block in blocks]
+        for convolution in _convolutions(codec.analysis) + _convolutions(codec.synthesis):
+            if not any(convolution is other for other in activated):
+                convolution.weight.mul_(0.5**0.5)
+        for block in blocks:
             _convolutions(block)[-1].weight.mul_(RESIDUAL)
     last = _convolutions(codec.synthesis)[-1]
     _centre(_convolutions(codec.analysis)[0], last)

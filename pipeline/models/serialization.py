@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline import config, renamed_keys
-from pipeline.artifacts.artifact import Artifact
+from pipeline.artifacts.artifact import Artifact, publish
+from pipeline.artifacts.manifest import Manifest
 from pipeline.config import Config
 from pipeline.errors import ArtifactError
-from pipeline.models import fixed_point
+from pipeline.models import compact, fixed_point
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.exact_scales import ExactScales
 from pipeline.models.labeler import Labeler, LabelerConfig
@@ -28,16 +29,20 @@ C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound=nn.Module)
 
 
-def save(folder: Path, module: nn.Module, cfg: Config) -> None:
-    """Writes both files into `folder`."""
+def save(folder: Path, module: nn.Module, cfg: Config, compactly: bool = False) -> None:
+    """Writes both files into `folder`. compactly: in 8 bits, see `compact`."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    if compactly:
+        state = compact.compacted(state)
     (folder / MODEL).write_text(config.dump(cfg), encoding="utf-8")
     save_file(state, folder / WEIGHTS)
     share_like(folder / MODEL, folder / WEIGHTS)
 
 
-def save_codec(folder: Path, codec: Codec, cfg: CodecConfig) -> None:
+def save_codec(folder: Path, codec: Codec, cfg: CodecConfig, compactly: bool = False) -> None:
     """Writes the files of `save`, and the integers that its compressed files are decoded with.
+
+    compactly: the codec is one that `compact_codec` made.
 
     Raises: ArtifactError if these would cost more than fixed_point.MAX_COST of a file.
     """
@@ -48,10 +53,29 @@ def save_codec(folder: Path, codec: Codec, cfg: CodecConfig) -> None:
             f"tables chosen in integers would cost {100 * cost:.2f} % of a file's bits, expected at most "
             f"{100 * fixed_point.MAX_COST:g} %: the scales that this codec predicts are too extreme; train it at another rate"
         )
-    save(folder, codec, cfg)
+    save(folder, codec, cfg, compactly)
     state = {name: value.contiguous() for name, value in codec.exact_scales.state_dict().items()}
     save_file(state, folder / EXACT_SCALES, metadata={"cost": f"{cost:.3g}"})
     share_like(folder / MODEL, folder / EXACT_SCALES)
+
+
+def compact_codec(codec: Codec) -> Codec:
+    """The same codec with weights that 8 bits hold. Its files are not the other's: the integers follow from the weights."""
+    rounded = Codec(codec.cfg)
+    rounded.load_weights(compact.expanded(compact.compacted(codec.state_dict())))
+    rounded.update_tables()
+    return rounded.requires_grad_(False).eval()
+
+
+def publish_compact(artifact: Artifact, source: str, folder: Path) -> Artifact:
+    """Publishes the compact codec of an artifact, which is called `source`, in `folder`.
+
+    Raises: ArtifactError if there is an artifact already.
+    """
+    codec = compact_codec(load_codec(artifact))
+    about = {"codec": source, "bitstream_id": codec.bitstream_id().hex()}
+    manifest = Manifest(kind="codec", stage="compact", parents={"codec": artifact.as_parent(source)}, config=about)
+    return publish(folder / "artifact", manifest, lambda scratch: save_codec(scratch, codec, codec.cfg, compactly=True))
 
 
 def share_like(example: Path, file: Path) -> None:
@@ -110,7 +134,8 @@ def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
     with torch.device("meta"):
         needed = sum(p.numel() * p.element_size() for p in network(cfg).parameters())
     found = (artifact.path / WEIGHTS).stat().st_size if (artifact.path / WEIGHTS).is_file() else 0
-    if needed > found:
+    # at least a byte per weight
+    if needed > torch.float32.itemsize * found:
         raise ArtifactError(f"{artifact.path / MODEL}: describes {needed} bytes of weights, {WEIGHTS} has {found}")
     return network(cfg)
 
@@ -118,7 +143,7 @@ def _make(artifact: Artifact, cls: type[C], network: Callable[[C], M]) -> M:
 def _fill(artifact: Artifact, network: nn.Module, load_state: Callable[[dict[str, Tensor]], object]) -> None:
     path = artifact.path / WEIGHTS
     try:
-        state: dict[str, Tensor] = load_file(path)
+        state: dict[str, Tensor] = compact.expanded(load_file(path))
         with torch.no_grad():
             load_state(state)
     except (SafetensorError, RuntimeError) as error:

@@ -23,8 +23,7 @@ from pipeline.registry.versions import CODEC, LINEAGE
 
 REQUIREMENTS = ("torch", "compressai", "numpy", "pillow", "safetensors", "mlflow")
 LIMITS = (
-    "Compresses on the CPU. A file decodes on the machine type it was made on; another processor may round the entropy "
-    "model's parameters differently.",
+    "Its files decode to the same symbols on every machine; pixels may differ by a level where processors round differently.",
     "Details are invented where bits are few: not for medical, forensic or other uses in which a detail must be true.",
     "8-bit RGB; transparency is kept, without loss.",
 )

@@ -1,4 +1,4 @@
-"""What stages read: `runs/x`, a URL or `models:/NAME@ALIAS` becomes a verified artifact."""
+"""What stages read: `runs/x`, a URL, `models:/NAME@ALIAS` or `shipped:QUALITY` becomes a verified artifact."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from pipeline.artifacts.manifest import MANIFEST, Kind, parse_manifest
 from pipeline.artifacts.run_folder import Inputs
 from pipeline.config import Config, inputs
 from pipeline.errors import ArtifactError, DataError, UserError
+from pipeline.registry import shipped
 from pipeline.storage import cache, disk, fetch
 
 
@@ -24,6 +25,8 @@ def _located(name: str) -> tuple[Path, str]:
         from pipeline.registry import versions
 
         return versions.fetch(name), ""
+    if name.startswith(shipped.PREFIX):
+        return shipped.folder(name), ""
     if "://" in name:
         return mirror(name)
     path = Path(name)
@@ -36,7 +39,7 @@ def read(name: str, *kinds: Kind) -> Artifact:
 
     Raises: ArtifactError saying what is missing, of another kind, or damaged.
     """
-    if "://" not in name and not name.startswith("models:/"):
+    if "://" not in name and not name.startswith(("models:/", shipped.PREFIX)):
         disk.wait_for_file(Path(name) / MANIFEST, Path(name) / "artifact" / MANIFEST)
     path, origin = _located(name)
     return read_folder(path, name, kinds, origin)

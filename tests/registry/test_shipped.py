@@ -1,0 +1,68 @@
+"""The codecs that are part of the package."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.bitstream.codec import ImageCodec
+from pipeline.errors import ArtifactError
+from pipeline.registry import resolve, shipped
+from tests.conftest import assert_one_clear_line, illm_here
+from tests.models.test_networks import small_codec
+from tests.support.photos import crops
+
+QUALITIES = ("low", "medium", "high")
+
+
+def test_they_are_at_most_16_mib_in_all():
+    assert tuple(shipped.bitstream_ids()) == QUALITIES
+    assert sum(file.stat().st_size for file in shipped.HOME.rglob("*") if file.is_file()) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_each_has_the_id_by_which_its_files_find_it(quality):
+    codec = ImageCodec.load(f"shipped:{quality}")
+    assert codec.bitstream_id.hex() == shipped.bitstream_ids()[quality]
+    assert shipped.that_reads(codec.bitstream_id[:2]) == f"shipped:{quality}"
+
+
+def test_a_better_quality_takes_more_bytes_and_is_nearer_to_the_photo():
+    photo = crops(1, 256)[0]
+    sizes, errors = [], []
+    for quality in QUALITIES:
+        codec = ImageCodec.load(f"shipped:{quality}")
+        content = codec.compress(photo)
+        sizes.append(len(content))
+        errors.append(np.square(codec.decompress(content).astype(float) - photo).mean())
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    # of 8-bit levels, squared: 24 dB
+    assert errors[-1] < 260
+
+
+def test_a_photo_goes_there_and_back_without_a_codec_being_named(tmp_path):
+    Image.fromarray(crops(1, 128)[0]).save(tmp_path / "photo.png")
+    for quality in ("low", "high"):
+        assert illm_here("compress", "photo.png", f"{quality}.illm", "-q", quality, cwd=tmp_path).code == 0
+    ended = illm_here("decompress", "low.illm", "high.illm", "-o", "back", cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert Image.open(tmp_path / "back" / "low.restored.png").size == (128, 128)
+    assert Image.open(tmp_path / "back" / "high.restored.png").size == (128, 128)
+
+
+def test_quality_and_codec_exclude_each_other(tmp_path):
+    Image.fromarray(crops(1, 64)[0]).save(tmp_path / "photo.png")
+    ended = illm_here("compress", "photo.png", "-q", "low", "--codec", "runs/x", cwd=tmp_path)
+    assert_one_clear_line(ended, "--quality chooses among the codecs of this package")
+
+
+def test_files_of_other_codecs_are_told(tmp_path):
+    content = ImageCodec(small_codec()).compress(crops(1, 64)[0])
+    (tmp_path / "other.illm").write_bytes(content)
+    ended = illm_here("decompress", "other.illm", cwd=tmp_path)
+    assert_one_clear_line(ended, "made by another codec than those of this package")
+
+
+def test_an_unknown_quality_is_told():
+    with pytest.raises(ArtifactError, match="there are: shipped:low, shipped:medium, shipped:high"):
+        resolve.read("shipped:best", "codec")
