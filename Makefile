@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 quoted = '$(subst ','\'',$(1))'
 SET ?=
 DATA ?=
+FROM ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
@@ -24,8 +25,8 @@ $(READY): requirements/pins.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-demo: $(READY) ## Train, evaluate, register and use a small codec on sample photos, or on DATA=folder (10 minutes)
-	$(ILLM) demo configs/demo --run $(call quoted,$(or $(RUN),runs/demo)) $(if $(DATA),--data $(call quoted,$(DATA)))
+demo: $(READY) ## Fine-tune, evaluate, register and use a codec on sample photos, or DATA=folder; FROM=nothing trains a new one
+	$(ILLM) demo $(if $(filter nothing,$(FROM)),configs/demo-from-nothing,configs/demo) --run $(call quoted,$(or $(RUN),runs/demo)) $(if $(DATA),--data $(call quoted,$(DATA)))
 
 # One stage: CONFIG defaults to the reference run's file, RUN to the folder that file's successors read.
 stage = $(ILLM) $(1) $(call quoted,$(or $(CONFIG),configs/$(1).yaml)) $(call quoted,run=$(or $(RUN),runs/$(1))) $(SET)

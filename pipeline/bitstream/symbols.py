@@ -28,6 +28,7 @@ FIRST_WORD = 1
 # A stream takes at least this share of the bits that its symbols' probabilities say: a state has more than 32 bits, of which
 # a symbol's 24 are rounded
 SPENT_AT_LEAST = 1 - 2**-8
+SORTED_AT_ONCE = 2**22
 
 
 class Symbols(NamedTuple):
@@ -63,7 +64,7 @@ class Places(NamedTuple):
     each of them codes.
     """
 
-    order: NDArray[np.int64] | None
+    order: NDArray[np.integer[Any]] | None
     tables: NDArray[np.int64]
     counts: NDArray[np.int64]
 
@@ -72,18 +73,27 @@ class Places(NamedTuple):
         ends = [0, *np.cumsum(self.counts).tolist()]
         return zip(self.tables.tolist(), ends, ends[1:], strict=False)
 
-    def of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def of(self, positions: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
         return positions if self.order is None else self.order[positions]
 
 
 def by_table(indexes: NDArray[np.integer[Any]]) -> Places:
     """Shapes: indexes (n,), of the table of each symbol."""
-    # Of integers this small, a stable sort is a radix sort
-    small = indexes.astype(np.uint8 if indexes.max(initial=0) < 256 else np.uint16, copy=False)
-    order = np.argsort(small, kind="stable")
-    tables = np.arange(int(indexes.max()) + 1 if len(indexes) else 0)
-    counts = np.diff(np.searchsorted(small[order], tables.astype(small.dtype), side="right"), prepend=0)
-    return Places(order, tables[counts > 0], counts[counts > 0])
+    num_tables = int(indexes.max(initial=-1)) + 1
+    # Of integers this small, a stable sort is a radix sort. Part by part, since it takes 16 bytes for each.
+    small = indexes.astype(np.uint8 if num_tables <= 256 else np.uint16, copy=False)
+    parts = [small[begin : begin + SORTED_AT_ONCE] for begin in range(0, len(small), SORTED_AT_ONCE)]
+    each = [np.bincount(part, minlength=num_tables) for part in parts]
+    counts = np.sum(each, axis=0, dtype=np.int64) if each else np.zeros(0, np.int64)
+    order: NDArray[np.integer[Any]] = np.empty(len(small), np.uint32 if len(small) < 2**32 else np.int64)
+    free = np.cumsum(counts) - counts
+    for number, (part, found) in enumerate(zip(parts, each, strict=True)):
+        ordered, begin = np.argsort(part, kind="stable") + number * SORTED_AT_ONCE, 0
+        for table in np.flatnonzero(found):
+            order[free[table] : free[table] + found[table]] = ordered[begin : begin + found[table]]
+            begin += found[table]
+        free += found
+    return Places(order, np.flatnonzero(counts), counts[counts > 0])
 
 
 def channels(shape: tuple[int, ...]) -> Places:
@@ -139,31 +149,42 @@ class Part:
 
     def push(self, stack: Any, symbols: NDArray[np.int32], places: Places) -> None:
         """Shapes: symbols (n,)."""
-        grouped = symbols if places.order is None else symbols[places.order]
-        bins = grouped - np.repeat(self.offsets[places.tables], places.counts)
-        escapes = np.repeat(self.escapes[places.tables], places.counts)
-        outside = np.flatnonzero((bins < 0) | (bins >= escapes))
-        for at in reversed(outside[np.argsort(places.of(outside))].tolist()):
-            self._push_escape(stack, int(bins[at]), int(escapes[at]))
-        bins[outside] = escapes[outside]
+        bins = symbols.copy() if places.order is None else symbols[places.order]
+        outside = []
+        # table by table, since arrays as long as the symbols are what takes memory
+        for table, begin, end in places.groups():
+            part = bins[begin:end]
+            part -= self.offsets[table]
+            outside.append(begin + np.flatnonzero((part < 0) | (part >= self.escapes[table])))
+        for at, escape in reversed(self._in_order_of_places(outside, places)):
+            self._push_escape(stack, int(bins[at]), escape)
+            bins[at] = escape
         for table, begin, end in reversed(list(places.groups())):
             stack.push(bins[begin:end], self.models[table])
 
     def pop(self, stack: Any, places: Places) -> NDArray[np.int32]:
         """The symbols (n,) at these places. Raises: BitstreamError for one that no encoder writes."""
         bins = np.empty(int(places.counts.sum()), np.int32)
+        outside = []
         for table, begin, end in places.groups():
             bins[begin:end] = stack.pop(end - begin, self.models[table])
-        escapes, offsets = (np.repeat(of[places.tables], places.counts) for of in (self.escapes, self.offsets))
-        outside = np.flatnonzero(bins == escapes)
-        for at in outside[np.argsort(places.of(outside))].tolist():
-            bins[at] = self._pop_escape(stack, int(escapes[at]))
-        bins += offsets
+            outside.append(begin + np.flatnonzero(bins[begin:end] == self.escapes[table]))
+        for at, escape in self._in_order_of_places(outside, places):
+            bins[at] = self._pop_escape(stack, escape)
+        for table, begin, end in places.groups():
+            bins[begin:end] += self.offsets[table]
         if places.order is None:
             return bins
         symbols = np.empty_like(bins)
         symbols[places.order] = bins
         return symbols
+
+    def _in_order_of_places(self, outside: list[NDArray[np.int64]], places: Places) -> list[tuple[int, int]]:
+        """Symbols that their tables lack, of each table in turn -> where they are among the grouped ones, and their escapes."""
+        at = np.concatenate([*outside, np.empty(0, np.int64)])
+        escapes = np.repeat(self.escapes[places.tables], [len(found) for found in outside])
+        order = np.argsort(places.of(at))
+        return list(zip(at[order].tolist(), escapes[order].tolist(), strict=True))
 
     def _push_escape(self, stack: Any, bin_: int, escape: int) -> None:
         """How far outside, and on which side: in a number of so many bits, pushed so that their count is popped first."""

@@ -13,7 +13,6 @@ from pipeline.errors import GatesNotMet, StageFailed
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.registry import aliases, resolve
-from pipeline.registry.alias_log import version_stack
 from pipeline.stages import plan
 from pipeline.text import file_name
 from pipeline.tracking import page, store
@@ -26,7 +25,7 @@ FIRST, SECOND = "promote-pretrained", "promote"
 
 
 def run(configs: Path, folder: Path, data: str | None) -> None:
-    """Runs all stages of `configs` in subfolders of `folder`, then uses, challenges and rolls back the promoted codec.
+    """Runs all stages of `configs` in subfolders of `folder`, then uses the promoted codec and rolls it back and forth.
 
     Raises: StageFailed with the stage's exit code.
     """
@@ -91,16 +90,20 @@ def _use(folder: Path) -> None:
 
 
 def _roll_back(folder: Path) -> None:
-    """Goes back to the first champion, once, if the second codec took its place."""
+    """Goes back to the first champion and forth again, once, if the second codec took its place."""
     name = _decision(folder)["name"]
-    changes = aliases.history(name, "champion")
-    if len(version_stack(changes)) > 1 and not any(change.action == "rollback" for change in changes):
-        _illm(["rollback", name, "--reason", "to show how"])
+    if (folder / SECOND / "artifact").is_dir():
+        second = _decision(folder, SECOND)["version"]
+        done = sum(change.action == "rollback" for change in aliases.history(name, "champion"))
+        if done < 1:
+            _illm(["rollback", name, "--reason", "to show how"])
+        if done < 2:
+            _illm(["rollback", name, "--to", second, "--reason", "the better codec again"])
     _illm(["history", name])
 
 
-def _decision(folder: Path) -> dict[str, Any]:
-    return resolve.read(str(folder / FIRST), "promotion").json("decision.json")
+def _decision(folder: Path, promotion: str = FIRST) -> dict[str, Any]:
+    return resolve.read(str(folder / promotion), "promotion").json("decision.json")
 
 
 def _summary(folder: Path) -> None:

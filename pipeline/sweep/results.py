@@ -2,19 +2,21 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from pipeline import config, stages
 from pipeline.errors import ConfigError
 from pipeline.evaluation.metric_table import METRICS, REALISM, format_value, sign
-from pipeline.sweep.space import TRIAL_STAGES, Space, overrides
+from pipeline.sweep.space import Space, overrides
 from pipeline.sweep.trial import Point
 
 # Rates of trials that are compared with each other differ by less than this factor
@@ -83,26 +85,48 @@ def rate_figure(points: Sequence[Point], metric: str) -> Figure:
 def headline_figure(points: Sequence[Point], distortion: str, fidelity: str) -> Figure | None:
     """The paper's comparison: both metrics along the GAN weight, a line per discriminator; None if they were not searched.
 
+    Of several seeds, their mean with its 95 % interval.
+
     Source: Muckley et al. 2023, the figure of PSNR against FID over GAN weights.
     """
     if not all("gan.gan_weight" in p["settings"] for p in points):
         return None
     figure = Figure(figsize=(6.8, 4.8), layout="constrained")
     axes = figure.subplots()
-    lines: dict[str, list[Point]] = {}
+    lines: dict[str, dict[float, list[Point]]] = {}
+    several = len({p["rate_group"] for p in points}) > 1
     for p in points:
-        kind = (p["settings"].get("gan.discriminator") or {}).get("kind", "label")
-        several = len({q["rate_group"] for q in points}) > 1
         rate = f", {p['bpp']:.2f} bpp" if several else ""
-        lines.setdefault(f"{KINDS.get(kind, kind)}{rate}", []).append(p)
-    for label, mine in sorted(lines.items()):
-        ordered = sorted(mine, key=lambda p: p["settings"]["gan.gan_weight"])
-        axes.plot([p[distortion] for p in ordered], [p[fidelity] for p in ordered], "o-", label=label)
-        for p in ordered:
-            weight = f"{p['settings']['gan.gan_weight']:.3g}"
-            axes.annotate(weight, (p[distortion], p[fidelity]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        line = lines.setdefault(_discriminator_of(p) + rate, {})
+        line.setdefault(p["settings"]["gan.gan_weight"], []).append(p)
+    for label, by_weight in sorted(lines.items()):
+        # of trials that differ in their seed alone
+        x, x_error, y, y_error = zip(
+            *(
+                (*_mean_and_error(p[distortion] for p in mine), *_mean_and_error(p[fidelity] for p in mine))
+                for _, mine in sorted(by_weight.items())
+            ),
+            strict=True,
+        )
+        axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o-", capsize=2, label=label)
+        for weight, *place in zip(sorted(by_weight), x, y, strict=True):
+            axes.annotate(f"{weight:.3g}", (place[0], place[1]), fontsize=7, xytext=(4, 4), textcoords="offset points")
     axes.set_title("numbers at the points: GAN weight", fontsize=9)
     return _finished(figure, distortion, fidelity)
+
+
+def _discriminator_of(point: Point) -> str:
+    given = point["settings"].get("gan.discriminator") or {}
+    kind = given.get("kind", "label")
+    return KINDS.get(kind, kind) + ("" if given.get("conditional", True) else ", unconditional")
+
+
+def _mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval by Student's t; 0 for a single value."""
+    found = np.fromiter(values, float)
+    if len(found) < 2:
+        return float(found.mean()), 0.0
+    return float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1) * stats.sem(found))
 
 
 def _finished(figure: Figure, x: str, y: str, legend: bool = True) -> Figure:
@@ -132,7 +156,7 @@ def write(scratch: Path, space: Space, points: Sequence[Point], sweep: Path) -> 
 def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None:
     """A trial's stages as files that `illm STAGE FILE run=...` takes; `promote.yaml` promotes the trial itself."""
     folder.mkdir(parents=True)
-    for stage in TRIAL_STAGES:
+    for stage in space.stages:
         cfg = config.load(
             stages.get(stage).StageConfig,
             getattr(space, stage),
@@ -150,7 +174,8 @@ def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None
 def _inputs(space: Space, stage: str) -> list[str]:
     """The base configs name runs/pretrain and so on; shards and labeler are the sweep's."""
     shards = f"images={space.shards}" if stage == "evaluate" else f"data.shards={space.shards}"
-    return [shards, *([f"labeler={space.labeler}"] if stage == "gan" else [])]
+    codec = [f"codec={space.codec}"] if space.codec and stage == "gan" else []
+    return [shards, *codec, *([f"labeler={space.labeler}"] if stage == "gan" else [])]
 
 
 def columns(space: Space) -> list[str]:

@@ -126,8 +126,10 @@ class Space(Config):
     """Artifact of kind "shards"."""
     labeler: Annotated[str, Input("labeler")]
     """Artifact of kind "labeler"."""
-    pretrain: Path
-    """Base configuration of a trial's pretrain stage."""
+    pretrain: Path | None = None
+    """Base configuration of a trial's pretrain stage; or leave it out and name a `codec`."""
+    codec: Annotated[str | None, Input("codec")] = None
+    """Artifact of kind "codec" that every trial fine-tunes; then no trial pretrains."""
     gan: Path
     evaluate: Path
     promote: Path | None = None
@@ -148,6 +150,11 @@ class Space(Config):
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
     """GPUs per trial; 0.5: two trials share one."""
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a trial, each with its base configuration in the attribute of that name."""
+        return TRIAL_STAGES if self.pretrain else TRIAL_STAGES[1:]
+
     @field_validator("realism")
     @classmethod
     def is_measured(cls, value: str | None) -> str | None:
@@ -157,6 +164,8 @@ class Space(Config):
 
     @model_validator(mode="after")
     def fits(self) -> "Space":
+        if bool(self.pretrain) == bool(self.codec):
+            raise ValueError("give either pretrain, a configuration, or codec, an artifact that every trial fine-tunes")
         grids = [key for key, dimension in self.search.items() if isinstance(dimension, Grid)]
         learned = self.algorithm.kind == "optuna" or self.scheduler.kind == "pbt"
         if learned and grids:
@@ -238,9 +247,9 @@ def check(space: Space) -> None:
     Raises: ConfigError naming the first.
     """
     problems = [
-        f"search.{key}: begins with no stage of a trial ({', '.join(TRIAL_STAGES)})"
+        f"search.{key}: begins with no stage of a trial ({', '.join(space.stages)})"
         for key in space.search
-        if key.split(".")[0] not in TRIAL_STAGES
+        if key.split(".")[0] not in space.stages
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -249,7 +258,7 @@ def check(space: Space) -> None:
         if metric is not None and metric.weights and pretrained.find(metric.weights) is None:  # type: ignore[arg-type]
             raise ConfigError(f"{key}: {pretrained.how_to_get(metric.weights)}")  # type: ignore[arg-type]
     for values in _extremes(space):
-        for stage in TRIAL_STAGES:
+        for stage in space.stages:
             config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))
 
 

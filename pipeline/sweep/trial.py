@@ -85,7 +85,7 @@ def run(space: Space, sweep: Path, place: Path) -> Point:
 
 def _stages(space: Space, sweep: Path, place: Path, values: Values, environment: dict[str, str]) -> Point:
     log = place / "log.txt"
-    codec = _pretrained(space, sweep, values, environment, log)
+    codec = space.codec or _pretrained(space, sweep, values, environment, log)
     tuned = place / "gan"
     if space.scheduler.kind == "pbt":
         number, values = generation(place)

@@ -65,6 +65,15 @@ def test_a_stream_begins_from_the_checksum_of_its_symbols(coder):
     assert stream == zlib.crc32(b"").to_bytes(4, "little") + b"\1"
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_places_are_grouped_by_table_and_keep_their_order_in_it(monkeypatch, at_once):
+    monkeypatch.setattr(symbols, "SORTED_AT_ONCE", at_once)
+    places = symbols.by_table(np.array([5, 0, 5, 2, 0, 5, 0, 0, 2], np.uint8))
+    assert places.order.tolist() == [1, 4, 6, 7, 3, 8, 0, 2, 5]
+    assert list(places.groups()) == [(0, 0, 4), (2, 4, 6), (5, 6, 9)]
+    assert list(symbols.by_table(np.array([], np.uint8)).groups()) == []
+
+
 def test_a_wrong_table_for_one_symbol_is_noticed(coder):
     """So is the same table at the wrong place: what a desynchronized decoder would do."""
     meant, indexes = drawn(1, 2)

@@ -37,7 +37,7 @@ def test_mid_grey_is_the_middle_of_a_fresh_codec(cfg, first, scale):
     torch.manual_seed(0)
     codec = Codec(cfg)
     initial.he_codec(codec)
-    gray = seen = torch.full((1, 3, 64, 64), 0.5)
+    seen = torch.full((1, 3, 64, 64), 0.5)
     for layer in list(codec.analysis)[:first]:
         seen = layer(seen)
     assert seen[..., 3:-3, 3:-3].abs().max() < 1e-5

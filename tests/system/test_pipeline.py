@@ -34,7 +34,9 @@ def test_the_demo_ends_with_table_report_version_and_how_to_look(smoke):
     assert f"{RUNS}/evaluate/artifact/report.html" in output
     assert "registered illm-smoke version 2 as models:/illm-smoke@champion, previous is version 1" in output
     assert "illm-smoke@champion is version 1 again, and was 2" in output
+    assert "illm-smoke@champion is version 2 again, and was 1" in output
     assert re.search(r"rollback +│ 2 +│ 1 +│ to show how", output)
+    assert re.search(r"rollback +│ 1 +│ 2 +│ the better codec again", output)
     assert "mlflow ui --backend-store-uri sqlite:///" in output
     assert "/runs?workflowType=machine_learning&compareRunsMode=CHART" in output
 
