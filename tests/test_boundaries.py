@@ -55,7 +55,7 @@ def test_every_stage_has_help_a_config_and_a_make_target():
     for stage in stages.STAGES:
         assert re.search(rf"^(stage-)?{stage}:.*##", makefile, re.M), stage
         if stage != "sweep":
-            for folder in ("", "demo", "smoke"):
+            for folder in ("", "demo", "demo-from-nothing", "smoke"):
                 assert (ROOT / "configs" / folder / f"{stage}.yaml").is_file()
 
 

@@ -22,7 +22,7 @@ IS_TRANSPOSED = (True, True, False)
 # Hyper-latent rows at a strip's borders that depend on what is outside of it
 HALO = 2
 # Hyper-latent positions per strip, so that memory does not grow with the image
-STRIP_POSITIONS = 4096
+STRIP_POSITIONS = 2048
 
 
 @dataclass(frozen=True)

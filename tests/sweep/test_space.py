@@ -130,11 +130,42 @@ def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
     ]  # fmt: skip
     results.mark_pareto_fronts(points, "psnr_db", "fid")
     figure = results.headline_figure(points, "psnr_db", "fid")
-    patchgan, label = figure.axes[0].lines
+    patchgan, label = figure.axes[0].containers
     assert (label.get_label(), patchgan.get_label()) == ("label discriminator", "PatchGAN")
-    assert list(label.get_xdata()) == [31, 30]
+    assert list(label.lines[0].get_xdata()) == [31, 30]
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.2", "0", "0.1"]
     assert results.headline_figure([point(0.1, 30, 9)], "psnr_db", "fid") is None
+
+
+def test_the_headline_figure_shows_the_mean_of_seeds_and_its_interval():
+    free = {"kind": "label", "conditional": False}
+    points = [
+        point(0.1, psnr, 8, **{"gan.gan_weight": 0.1, "gan.seed": seed, "gan.discriminator": free})
+        for seed, psnr in enumerate((29, 30, 31))
+    ]
+    results.mark_pareto_fronts(points, "psnr_db", "fid")
+    (line,) = results.headline_figure(points, "psnr_db", "fid").axes[0].containers
+    assert line.get_label() == "label discriminator, unconditional"
+    assert list(line.lines[0].get_xdata()) == [30]
+    # Student's t with 2 degrees of freedom: 4.3027 / sqrt(3)
+    (begin, _), (end, _) = line.lines[2][0].get_segments()[0]
+    assert (end - begin) / 2 == pytest.approx(2.4841, abs=1e-4)
+
+
+def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):
+    given = {"pretrain": None, "codec": "runs/low"}
+    searched = made(search={"gan.gan_weight": WEIGHTS}, **given)
+    assert searched.stages == ("gan", "evaluate")
+    best = {"name": "abc", "bpp": 0.1, "psnr_db": 30.0, "settings": {"gan.gan_weight": 0.1}}
+    results.write_configs(tmp_path / "abc", searched, best, tmp_path / "sweep")
+    assert {p.stem for p in (tmp_path / "abc").glob("*.yaml")} == {"gan", "evaluate"}
+    assert config.load(stages.get("gan").StageConfig, tmp_path / "abc/gan.yaml").codec == "runs/low"
+    with pytest.raises(
+        ConfigError, match=r"search\.pretrain\.rate\.bpp: begins with no stage of a trial \(gan, evaluate\)"
+    ):
+        space.check(made(search={"pretrain.rate.bpp": RATES}, **given))
+    with pytest.raises(ConfigError, match="give either pretrain, a configuration, or codec"):
+        made(search={"gan.gan_weight": WEIGHTS}, codec="runs/low")
 
 
 def test_the_best_trials_become_configurations_that_load(tmp_path):
