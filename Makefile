@@ -10,7 +10,7 @@ DATA ?=
 FROM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
+.PHONY: help setup demo results smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
   submit-slurm submit-ray doctor describe fetch-weights mlflow format check quick test test-cluster test-both coverage test-all bench clean
 
 help: ## Show this help
@@ -25,8 +25,11 @@ $(READY): requirements/pins.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# FROM=nothing: a codec of its own
+demo = demo$(if $(FROM),$(if $(filter-out nothing,$(FROM)),$(error FROM is $(FROM), expected nothing or no FROM),-from-nothing))
+
 demo: $(READY) ## Fine-tune, evaluate, register and use a codec on sample photos, or DATA=folder; FROM=nothing trains a new one
-	$(ILLM) demo $(if $(filter nothing,$(FROM)),configs/demo-from-nothing,configs/demo) --run $(call quoted,$(or $(RUN),runs/demo)) $(if $(DATA),--data $(call quoted,$(DATA)))
+	$(ILLM) demo configs/$(demo) --run $(call quoted,$(or $(RUN),runs/$(demo))) $(if $(DATA),--data $(call quoted,$(DATA)))
 
 # One stage: CONFIG defaults to the reference run's file, RUN to the folder that file's successors read.
 stage = $(ILLM) $(1) $(call quoted,$(or $(CONFIG),configs/$(1).yaml)) $(call quoted,run=$(or $(RUN),runs/$(1))) $(SET)
@@ -68,6 +71,14 @@ fetch-weights: $(READY) ## Get the weights of LPIPS, DISTS, FID and KID, from th
 mlflow: $(READY) ## Serve the page with all runs on http://127.0.0.1:5000
 	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
 	$(VENV)/bin/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}"
+
+results: $(READY) ## Measure the package's codecs on the images in DATA, called NAME; writes docs/results
+	@test -n $(call quoted,$(DATA)) && test -n $(call quoted,$(NAME)) || { echo "needs DATA=folder of images and NAME=their name" >&2; exit 2; }
+	mkdir -p docs/results
+	set -e; name=$(call quoted,$(NAME)); for q in low medium high; do \
+	  $(ILLM) evaluate configs/shipped/evaluate-$$q.yaml run="runs/results/$$name/$$q" images=$(call quoted,$(DATA)) $(SET); \
+	  for f in totals intervals; do cp "runs/results/$$name/$$q/artifact/$$f.json" "docs/results/$$name-$$q-$$f.json"; done; \
+	done
 
 format: $(READY) ## Format the code
 	$(VENV)/bin/ruff format .

@@ -23,9 +23,9 @@ from pipeline.models.codec import LATENT_STRIDE, Codec
 from pipeline.registry import resolve
 
 CPU = torch.device("cpu")
-# Bytes per element of a window's largest map, and per coded symbol; measured images took half to all
-# of the estimate made of them
-PER_WINDOW_ELEMENT, PER_SYMBOL = 13, 40
+# Bytes per element of a window's largest map, per coded symbol, and per pixel of what the residual blocks see at once; measured
+# images took half to all of the estimate made of them
+PER_WINDOW_ELEMENT, PER_SYMBOL, PER_PIXEL = 13, 40, 12
 
 
 class CompressedImage(NamedTuple):
@@ -132,8 +132,9 @@ class ImageCodec:
         window = min(side, rows * LATENT_STRIDE) * min(side, columns * LATENT_STRIDE)
         inner = latents.RESIDUAL + 2 * synthesis.halo
         features = min(inner, rows) * min(inner, columns) * cfg.channels[-1] * 16
+        part = min(latents.RESIDUAL, rows) * min(latents.RESIDUAL, columns) * LATENT_STRIDE**2 * PER_PIXEL
         whole = rows * columns * (PER_SYMBOL * cfg.latent_channels + 8 * LATENT_STRIDE**2)
-        return int(window * PER_WINDOW_ELEMENT * cfg.elements_per_pixel) + features + whole
+        return int(window * PER_WINDOW_ELEMENT * cfg.elements_per_pixel) + features + part + whole
 
     @contextmanager
     def _memory_for(self, height: int, width: int) -> Iterator[None]:

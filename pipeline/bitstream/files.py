@@ -47,11 +47,11 @@ def compress(names: Sequence[str], output: str | None, codec: str, force: bool =
 def decompress(names: Sequence[str], output: str | None, codec: str | None, force: bool = False) -> None:
     """Decompresses the files that `names` stand for, each to the image format of its output's suffix.
 
-    codec: an artifact's name; None: for each file, the codec of this package that made it. Otherwise like `compress`.
+    codec: an artifact's name; None: for each file, the codec of this package that reads it. Otherwise like `compress`.
     """
 
     def choose(content: bytes) -> str:
-        return codec or shipped.that_reads(container.unpack(content).bitstream_id)
+        return shipped.that_reads(container.unpack(content).bitstream_id) if codec is None else codec
 
     def finish(network: "ImageCodec", job: Job, content: bytes) -> str:
         restored, format_ = network.decode(content), naming.format_of(job.target)
@@ -164,13 +164,20 @@ def inspect(path: Path) -> str:
     return "\n".join(
         [
             f"image           {packet.width}x{packet.height}",
-            f"bitstream id    {packet.bitstream_id.hex()}",
+            f"bitstream id    {packet.bitstream_id.hex()}, {_reader(packet)}",
             f"format          version {packet.version}{_told_flags(packet)}",
             f"bytes           {size}, {size - sum(map(len, packet.streams))} of them not of the latents",
             f"rate            {8 * size / (packet.width * packet.height):.4f} bits per pixel",
             "checksum        matches",
         ]
     )
+
+
+def _reader(packet: Packet) -> str:
+    try:
+        return f"read by {shipped.that_reads(packet.bitstream_id)}"
+    except BitstreamError:
+        return "read by no codec of this package"
 
 
 def _told_flags(packet: Packet) -> str:

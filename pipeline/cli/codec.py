@@ -1,4 +1,4 @@
-"""The commands that read and write single files: compress, decompress, inspect, import-reference, export-reference."""
+"""The commands that read and write single files and codecs: compress, decompress, inspect, compact, and the reference's."""
 
 import sys
 from enum import StrEnum
@@ -65,12 +65,13 @@ def compress(
       illm compress photos -o small                  a folder, with its subfolders
       illm compress - -o - < photo.png > photo.illm  from and to a pipe
     """
-    if codec and quality:
+    if codec is not None and quality is not None:
         raise ConfigError("--quality chooses among the codecs of this package; leave it out, or --codec")
     from pipeline.bitstream import files
     from pipeline.registry import shipped
 
-    files.compress(images, output, codec or shipped.PREFIX + (quality or Quality.medium), force)
+    chosen = shipped.PREFIX + (quality or Quality.medium) if codec is None else codec
+    files.compress(images, output, chosen, force)
 
 
 @app.command()
@@ -113,7 +114,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A compressed file, or a r
 
 @app.command()
 def compact(
-    codec: Annotated[str, typer.Argument(help="A codec: a run folder or models:/NAME@ALIAS.")],
+    codec: Annotated[str, typer.Argument(help="A codec: a run folder, models:/NAME@ALIAS or shipped:QUALITY.")],
     run: Annotated[Path, typer.Argument(help="The run folder that gets the artifact.")],
 ) -> None:
     """Make a codec of a quarter of the size: the weights of its convolutions in 8 bits.

@@ -53,7 +53,11 @@ def run(first: str, second: str, model: str, images: str, limit: int, as_json: b
 
 def named(word: str, model: str) -> str:
     """The artifact name that a word of the command line stands for."""
-    return word if word.startswith("models:/") or "/" in word or Path(word).exists() else f"models:/{model}@{word}"
+    return (
+        word
+        if word.startswith(("models:/", "shipped:")) or "/" in word or Path(word).exists()
+        else f"models:/{model}@{word}"
+    )
 
 
 def with_verdict(difference: Difference) -> str:

@@ -14,6 +14,8 @@ SCALES = ".scales"
 LARGEST = 127
 # Of tables, and of the tensor with the length of each of their rows
 TABLE, LENGTHS = "_quantized_cdf", "_cdf_length"
+# Numbers of a table: 128 MB
+MAX_TABLE = 2**25
 
 
 def compacted(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,8 +52,15 @@ def expanded(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 raise RuntimeError(f"{name} is {tuple(value.shape)} with scales {tuple(scales.shape)}")
             full[name] = value.float() * scales.reshape(-1, 1, 1, 1)
         if name.endswith(TABLE) and value.dim() == 1:
-            lengths = state[name.removesuffix(TABLE) + LENGTHS].flatten().tolist()
-            if not lengths or min(lengths) < 1 or sum(lengths) != len(value):
-                raise RuntimeError(f"{name} holds {len(value)} numbers, which are not rows of the lengths beside it")
-            full[name] = pad_sequence(list(value.split(lengths)), batch_first=True)
+            full[name] = _rows(name, value, state.get(name.removesuffix(TABLE) + LENGTHS))
     return full
+
+
+def _rows(name: str, value: Tensor, lengths: Tensor | None) -> Tensor:
+    """A table from its rows, one after the other. Raises: RuntimeError if they do not fit, or would take much memory."""
+    if lengths is None or lengths.dtype != torch.int32 or lengths.dim() != 1:
+        raise RuntimeError(f"{name} needs the lengths of its rows, int32, beside it")
+    each = lengths.tolist()
+    if not each or min(each) < 1 or sum(each) != len(value) or len(each) * max(each) > MAX_TABLE:
+        raise RuntimeError(f"{name} holds {len(value)} numbers, which are not rows of the lengths beside it")
+    return pad_sequence(list(value.split(each)), batch_first=True)

@@ -20,7 +20,7 @@ from pipeline.models import compact, fixed_point
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.exact_scales import ExactScales
 from pipeline.models.labeler import Labeler, LabelerConfig
-from pipeline.models.tables import checked_tables
+from pipeline.models.tables import MAX_SYMBOL, checked_tables
 
 WEIGHTS, MODEL = "weights.safetensors", "model.yaml"
 # Of codecs: the integers that choose the tables of a file's symbols
@@ -60,10 +60,19 @@ def save_codec(folder: Path, codec: Codec, cfg: CodecConfig, compactly: bool = F
 
 
 def compact_codec(codec: Codec) -> Codec:
-    """The same codec with weights that 8 bits hold. Its files are not the other's: the integers follow from the weights."""
+    """The same codec with weights that 8 bits hold. Its files are not the other's: the integers follow from the weights.
+
+    Raises: ArtifactError if no tables can be made.
+    """
     rounded = Codec(codec.cfg)
     rounded.load_weights(compact.expanded(compact.compacted(codec.state_dict())))
-    rounded.update_tables()
+    # building tables from other quantiles would never end
+    if bool((rounded.hyper_entropy.quantiles.abs() > MAX_SYMBOL).any()):
+        raise ArtifactError(f"its quantiles are beyond {MAX_SYMBOL}: no trained codec has them")
+    try:
+        rounded.update_tables()
+    except ValueError as error:
+        raise ArtifactError(f"the codec cannot code files: {error}") from None
     return rounded.requires_grad_(False).eval()
 
 
@@ -72,6 +81,8 @@ def publish_compact(artifact: Artifact, source: str, folder: Path) -> Artifact:
 
     Raises: ArtifactError if there is an artifact already.
     """
+    if (folder / "artifact").exists():
+        raise ArtifactError(f"{folder / 'artifact'}: exists already and is never overwritten; choose another folder")
     codec = compact_codec(load_codec(artifact))
     about = {"codec": source, "bitstream_id": codec.bitstream_id().hex()}
     manifest = Manifest(kind="codec", stage="compact", parents={"codec": artifact.as_parent(source)}, config=about)

@@ -78,7 +78,7 @@ class PublishedAnalysis(Analysis):
     Source: Mentzer et al. 2020 (HiFiC), arXiv:2006.09965.
     """
 
-    # 33 pixels
+    # 34 pixels
     halo = 48
 
     def __init__(self, channels: Sequence[int], latent_channels: int):
@@ -95,7 +95,7 @@ class PublishedAnalysis(Analysis):
 class PublishedSynthesis(Synthesis):
     """channels: as of the analysis. Source: Mentzer et al. 2020 (HiFiC), arXiv:2006.09965."""
 
-    up_halo = 3
+    up_halo = 2
 
     def __init__(self, channels: Sequence[int], latent_channels: int, num_residual_blocks: int):
         super().__init__()

@@ -211,8 +211,8 @@ def _known(
 ) -> tuple[Manifest | None, Path | None]:
     """The manifest of that digest: where the child found its parent, or anywhere here."""
     if "://" not in source and not source.startswith("models:/"):
-        path = resolve.path_of(source)
         try:
+            path = resolve.path_of(source)
             manifest = manifest_at(path, source)
             if manifest.digest == digest:
                 return manifest, path

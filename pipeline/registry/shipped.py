@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, BitstreamError
 
 PREFIX = "shipped:"
-# A folder of artifacts, one per quality, and beside them which files each of them reads
+# A folder of artifacts, one per quality, and beside them the bitstream id of each
 HOME = Path(__file__).parents[1] / "shipped"
 INDEX = "index.json"
 
@@ -21,14 +21,14 @@ def folder(name: str) -> Path:
 
 
 def that_reads(bitstream_id: bytes) -> str:
-    """The name of the codec that made a file with this bitstream id, or with one that begins so.
+    """The name of the codec that reads files with this bitstream id, or with one that begins so.
 
-    Raises: ArtifactError if none did.
+    Raises: BitstreamError if none does.
     """
     for quality, known in bitstream_ids().items():
         if known.startswith(bitstream_id.hex()):
             return PREFIX + quality
-    raise ArtifactError(
+    raise BitstreamError(
         f"made by another codec than those of this package (bitstream id {bitstream_id.hex()}): name it with --codec, a run "
         "folder or models:/NAME@ALIAS"
     )

@@ -94,10 +94,10 @@ def _roll_back(folder: Path) -> None:
     name = _decision(folder)["name"]
     if (folder / SECOND / "artifact").is_dir():
         second = _decision(folder, SECOND)["version"]
-        done = sum(change.action == "rollback" for change in aliases.history(name, "champion"))
-        if done < 1:
+        was_shown = any(c.action == "rollback" and c.end == "done" for c in aliases.history(name, "champion"))
+        if not was_shown and aliases.current(name, "champion") == second:
             _illm(["rollback", name, "--reason", "to show how"])
-        if done < 2:
+        if aliases.current(name, "champion") != second:
             _illm(["rollback", name, "--to", second, "--reason", "the better codec again"])
     _illm(["history", name])
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,13 @@ def rate_figure(points: Sequence[Point], metric: str) -> Figure:
     return _finished(figure, "bpp", metric, legend=False)
 
 
-def headline_figure(points: Sequence[Point], distortion: str, fidelity: str) -> Figure | None:
+def headline_figure(
+    points: Sequence[Point], distortion: str, fidelity: str, base: Mapping[str, Any] | None = None
+) -> Figure | None:
     """The paper's comparison: both metrics along the GAN weight, a line per discriminator; None if they were not searched.
 
-    Of several seeds, their mean with its 95 % interval.
+    Of trials that differ in nothing but seeds, the mean with its 95 % interval. base: the discriminator of trials that do not
+    search it; None: the published one.
 
     Source: Muckley et al. 2023, the figure of PSNR against FID over GAN weights.
     """
@@ -94,10 +97,10 @@ def headline_figure(points: Sequence[Point], distortion: str, fidelity: str) -> 
     figure = Figure(figsize=(6.8, 4.8), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, dict[float, list[Point]]] = {}
-    several = len({p["rate_group"] for p in points}) > 1
+    rates = {p["rate_group"]: min(q["bpp"] for q in points if q["rate_group"] == p["rate_group"]) for p in points}
     for p in points:
-        rate = f", {p['bpp']:.2f} bpp" if several else ""
-        line = lines.setdefault(_discriminator_of(p) + rate, {})
+        rate = [f"{rates[p['rate_group']]:.2f} bpp"] if len(rates) > 1 else []
+        line = lines.setdefault(", ".join([_discriminator_of(p, base), *_others(p), *rate]), {})
         line.setdefault(p["settings"]["gan.gan_weight"], []).append(p)
     for label, by_weight in sorted(lines.items()):
         # of trials that differ in their seed alone
@@ -111,14 +114,23 @@ def headline_figure(points: Sequence[Point], distortion: str, fidelity: str) -> 
         axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o-", capsize=2, label=label)
         for weight, *place in zip(sorted(by_weight), x, y, strict=True):
             axes.annotate(f"{weight:.3g}", (place[0], place[1]), fontsize=7, xytext=(4, 4), textcoords="offset points")
-    axes.set_title("numbers at the points: GAN weight", fontsize=9)
+    several = max(len(mine) for by_weight in lines.values() for mine in by_weight.values())
+    bars = f"; means of up to {several} seeds with 95 % intervals" if several > 1 else ""
+    axes.set_title(f"numbers at the points: GAN weight{bars}", fontsize=9)
     return _finished(figure, distortion, fidelity)
 
 
-def _discriminator_of(point: Point) -> str:
-    given = point["settings"].get("gan.discriminator") or {}
+def _discriminator_of(point: Point, base: Mapping[str, Any] | None) -> str:
+    given = point["settings"].get("gan.discriminator") or base or {}
     kind = given.get("kind", "label")
     return KINDS.get(kind, kind) + ("" if given.get("conditional", True) else ", unconditional")
+
+
+def _others(point: Point) -> list[str]:
+    """What else tells a line from another one: not seeds, and not a rate, which is measured."""
+    known = {"gan.discriminator", "gan.gan_weight", "pretrain.rate.bpp", "pretrain.rate.weight"}
+    others = {key: value for key, value in point["settings"].items() if key not in known and not key.endswith(".seed")}
+    return [f"{key.split('.', 1)[1]} {_cell(key, value)}" for key, value in sorted(others.items())]
 
 
 def _mean_and_error(values: Iterable[float]) -> tuple[float, float]:
@@ -145,7 +157,9 @@ def write(scratch: Path, space: Space, points: Sequence[Point], sweep: Path) -> 
     fidelity = realism_of(finished, space.realism)
     fronts_figure(finished, "psnr_db", fidelity).savefig(scratch / "fronts.png", dpi=110)
     rate_figure(finished, "psnr_db").savefig(scratch / "rate.png", dpi=110)
-    headline = headline_figure(finished, "psnr_db", fidelity)
+    base = config.flatten(config.load(stages.get("gan").StageConfig, space.gan, _inputs(space, "gan")))
+    ours = {key.removeprefix("discriminator."): v for key, v in base.items() if key.startswith("discriminator.")}
+    headline = headline_figure(finished, "psnr_db", fidelity, ours)
     if headline is not None:
         headline.savefig(scratch / "gan_weights.png", dpi=110)
     for p in finished:
@@ -173,9 +187,10 @@ def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None
 
 def _inputs(space: Space, stage: str) -> list[str]:
     """The base configs name runs/pretrain and so on; shards and labeler are the sweep's."""
-    shards = f"images={space.shards}" if stage == "evaluate" else f"data.shards={space.shards}"
+    if stage == "evaluate":
+        return [f"images={space.shards}", *([f"codecs={{pretrained: {space.codec}}}"] if space.codec else [])]
     codec = [f"codec={space.codec}"] if space.codec and stage == "gan" else []
-    return [shards, *codec, *([f"labeler={space.labeler}"] if stage == "gan" else [])]
+    return [f"data.shards={space.shards}", *codec, *([f"labeler={space.labeler}"] if stage == "gan" else [])]
 
 
 def columns(space: Space) -> list[str]:

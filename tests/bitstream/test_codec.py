@@ -57,9 +57,12 @@ def test_decompression_equals_the_forward_pass_for_any_size(codec, height, width
     assert np.abs(restored.astype(int) - forward_pass(codec.codec, pixels)).max() <= 1
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (300, 400), (257, 800)])
-def test_an_image_in_windows_is_the_image_without_seams(codec, monkeypatch, height, width):
+@pytest.mark.parametrize(
+    ("cfg", "height", "width"), [(SMALL, 64, 64), (SMALL, 300, 400), (SMALL, 257, 800), (SMALL_LIGHT, 300, 400)]
+)
+def test_an_image_in_windows_is_the_image_without_seams(monkeypatch, cfg, height, width):
     """But for rounding: a window sees what it would see in the whole image."""
+    codec = ImageCodec(small_codec(cfg=cfg))
     pixels = picture(3, height, width)
     monkeypatch.setattr(latents, "PIXELS", 128)
     monkeypatch.setattr(latents, "HYPER", 2)
@@ -83,6 +86,7 @@ def test_windows_of_each_network_see_far_enough(cfg):
             (network.hyper_analysis, y, 8, latents.HYPER_ANALYSIS_HALO, {"down": latents.RATIO}),
             (network.hyper_synthesis_mean, z, 3, latents.HYPER_HALO, {"up": latents.RATIO}),
             (network.analysis, torch.rand(1, 3, 128, 192), 32, network.analysis.halo, {"down": 16}),
+            (network.synthesis.features, y, 4, network.synthesis.halo - network.synthesis.up_halo, {}),
             (network.synthesis.up, torch.rand(1, 12, 10, 9), 4, network.synthesis.up_halo, {"up": 16}),
         ):
             whole = part(x)
@@ -196,7 +200,10 @@ def test_the_shortest_files_that_an_encoder_makes_are_accepted():
 
 
 def test_an_image_that_needs_more_memory_than_there_is_is_told(codec, monkeypatch):
-    assert codec.memory_bytes(100, 130) == 128 * 192 * (13 * 4) + 8 * 12 * (12 * 16) + 8 * 12 * (40 * 8 + 8 * 256)
+    assert (
+        codec.memory_bytes(100, 130)
+        == 128 * 192 * (13 * 4) + 8 * 12 * (12 * 16) + 8 * 12 * (40 * 8 + 8 * 256) + 8 * 12 * 256 * 12
+    )
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     with pytest.raises(
         BitstreamError, match=r"130x100 pixels need about .* GiB of memory with this codec, and 0.0 GiB"

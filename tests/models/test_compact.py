@@ -10,7 +10,7 @@ from pipeline.artifacts.manifest import Manifest
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.models import compact, serialization
 from pipeline.registry import resolve
-from tests.conftest import picture
+from tests.conftest import assert_one_clear_line, illm_here, picture
 from tests.models.test_networks import SMALL_LIGHT, small_codec
 
 pytestmark = pytest.mark.quick
@@ -54,6 +54,40 @@ def test_scales_that_do_not_fit_are_refused():
     packed = compact.compacted({"w": torch.ones(2, 1, 3, 3)})
     with pytest.raises(RuntimeError, match=r"w is .* with scales"):
         compact.expanded(packed | {"w.scales": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "told"),
+    [
+        (None, "needs the lengths"),
+        (torch.tensor([3.0]), "needs the lengths"),
+        (torch.tensor([[3]], dtype=torch.int32), "needs the lengths"),
+        (torch.tensor([2], dtype=torch.int32), "not rows of the lengths"),
+        (torch.tensor([4, -1], dtype=torch.int32), "not rows of the lengths"),
+    ],
+)
+def test_tables_whose_rows_do_not_fit_are_refused(lengths, told):
+    state = {"a._quantized_cdf": torch.tensor([0, 5, 65536], dtype=torch.int32)}
+    with pytest.raises(RuntimeError, match=told):
+        compact.expanded(state if lengths is None else state | {"a._cdf_length": lengths})
+
+
+def test_few_bytes_do_not_become_a_large_table():
+    lengths = torch.ones(20001, dtype=torch.int32)
+    lengths[0] = 20000
+    state = {"a._quantized_cdf": torch.zeros(40000, dtype=torch.int32), "a._cdf_length": lengths}
+    with pytest.raises(RuntimeError, match="not rows of the lengths"):
+        compact.expanded(state)
+
+
+def test_the_command_makes_one_and_never_overwrites(tmp_path):
+    codec = small_codec(cfg=SMALL_LIGHT)
+    save = partial(serialization.save_codec, codec=codec, cfg=codec.cfg)
+    publish(tmp_path / "full" / "artifact", Manifest(kind="codec", stage="pretrain"), save)
+    ended = illm_here("compact", "full", "small", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert f"bitstream id {serialization.compact_codec(codec).bitstream_id().hex()}" in ended.out
+    assert_one_clear_line(illm_here("compact", "full", "small", cwd=tmp_path), "never overwritten")
 
 
 def test_a_compact_artifact_is_the_codec_with_rounded_weights(tmp_path):

@@ -60,7 +60,22 @@ def test_files_of_other_codecs_are_told(tmp_path):
     content = ImageCodec(small_codec()).compress(crops(1, 64)[0])
     (tmp_path / "other.illm").write_bytes(content)
     ended = illm_here("decompress", "other.illm", cwd=tmp_path)
-    assert_one_clear_line(ended, "made by another codec than those of this package")
+    assert_one_clear_line(ended, "other.illm: made by another codec than those of this package")
+
+
+def test_a_file_of_another_codec_does_not_stop_the_others(tmp_path):
+    (tmp_path / "a.illm").write_bytes(ImageCodec(small_codec()).compress(crops(1, 64)[0]))
+    (tmp_path / "b.illm").write_bytes(ImageCodec.load("shipped:low").compress(crops(1, 64)[0]))
+    ended = illm_here("decompress", "a.illm", "b.illm", "-o", "back", cwd=tmp_path)
+    assert_one_clear_line(ended, "1 of 2 files failed")
+    assert (tmp_path / "back" / "b.restored.png").is_file()
+
+
+def test_an_empty_codec_is_none_of_the_package(tmp_path):
+    Image.fromarray(crops(1, 64)[0]).save(tmp_path / "photo.png")
+    ended = illm_here("compress", "photo.png", "--codec", "", cwd=tmp_path)
+    assert ended.code == 2
+    assert not (tmp_path / "photo.illm").exists()
 
 
 def test_an_unknown_quality_is_told():

@@ -152,6 +152,18 @@ def test_the_headline_figure_shows_the_mean_of_seeds_and_its_interval():
     assert (end - begin) / 2 == pytest.approx(2.4841, abs=1e-4)
 
 
+def test_trials_that_differ_in_more_than_a_seed_are_not_averaged():
+    points = [
+        point(0.1, 29 + lr, 8, **{"gan.gan_weight": 0.1, "gan.generator_optimizer.lr": lr, "gan.seed": seed})
+        for lr in (1, 2)
+        for seed in (0, 1)
+    ]
+    results.mark_pareto_fronts(points, "psnr_db", "fid")
+    lines = results.headline_figure(points, "psnr_db", "fid", {"kind": "patch"}).axes[0].containers
+    assert [line.get_label() for line in lines] == [f"PatchGAN, generator_optimizer.lr {lr}" for lr in (1, 2)]
+    assert [list(line.lines[0].get_xdata()) for line in lines] == [[30], [31]]
+
+
 def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):
     given = {"pretrain": None, "codec": "runs/low"}
     searched = made(search={"gan.gan_weight": WEIGHTS}, **given)
@@ -159,7 +171,10 @@ def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):
     best = {"name": "abc", "bpp": 0.1, "psnr_db": 30.0, "settings": {"gan.gan_weight": 0.1}}
     results.write_configs(tmp_path / "abc", searched, best, tmp_path / "sweep")
     assert {p.stem for p in (tmp_path / "abc").glob("*.yaml")} == {"gan", "evaluate"}
-    assert config.load(stages.get("gan").StageConfig, tmp_path / "abc/gan.yaml").codec == "runs/low"
+    loaded = {
+        name: config.load(stages.get(name).StageConfig, tmp_path / f"abc/{name}.yaml") for name in ("gan", "evaluate")
+    }
+    assert loaded["gan"].codec == loaded["evaluate"].codecs["pretrained"] == "runs/low"
     with pytest.raises(
         ConfigError, match=r"search\.pretrain\.rate\.bpp: begins with no stage of a trial \(gan, evaluate\)"
     ):

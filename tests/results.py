@@ -1,0 +1,38 @@
+"""Tables of docs/results.md, made of the files in docs/results: python -m tests.results prints them.
+
+`make results DATA=folder NAME=name` writes these files; `tests/test_results.py` compares the page with them.
+"""
+
+import json
+from pathlib import Path
+
+from pipeline.evaluation.metric_table import METRICS, format_value
+from tests.conftest import ROOT
+
+HOME = ROOT / "docs/results"
+QUALITIES = ("low", "medium", "high")
+
+
+def table(name: str) -> str:
+    """Of a set of images: a row for each of the package's codecs and each conventional one at its sizes."""
+    read = [json.loads((HOME / f"{name}-{quality}-totals.json").read_text()) for quality in QUALITIES]
+    metrics = [
+        metric for metric in METRICS if any(row.get(metric) is not None for rows in read for row in rows.values())
+    ]
+    lines = [["codec", *(METRICS[metric].name for metric in metrics)], ["---"] * (len(metrics) + 1)]
+    lines[0][1] = "bpp"
+    for quality, rows in zip(QUALITIES, read, strict=True):
+        for codec, row in rows.items():
+            shown = f"**{codec}**" if codec == quality else codec
+            lines.append([shown, *(format_value(metric, row.get(metric)) for metric in metrics)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def names() -> list[str]:
+    """Of the sets that were measured."""
+    return sorted({path.name.removesuffix("-low-totals.json") for path in Path(HOME).glob("*-low-totals.json")})
+
+
+if __name__ == "__main__":
+    for name in names():
+        print(f"{name}\n\n{table(name)}\n")

@@ -1,0 +1,13 @@
+"""The page of results says what was measured."""
+
+import pytest
+
+from tests import results
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("name", results.names())
+def test_the_page_has_the_table_of_each_set(name):
+    assert results.table(name) in (ROOT / "docs/results.md").read_text()
