@@ -4,7 +4,6 @@
 """
 
 import json
-from pathlib import Path
 
 from pipeline.evaluation.metric_table import METRICS, format_value
 from tests.conftest import ROOT
@@ -15,13 +14,14 @@ QUALITIES = ("low", "medium", "high")
 
 def table(name: str) -> str:
     """Of a set of images: a row for each of the package's codecs and each conventional one at its sizes."""
-    read = [json.loads((HOME / f"{name}-{quality}-totals.json").read_text()) for quality in QUALITIES]
+    measured = [quality for quality in QUALITIES if (HOME / f"{name}-{quality}-totals.json").is_file()]
+    read = [json.loads((HOME / f"{name}-{quality}-totals.json").read_text()) for quality in measured]
     metrics = [
         metric for metric in METRICS if any(row.get(metric) is not None for rows in read for row in rows.values())
     ]
     lines = [["codec", *(METRICS[metric].name for metric in metrics)], ["---"] * (len(metrics) + 1)]
     lines[0][1] = "bpp"
-    for quality, rows in zip(QUALITIES, read, strict=True):
+    for quality, rows in zip(measured, read, strict=True):
         for codec, row in rows.items():
             shown = f"**{codec}**" if codec == quality else codec
             lines.append([shown, *(format_value(metric, row.get(metric)) for metric in metrics)])
@@ -30,7 +30,7 @@ def table(name: str) -> str:
 
 def names() -> list[str]:
     """Of the sets that were measured."""
-    return sorted({path.name.removesuffix("-low-totals.json") for path in Path(HOME).glob("*-low-totals.json")})
+    return sorted({path.name.rsplit("-", 2)[0] for path in HOME.glob("*-totals.json")})
 
 
 if __name__ == "__main__":
