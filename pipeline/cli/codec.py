@@ -46,7 +46,10 @@ def compress(
     ],
     output: OutputOption = None,
     quality: Annotated[
-        Quality | None, typer.Option("--quality", "-q", help="About 0.15, 0.3 or 0.5 bits per pixel of detailed photos. Without: medium.")
+        Quality | None,
+        typer.Option(
+            "--quality", "-q", help="About 0.13, 0.31 or 0.49 bits per pixel. Without: medium."
+        ),
     ] = None,
     codec: CodecOption = None,
     force: ForceOption = False,

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.bitstream.codec import ImageCodec
@@ -23,10 +22,10 @@ from pipeline.bitstream.symbols import SymbolCoder, Symbols
 from pipeline.data import images
 from pipeline.data.images import Pixels
 from pipeline.data.transforms import to_float
-from pipeline.models import fixed_point, reference_keys
+from pipeline.models import reference_keys
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.tables import checked_tables
-from tests.benchmarks.evaluation import COUNT, HEIGHT, SMALL, WIDTH, photos
+from tests.benchmarks.evaluation import COUNT, HEIGHT, WIDTH, photos
 from tests.benchmarks.measure import Row, faster, pairs, seconds
 from tests.conftest import ROOT
 
@@ -173,14 +172,9 @@ def parts(codec: ImageCodec) -> Iterator[Row]:
 
 
 def file_against_estimate() -> Row:
-    """Files of all photos in IMAGES, or of the synthetic ones, by the 0.3 codec in docs/runs/rates."""
-    codec = Codec(SMALL)
-    state = load_file(ROOT / "docs" / "runs" / "rates" / "0.3.safetensors")
-    codec.load_weights(
-        {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
-    )
-    codec.exact_scales = fixed_point.exact_scales(codec, checked_tables(codec)[0])
-    image_codec = ImageCodec(codec.requires_grad_(False))
+    """Files of all photos in IMAGES, or of the synthetic ones, by the package's codec of medium quality."""
+    image_codec = ImageCodec.load("shipped:medium")
+    codec = image_codec.codec
     found = all_photos() or photos()
     estimated = sum(float(codec.encode(to_float(padded_pixels(image)[None]))[1]) for image in found) / 8
     written = sum(len(image_codec.compress(image)) for image in found)
