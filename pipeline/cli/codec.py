@@ -9,6 +9,8 @@ import typer
 
 from pipeline.cli.arguments import ForceOption
 from pipeline.errors import ConfigError
+from pipeline.registry import shipped
+from pipeline.registry.shipped import Quality
 from pipeline.storage import outputs
 
 app = typer.Typer()
@@ -19,12 +21,6 @@ CodecOption = Annotated[
 OutputOption = Annotated[
     str | None, typer.Option("--output", "-o", metavar="PLACE", help="A file, a folder, or - for standard output.")
 ]
-
-
-class Quality(StrEnum):
-    low = "low"
-    medium = "medium"
-    high = "high"
 
 
 class NetworkKind(StrEnum):
@@ -69,7 +65,6 @@ def compress(
     if codec is not None and quality is not None:
         raise ConfigError("--quality chooses among the codecs of this package; leave it out, or --codec")
     from pipeline.bitstream import files
-    from pipeline.registry import shipped
 
     chosen = shipped.PREFIX + (quality or Quality.medium) if codec is None else codec
     files.compress(images, output, chosen, force)

@@ -14,7 +14,7 @@ from pipeline.models import fixed_point
 from pipeline.models.entropy import EntropyBottleneck, GaussianConditional
 from pipeline.models.exact_scales import ExactScales
 from pipeline.models.layers import Width
-from pipeline.models.tables import checked_tables
+from pipeline.models.tables import MAX_SYMBOL, checked_tables
 from pipeline.models.transforms import (
     Analysis,
     LightAnalysis,
@@ -188,7 +188,13 @@ class Codec(nn.Module):
         return Noise(draw(self.cfg.latent_channels, LATENT_STRIDE), draw(self.cfg.hyper_channels, HYPER_STRIDE))
 
     def update_tables(self) -> None:
-        """Builds the integers that files are coded with; they are saved with the weights."""
+        """Builds the integers that files are coded with; they are saved with the weights.
+
+        Raises: ValueError if the weights are not those of a trained codec.
+        """
+        # from other quantiles, building tables would never end
+        if not bool((self.hyper_entropy.quantiles.abs() <= MAX_SYMBOL).all()):
+            raise ValueError(f"its quantiles are beyond {MAX_SYMBOL}: no trained codec has them")
         self.hyper_entropy.update(force=True)
         self.entropy.update_scale_table(SCALE_TABLE, force=True)
         self.exact_scales = fixed_point.exact_scales(self, checked_tables(self)[0])

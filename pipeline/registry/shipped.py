@@ -1,21 +1,27 @@
 """Codecs that are part of this package, by quality: `shipped:low`, `shipped:medium` and `shipped:high`."""
 
-import json
+from enum import StrEnum
 from pathlib import Path
 
+from pipeline.artifacts.artifact import manifest_at
 from pipeline.errors import ArtifactError, BitstreamError
 
 PREFIX = "shipped:"
-# A folder of artifacts, one per quality, and beside them the bitstream id of each
+# A folder of artifacts, one per quality
 HOME = Path(__file__).parents[1] / "shipped"
-INDEX = "index.json"
+
+
+class Quality(StrEnum):
+    low = "low"
+    medium = "medium"
+    high = "high"
 
 
 def folder(name: str) -> Path:
     """Where `shipped:QUALITY` lies. Raises: ArtifactError if there is no such quality."""
     quality = name.removeprefix(PREFIX)
-    if quality not in bitstream_ids():
-        there = ", ".join(f"{PREFIX}{known}" for known in bitstream_ids()) or "none"
+    if quality not in [*Quality]:
+        there = ", ".join(f"{PREFIX}{known}" for known in Quality)
         raise ArtifactError(f"{name}: no such codec is part of this package; there are: {there}")
     return HOME / quality
 
@@ -25,8 +31,8 @@ def that_reads(bitstream_id: bytes) -> str:
 
     Raises: BitstreamError if none does.
     """
-    for quality, known in bitstream_ids().items():
-        if known.startswith(bitstream_id.hex()):
+    for quality in Quality:
+        if bitstream_id_of(quality).startswith(bitstream_id.hex()):
             return PREFIX + quality
     raise BitstreamError(
         f"made by another codec than those of this package (bitstream id {bitstream_id.hex()}): name it with --codec, a run "
@@ -34,7 +40,6 @@ def that_reads(bitstream_id: bytes) -> str:
     )
 
 
-def bitstream_ids() -> dict[str, str]:
-    """Quality -> bitstream id of its codec, in hexadecimal."""
-    found: dict[str, str] = json.loads((HOME / INDEX).read_text(encoding="utf-8"))
-    return found
+def bitstream_id_of(quality: Quality) -> str:
+    """In hexadecimal, as `illm compact` wrote it down: so no network is loaded."""
+    return str(manifest_at(HOME / quality, PREFIX + quality).config["bitstream_id"])

@@ -15,14 +15,14 @@ QUALITIES = ("low", "medium", "high")
 
 
 def test_they_are_at_most_16_mib_in_all():
-    assert tuple(shipped.bitstream_ids()) == QUALITIES
+    assert tuple(shipped.Quality) == QUALITIES
     assert sum(file.stat().st_size for file in shipped.HOME.rglob("*") if file.is_file()) <= 16 * 2**20
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_each_has_the_id_by_which_its_files_find_it(quality):
     codec = ImageCodec.load(f"shipped:{quality}")
-    assert codec.bitstream_id.hex() == shipped.bitstream_ids()[quality]
+    assert codec.bitstream_id.hex() == shipped.bitstream_id_of(quality)
     assert shipped.that_reads(codec.bitstream_id[:2]) == f"shipped:{quality}"
 
 
@@ -45,7 +45,7 @@ def test_a_photo_goes_there_and_back_without_a_codec_being_named(tmp_path):
     for quality in ("low", "high"):
         assert illm_here("compress", "photo.png", f"{quality}.illm", "-q", quality, cwd=tmp_path).code == 0
     ended = illm_here("decompress", "low.illm", "high.illm", "-o", "back", cwd=tmp_path)
-    assert ended.code == 0, ended.stderr
+    assert ended.code == 0, ended.err
     assert Image.open(tmp_path / "back" / "low.restored.png").size == (128, 128)
     assert Image.open(tmp_path / "back" / "high.restored.png").size == (128, 128)
 
