@@ -177,23 +177,26 @@ class GanTask:
         return seen
 
     def _reconstruct(
-        self, part: Batch, seen: FrozenOutputs, learns: bool, share: float, last: bool
+        self, part: Batch, frozen: FrozenOutputs, learns: bool, share: float, last: bool
     ) -> dict[str, Tensor]:
         """Reconstructions and both networks' losses on them, over one part of the batch, which counts with its share."""
         stride = 2 if self.adversary else 1
-        x, y_hat, bits = part.x[0::2], seen.y_hat[0::stride], seen.bits[0::stride]
+        x, y_hat, bits = part.x[0::2], frozen.y_hat[0::stride], frozen.bits[0::stride]
         with self.generator.accumulate(last), torch.set_grad_enabled(learns):
             x_hat = self.generator.model(y_hat)
-            loss, metrics = self.distortion(x_hat, x)
-            paid = loss
+            # Every loss enters by its gradient at the reconstructions, so that their strengths can be compared.
+            seen = x_hat.detach().requires_grad_(learns)
+            loss, metrics = self.distortion(seen, x)
+            (gradient,) = torch.autograd.grad(loss, seen) if learns else (torch.zeros_like(seen),)
             if self.adversary is not None:
-                judged, seen_through = self.adversary.fake_step(x_hat, y_hat, seen.labels[0::2], share)
-                metrics |= judged
-                # The adversarial loss enters by its gradient at the reconstructions.
-                paid = loss + self.cfg.adversarial_weight * (x_hat * seen_through).sum()
+                judged, adversarial = self.adversary.fake_step(x_hat, y_hat, frozen.labels[0::2], share)
+                adversarial = self.cfg.adversarial_weight * adversarial
+                ratio = adversarial.norm() / gradient.norm() if learns else torch.zeros_like(loss)
+                metrics |= judged | {"adversarial_gradient_ratio": ratio}
+                gradient = gradient + adversarial
                 loss = loss + self.cfg.adversarial_weight * metrics["generator"]
             if learns:
-                self.generator.backward(paid * share)
+                self.generator.backward((x_hat * gradient).sum() * share)
         metrics |= {"loss": loss, "bpp": bits.mean() / (x.shape[-2] * x.shape[-1])}
         return {name: value.detach() for name, value in metrics.items()}
 
