@@ -37,15 +37,17 @@ def compacted(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def expanded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they were given to `compacted`, but for rounding; other weights stay as they are.
+    """Weights as they were given to `compacted`, but for rounding. Others in 16 bits are widened, the rest stays as it is.
 
     Raises: RuntimeError if scales do not fit their weights, or lengths their tables.
     """
     full: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith(SCALES):
+            if name.removesuffix(SCALES) not in state:
+                raise RuntimeError(f"{name} has no weights beside it")
             continue
-        full[name] = value
+        full[name] = value.float() if value.dtype == torch.float16 else value
         scales = state.get(name + SCALES)
         if value.dtype == torch.int8 and scales is not None:
             if value.dim() != 4 or scales.shape != value.shape[:1]:

@@ -54,6 +54,14 @@ def test_scales_that_do_not_fit_are_refused():
     packed = compact.compacted({"w": torch.ones(2, 1, 3, 3)})
     with pytest.raises(RuntimeError, match=r"w is .* with scales"):
         compact.expanded(packed | {"w.scales": torch.ones(3)})
+    with pytest.raises(RuntimeError, match=r"v.scales has no weights"):
+        compact.expanded(packed | {"v.scales": torch.ones(2)})
+
+
+def test_weights_in_16_bits_are_widened():
+    full = compact.expanded({"w": torch.tensor([0.1, 65504.0]).half(), "n": torch.tensor([3])})
+    assert full["w"].dtype == torch.float32 and full["w"].tolist() == [0.0999755859375, 65504.0]
+    assert full["n"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
