@@ -18,7 +18,6 @@ from pipeline.evaluation.evaluator import Bench, ImageResult, Results, shown
 from pipeline.evaluation.frechet import Features
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.measurement import Measurement
-from pipeline.evaluation.metric_table import METRICS
 from pipeline.processes.pool import Backend, map_chunks
 
 # Images that make another process worth its start, in which it imports torch and loads the codecs
@@ -30,7 +29,7 @@ MAX_PROCESSES = 16
 class Work:
     """Measures an image by its number and writes `folder/NUMBER/`; done before, it does nothing.
 
-    codecs: name -> artifact's name. threads: of each process; 0: as they are.
+    codecs: name -> artifact's name. threads: of each process; 0: as they are. metrics: their names.
     """
 
     codecs: tuple[tuple[str, str], ...]
@@ -39,6 +38,7 @@ class Work:
     limit: int
     folder: str
     threads: int
+    metrics: tuple[str, ...]
 
     def __call__(self, number: int) -> None:
         place = Path(self.folder) / f"{number:06d}"
@@ -60,7 +60,7 @@ def _prepared(work: Work) -> tuple[Bench, HeldOut]:
     if work.threads:
         torch.set_num_threads(work.threads)
     codecs = {name: ImageCodec.load(source, instruments.device()) for name, source in work.codecs}
-    return Bench(codecs, work.others, tuple(METRICS)), HeldOut(work.images, work.limit)
+    return Bench(codecs, work.others, work.metrics), HeldOut(work.images, work.limit)
 
 
 def num_processes(wanted: int | None, num_images: int) -> int:

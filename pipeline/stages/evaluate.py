@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from pipeline.artifacts import ownership, run_folder
 from pipeline.artifacts.artifact import publish
@@ -15,7 +15,7 @@ from pipeline.config import Changeable, Config, Input
 from pipeline.evaluation import anchors, comparison, ffmpeg, measurement, spread
 from pipeline.evaluation.anchors import Anchor
 from pipeline.evaluation.held_out import HeldOut
-from pipeline.evaluation.metric_table import print_table
+from pipeline.evaluation.metric_table import METRICS, print_table
 from pipeline.log import logger
 from pipeline.models import pretrained
 from pipeline.registry import resolve
@@ -24,6 +24,15 @@ from pipeline.storage import disk
 from pipeline.tracking.run import tracked_run
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+def _known(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"expected one of {', '.join(METRICS)}, found {name!r}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_known)]
 
 
 class StageConfig(Config):
@@ -37,6 +46,8 @@ class StageConfig(Config):
     anchors: tuple[Anchor, ...] = ("jpeg", "webp")
     """Conventional codecs, each as near as it gets to the first codec's size of each image: jpeg, webp, avif; jpegxl and vvc
     with requirements/classics.txt."""
+    metrics: tuple[MetricName, ...] | None = None
+    """Metrics to measure, for instance [lpips, dists, vgg_fd_64]; null: all. Bits per pixel and PSNR always are."""
     max_images: PositiveInt = 1000
     processes: Annotated[PositiveInt | None, Changeable()] = None
     """Number of processes that share the images; null: one per core and 4 images, at most 16, and one where there is a GPU."""
@@ -82,6 +93,7 @@ def _evaluate(
             cfg.max_images,
             str(_unfinished(folder)),
             spread.threads(processes),
+            tuple(METRICS) if cfg.metrics is None else cfg.metrics,
         )
         results = spread.measure(work, len(images), processes)
         totals = results.totals()

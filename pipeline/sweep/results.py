@@ -96,12 +96,7 @@ def headline_figure(
         return None
     figure = Figure(figsize=(6.8, 4.8), layout="constrained")
     axes = figure.subplots()
-    lines: dict[str, dict[float, list[Point]]] = {}
-    rates = {p["rate_group"]: min(q["bpp"] for q in points if q["rate_group"] == p["rate_group"]) for p in points}
-    for p in points:
-        rate = [f"{rates[p['rate_group']]:.2f} bpp"] if len(rates) > 1 else []
-        line = lines.setdefault(", ".join([_discriminator_of(p, base), *_others(p), *rate]), {})
-        line.setdefault(p["settings"]["gan.gan_weight"], []).append(p)
+    lines = _lines(points, base)
     for label, by_weight in sorted(lines.items()):
         # of trials that differ in their seed alone
         x, x_error, y, y_error = zip(
@@ -118,6 +113,20 @@ def headline_figure(
     bars = f"; means of up to {several} seeds with 95 % intervals" if several > 1 else ""
     axes.set_title(f"numbers at the points: GAN weight{bars}", fontsize=9)
     return _finished(figure, distortion, fidelity)
+
+
+def _lines(points: Sequence[Point], base: Mapping[str, Any] | None) -> dict[str, dict[float, list[Point]]]:
+    """Label of a line -> GAN weight -> its points. Those without a discriminator, weight 0, are the start of all lines."""
+    rates = {p["rate_group"]: min(q["bpp"] for q in points if q["rate_group"] == p["rate_group"]) for p in points}
+    lines: dict[tuple[str, ...], dict[float, list[Point]]] = {}
+    # Discriminators come before none
+    for p in sorted(points, key=lambda p: -p["settings"]["gan.gan_weight"]):
+        weight = p["settings"]["gan.gan_weight"]
+        rest = (*_others(p), *([f"{rates[p['rate_group']]:.2f} bpp"] if len(rates) > 1 else []))
+        mine = [line for (_, *others), line in lines.items() if (*others,) == rest] if weight == 0 else []
+        for line in mine or [lines.setdefault((_discriminator_of(p, base), *rest), {})]:
+            line.setdefault(weight, []).append(p)
+    return {", ".join(names): line for names, line in lines.items()}
 
 
 def _discriminator_of(point: Point, base: Mapping[str, Any] | None) -> str:
@@ -188,7 +197,8 @@ def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None
 def _inputs(space: Space, stage: str) -> list[str]:
     """The base configs name runs/pretrain and so on; shards and labeler are the sweep's."""
     if stage == "evaluate":
-        return [f"images={space.shards}", *([f"codecs={{pretrained: {space.codec}}}"] if space.codec else [])]
+        measured = [f"codecs={{pretrained: {space.codec}}}"] if space.codec else []
+        return [f"images={space.images or space.shards}", *measured]
     codec = [f"codec={space.codec}"] if space.codec and stage == "gan" else []
     return [f"data.shards={space.shards}", *codec, *([f"labeler={space.labeler}"] if stage == "gan" else [])]
 

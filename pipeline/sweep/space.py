@@ -132,6 +132,8 @@ class Space(Config):
     """Artifact of kind "codec" that every trial fine-tunes; then no trial pretrains."""
     gan: Path
     evaluate: Path
+    images: str | None = None
+    """Images that trials are measured on: a folder, or an artifact of kind "shards"; null: the validation images of `shards`."""
     promote: Path | None = None
     """Base configuration for promoting the best trials."""
     realism: Annotated[str | None, Changeable()] = None
@@ -195,6 +197,7 @@ def enumerate_trials(space: Space) -> list[Values]:
         for combination in itertools.product(*grids.values()):
             values = dict(zip(grids, combination, strict=True))
             drawn.append({key: values[key] if key in values else _draw(d, rng) for key, d in space.search.items()})
+    drawn = [_without_unused(space, values) for values in drawn]
     unique = {name_of(values): values for values in drawn}
     turns: dict[str, int] = {}
     order = []
@@ -203,6 +206,20 @@ def enumerate_trials(space: Space) -> list[Values]:
         turns[key] = turns.get(key, 0) + 1
         order.append((turns[key], values))
     return [values for _, values in sorted(order, key=lambda pair: pair[0])]
+
+
+def _without_unused(space: Space, values: Values) -> Values:
+    """Without an adversarial loss there is no discriminator: one trial stands for all that a grid would try."""
+    searched = space.search.get("gan.discriminator")
+    if values.get("gan.gan_weight") == 0 and isinstance(searched, Grid):
+        return values | {"gan.discriminator": searched.values[0]}
+    return values
+
+
+def evaluation_inputs(space: Space, codec: str | Path, tuned: str | Path) -> list[str]:
+    """Words for a trial's evaluation. A codec that all trials share is not measured again in each."""
+    codecs = f"fine-tuned: {tuned}" if space.codec else f"pretrained: {codec}, fine-tuned: {tuned}"
+    return [f"images={space.images or space.shards}", f"codecs={{{codecs}}}"]
 
 
 def require_static_trials(space: Space) -> None:
@@ -259,7 +276,12 @@ def check(space: Space) -> None:
             raise ConfigError(f"{key}: {pretrained.how_to_get(metric.weights)}")  # type: ignore[arg-type]
     for values in _extremes(space):
         for stage in space.stages:
-            config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))
+            cfg = config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))
+            measured = getattr(cfg, "metrics", None)
+            if measured is not None and space.realism not in (None, *measured):
+                raise ConfigError(
+                    f"realism: {space.realism} is not among the metrics of {space.evaluate}; add it there"
+                )
 
 
 def _metrics(space: Space) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pipeline.processes.command import illm_command
 from pipeline.registry import resolve
 from pipeline.stages import TRAINING
 from pipeline.storage import disk
-from pipeline.sweep.space import Space, Values, name_of, of_stage, overrides
+from pipeline.sweep.space import Space, Values, evaluation_inputs, name_of, of_stage, overrides
 from pipeline.tracking.run import run_group
 
 SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"
@@ -92,8 +92,8 @@ def _stages(space: Space, sweep: Path, place: Path, values: Values, environment:
         tuned = place / f"gan-{number:02d}"
     words = [f"data.shards={space.shards}", f"codec={codec}", f"labeler={space.labeler}"]
     _stage(space, "gan", tuned, [*words, *overrides("gan", values)], environment, log)
-    words = [f"images={space.shards}", f"codecs={{pretrained: {codec}, fine-tuned: {tuned}}}"]
-    _stage(space, "evaluate", place / "evaluate", [*words, *overrides("evaluate", values)], environment, log)
+    words = [*evaluation_inputs(space, codec, tuned), *overrides("evaluate", values)]
+    _stage(space, "evaluate", place / "evaluate", words, environment, log)
     evaluation = resolve.read(str(place / "evaluate"), "evaluation")
     totals = evaluation.json("totals.json")["fine-tuned"]
     return {name: value for name, value in totals.items() if value is not None} | {"settings": values}

@@ -12,7 +12,9 @@ from pipeline.data.images import decode
 from pipeline.errors import BitstreamError
 from pipeline.evaluation import evaluator, spread
 from pipeline.evaluation.held_out import HeldOut
+from pipeline.evaluation.metric_table import METRICS
 from pipeline.evaluation.spread import Work
+from pipeline.stages.evaluate import StageConfig
 from tests.conftest import write_images
 
 
@@ -20,7 +22,8 @@ from tests.conftest import write_images
 def work(smoke: Path, tmp_path: Path) -> Work:
     images = write_images(tmp_path / "images", 5)
     codec = str(smoke / "runs/smoke/pretrain")
-    return Work((("ours", codec),), ("jpeg",), str(images), 5, str(tmp_path / "measured"), threads=0)
+    place = str(tmp_path / "measured")
+    return Work((("ours", codec),), ("jpeg",), str(images), 5, place, threads=0, metrics=tuple(METRICS))
 
 
 def without_times(rows):
@@ -51,6 +54,17 @@ def test_processes_give_what_one_process_gives_and_interrupted_work_is_kept(work
         for ours, theirs in zip(results.features[model], parts, strict=True):
             assert ours.keys() == theirs.keys()
             assert all(np.allclose(ours[kind], theirs[kind], rtol=1e-4, atol=1e-5) for kind in ours)
+
+
+def test_what_is_not_wanted_is_not_measured(work):
+    totals = spread.measure(dataclasses.replace(work, metrics=("vgg_fd_64", "bpp")), 5, processes=1).totals()["ours"]
+    assert {name for name, value in totals.items() if value is not None} <= {"bpp", "psnr_db", "vgg_fd_64"}
+    assert totals["bpp"] > 0 and totals["psnr_db"] > 0
+
+
+def test_an_unknown_metric_is_told():
+    with pytest.raises(ValueError, match=r"expected one of bpp, psnr_db, .*, found 'psnr'"):
+        StageConfig(images="i", codecs={"a": "b"}, metrics=("psnr",))
 
 
 def test_images_are_the_same_by_number_and_in_order(work, smoke):

@@ -169,7 +169,9 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
     plain = 150 * (x_hat - b.x[0::2]).square().mean()
     expected = plain + 0.7 * adversarial
     strengths = [torch.autograd.grad(loss, x_hat, retain_graph=True)[0].norm().item() for loss in (adversarial, plain)]
-    assert metrics["train/adversarial_gradient_ratio"].item() == pytest.approx(0.7 * strengths[0] / strengths[1], rel=1e-3)
+    assert metrics["train/adversarial_gradient_ratio"].item() == pytest.approx(
+        0.7 * strengths[0] / strengths[1], rel=1e-3
+    )
     assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert metrics["train/discriminator"].item() == pytest.approx(judged.item(), rel=1e-4)
     for trainable, loss, network in (

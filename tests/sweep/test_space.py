@@ -133,7 +133,9 @@ def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
     patchgan, label = figure.axes[0].containers
     assert (label.get_label(), patchgan.get_label()) == ("label discriminator", "PatchGAN")
     assert list(label.lines[0].get_xdata()) == [31, 30]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.2", "0", "0.1"]
+    # without a discriminator there is one point, which is where both begin
+    assert list(patchgan.lines[0].get_xdata()) == [31, 28]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "0.2", "0", "0.1"]
     assert results.headline_figure([point(0.1, 30, 9)], "psnr_db", "fid") is None
 
 
@@ -162,6 +164,28 @@ def test_trials_that_differ_in_more_than_a_seed_are_not_averaged():
     lines = results.headline_figure(points, "psnr_db", "fid", {"kind": "patch"}).axes[0].containers
     assert [line.get_label() for line in lines] == [f"PatchGAN, generator_optimizer.lr {lr}" for lr in (1, 2)]
     assert [list(line.lines[0].get_xdata()) for line in lines] == [[30], [31]]
+
+
+def test_without_an_adversarial_loss_one_trial_stands_for_all_discriminators():
+    kinds = [{"kind": "label"}, {"kind": "label", "conditional": False}, {"kind": "patch"}]
+    grids = {"gan.discriminator": kinds, "gan.gan_weight": [0, 0.1], "gan.seed": [0, 1]}
+    trials = space.enumerate_trials(made(search={key: {"kind": "grid", "values": v} for key, v in grids.items()}))
+    assert len(trials) == 2 + 3 * 2
+    assert [v["gan.discriminator"] for v in trials if v["gan.gan_weight"] == 0] == kinds[:1] * 2
+
+
+def test_trials_are_measured_on_the_images_named_and_a_shared_codec_not_again():
+    search = {"gan.gan_weight": WEIGHTS}
+    assert space.evaluation_inputs(made(search=search), "p", "g")[1] == "codecs={pretrained: p, fine-tuned: g}"
+    shared = made(search=search, pretrain=None, codec="runs/low", images="photos")
+    assert space.evaluation_inputs(shared, "runs/low", "g") == ["images=photos", "codecs={fine-tuned: g}"]
+
+
+def test_a_realism_that_the_evaluations_leave_out_is_told(tmp_path):
+    (tmp_path / "evaluate.yaml").write_text(f"extends: {ROOT}/configs/smoke/evaluate.yaml\nmetrics: [psnr_db]\n")
+    searched = made(search={"gan.gan_weight": WEIGHTS}, evaluate=tmp_path / "evaluate.yaml", realism="ms_ssim")
+    with pytest.raises(ConfigError, match="realism: ms_ssim is not among the metrics of"):
+        space.check(searched)
 
 
 def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):
