@@ -60,7 +60,8 @@ def test_scales_that_do_not_fit_are_refused():
 
 def test_weights_in_16_bits_are_widened():
     full = compact.expanded({"w": torch.tensor([0.1, 65504.0]).half(), "n": torch.tensor([3])})
-    assert full["w"].dtype == torch.float32 and full["w"].tolist() == [0.0999755859375, 65504.0]
+    assert full["w"].dtype == torch.float32
+    assert full["w"].tolist() == [0.0999755859375, 65504.0]
     assert full["n"].dtype == torch.int64
 
 
