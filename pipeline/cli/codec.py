@@ -101,11 +101,16 @@ def decompress(
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="A compressed file, or a run or artifact folder.")]) -> None:
+def inspect(
+    file: Annotated[
+        str, typer.Argument(help="A compressed file, or an artifact: run folder, models:/NAME, shipped:QUALITY.")
+    ],
+) -> None:
     """Check a compressed file or an artifact, and print what it holds."""
     from pipeline.bitstream import files
+    from pipeline.registry import resolve
 
-    print(files.inspect(file))
+    print(files.inspect(resolve.path_of(file)))
 
 
 @app.command()

@@ -41,6 +41,7 @@ def test_mistakes_in_a_config_are_listed_with_the_nearest_names(tmp_path):
         (["compress", "no.png", "--codec", "r"], "no such file"),
         (["decompress", "no.illm", "--codec", "r"], "no such file"),
         (["inspect", "no.illm"], "no such file"),
+        (["inspect", "shipped:lo"], "there are: shipped:low"),
         (["describe", "no.yaml"], "no such config file"),
         (["compress", ROOT / "README.md", "--codec", "r"], "not a readable image"),
     ],
