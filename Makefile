@@ -8,9 +8,10 @@ quoted = '$(subst ','\'',$(1))'
 SET ?=
 DATA ?=
 FROM ?=
+VALID ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
+.PHONY: help setup demo codecs results smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
   submit-slurm submit-ray doctor describe fetch-weights mlflow format check quick test test-cluster test-both coverage test-all bench clean
 
 help: ## Show this help
@@ -78,6 +79,18 @@ results: $(READY) ## Measure the package's codecs on the images in DATA, called 
 	set -e; name=$(call quoted,$(NAME)); for q in low medium high; do \
 	  $(ILLM) evaluate configs/shipped/evaluate-$$q.yaml run="runs/results/$$name/$$q" images=$(call quoted,$(DATA)) $(SET); \
 	  for f in totals intervals; do cp "runs/results/$$name/$$q/artifact/$$f.json" "docs/results/$$name-$$q-$$f.json"; done; \
+	done
+
+# For a GPU: SET="engine.precision=bf16 data.batch_size=16". Measured on VALID, a folder, or the photos that sharding held out.
+codecs: $(READY) ## Train, shrink, measure and promote the package's three codecs on the photos in DATA: hours; resumes
+	@test -n $(call quoted,$(DATA)) || { echo "needs DATA=folder of photos" >&2; exit 2; }
+	$(ILLM) shard configs/small/shard.yaml run=runs/small/shard source=$(call quoted,$(DATA))
+	$(ILLM) pretrain configs/small/pretrain-base.yaml run=runs/small/base $(SET)
+	set -e; for q in low medium high; do \
+	  $(ILLM) pretrain configs/small/pretrain-$$q.yaml run=runs/small/$$q $(SET); \
+	  test -d runs/small/$$q-8bit/artifact || $(ILLM) compact runs/small/$$q runs/small/$$q-8bit; \
+	  $(ILLM) evaluate configs/shipped/evaluate-$$q.yaml run=runs/small/evaluate-$$q images=$(call quoted,$(or $(VALID),runs/small/shard)) "codecs={$$q: runs/small/$$q-8bit}" "anchors=[jpeg, webp]"; \
+	  $(ILLM) promote configs/shipped/promote-$$q.yaml run=runs/small/promote-$$q; \
 	done
 
 format: $(READY) ## Format the code
