@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -25,6 +25,14 @@ class LabelDiscriminatorConfig(Config):
     """Channels after each of the six halvings."""
     head_channels: PositiveInt = 64
     context_channels: PositiveInt = 16
+    skips: bool = False
+    """Whether what is seen at 1/32, 1/16 and 1/8 of the image joins on the way back, as in OASIS. Without, as published, every
+    label has to pass through 1/64, which takes many times as many steps to learn."""
+    init: Literal["he", "pytorch"] = "pytorch"
+    """Initial weights: "he" keeps signals from shrinking from layer to layer; "pytorch" is torch's own, as in the release."""
+    high_pass: NonNegativeFloat = 0
+    """Gain of the image minus its 3x3 mean, which is then seen beside the image; 0: not at all, as published. Reconstructions
+    differ there most, where an image has the least contrast."""
 
 
 class PatchDiscriminatorConfig(Config):
@@ -35,6 +43,8 @@ class PatchDiscriminatorConfig(Config):
     """Whether the discriminator sees the latent."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=4, max_length=4)] = (64, 128, 256, 512)
     context_channels: PositiveInt = 12
+    high_pass: NonNegativeFloat = 0
+    """As in `LabelDiscriminatorConfig`."""
 
 
 class DownBlock(nn.Module):
@@ -113,24 +123,38 @@ def build(
 
 
 class LabelDiscriminator(Discriminator):
-    """An hourglass down to 1/64 and back to 1/8 of the image; class 0 means "fake". No norms and no skips, as published.
+    """An hourglass down to 1/64 and back to 1/8 of the image; class 0 means "fake". No norms, and as published no skips.
 
     Source: Muckley et al. 2023 (MS-ILLM), arXiv:2301.11189, after Sushko et al. 2021 (OASIS), arXiv:2012.04781.
     """
 
     def __init__(self, cfg: LabelDiscriminatorConfig, num_labels: int, latent_channels: int):
         super().__init__()
-        c = cfg.channels
+        c, self.high_pass = cfg.channels, cfg.high_pass
         self.context = None
         if cfg.conditional:
             self.context = nn.Conv2d(latent_channels, cfg.context_channels, 3, padding=1, padding_mode="reflect")
-        ins = (3 + cfg.context_channels * cfg.conditional, *c[:-1])
+        ins = (_image_channels(cfg) + cfg.context_channels * cfg.conditional, *c[:-1])
         self.down = nn.Sequential(*(DownBlock(i, o, first=n == 0) for n, (i, o) in enumerate(zip(ins, c, strict=True))))
         self.up = nn.Sequential(UpBlock(c[5], c[4]), UpBlock(c[4], c[3]), UpBlock(c[3], cfg.head_channels))
         self.head = nn.Conv2d(cfg.head_channels, num_labels + 1, 1)
+        self.skips = None
+        if cfg.skips:
+            self.skips = nn.ModuleList(
+                nn.Conv2d(*io, 1) for io in ((c[4], c[4]), (c[3], c[3]), (c[2], cfg.head_channels))
+            )
 
     def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
-        return self.head(self.up(self.down(_with_context(x, y_hat, self.context))))
+        h = _seen(x, y_hat, self.context, self.high_pass)
+        if self.skips is None:
+            return self.head(self.up(self.down(h)))
+        passed = []
+        for block in self.down:
+            h = block(h)
+            passed.append(h)
+        for block, skip, before in zip(self.up, self.skips, passed[-2:1:-1], strict=True):
+            h = block(h) + skip(F.leaky_relu(before, 0.2))
+        return self.head(F.leaky_relu(h, 0.2))
 
     def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:
         return losses.generator_loss(fake_logits, labels)
@@ -156,11 +180,11 @@ class PatchDiscriminator(Discriminator):
 
     def __init__(self, cfg: PatchDiscriminatorConfig, latent_channels: int):
         super().__init__()
-        c = cfg.channels
+        c, self.high_pass = cfg.channels, cfg.high_pass
         self.context = None
         if cfg.conditional:
             self.context = spectral_norm(nn.Conv2d(latent_channels, cfg.context_channels, 3, padding=1))
-        ins = (3 + cfg.context_channels * cfg.conditional, *c)
+        ins = (_image_channels(cfg) + cfg.context_channels * cfg.conditional, *c)
         # TensorFlow's "same" padding: one before and one after where the stride is 2, one before and two after where it is 1
         layers: list[nn.Module] = []
         for i in range(3):
@@ -170,7 +194,7 @@ class PatchDiscriminator(Discriminator):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
-        return self.layers(_with_context(x, y_hat, self.context))
+        return self.layers(_seen(x, y_hat, self.context, self.high_pass))
 
     def generator_loss(self, fake_logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
         return losses.patch_generator_loss(fake_logits)
@@ -188,10 +212,17 @@ class PatchDiscriminator(Discriminator):
         return (logits <= 0).float().mean()
 
 
-def _with_context(x: Tensor, y_hat: Tensor, context: nn.Module | None) -> Tensor:
-    """The image, and below it the latent in a few channels, each value repeated over its 16x16 pixels."""
+def _image_channels(cfg: LabelDiscriminatorConfig | PatchDiscriminatorConfig) -> int:
+    return 6 if cfg.high_pass else 3
+
+
+def _seen(x: Tensor, y_hat: Tensor, context: nn.Module | None, high_pass: float) -> Tensor:
+    """The image, its high frequencies, and below them the latent in a few channels, each value repeated over its 16x16 pixels."""
     if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
         raise ValueError(f"image is {x.shape[-2]}x{x.shape[-1]}, but both sides must be multiples of {STRIDE}")
-    if context is None:
-        return x
-    return torch.cat([x, F.interpolate(F.leaky_relu(context(y_hat), 0.2), size=x.shape[-2:])], dim=1)
+    seen = [x]
+    if high_pass:
+        seen.append(high_pass * (x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)))
+    if context is not None:
+        seen.append(F.interpolate(F.leaky_relu(context(y_hat), 0.2), size=x.shape[-2:]))
+    return torch.cat(seen, dim=1) if len(seen) > 1 else x

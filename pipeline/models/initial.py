@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from pipeline.models.codec import Codec
+from pipeline.models.discriminator import DownBlock, LabelDiscriminator, UpBlock
 from pipeline.models.labeler import Labeler
 from pipeline.models.transforms import LightBlock
 
 # "he": ours, centered on mid-gray; "pytorch": torch's own, as in the release
 Init = Literal["he", "pytorch"]
 MID_GRAY = 0.5
-# of the codec's last layer: the first image is nearly gray, and not noise that would have to be unlearned
+# of the last layer: a codec's first image is nearly gray, and not noise that would have to be unlearned, and a discriminator
+# begins undecided
 LAST_LAYER = 0.1
 # of the last layer of residual blocks without norms
 RESIDUAL = 0.1
@@ -54,6 +56,24 @@ def he_codec(codec: Codec) -> None:
     last = _convolutions(codec.synthesis)[-1]
     _centre(_convolutions(codec.analysis)[0], last)
     last.weight.mul_(LAST_LAYER)
+
+
+@torch.no_grad()
+def he_label_discriminator(network: LabelDiscriminator) -> None:
+    """He's initialization, centered on mid-gray; what is added to something else has no gain for an activation.
+
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    _he(network)
+    blocks = [m for m in network.modules() if isinstance(m, DownBlock | UpBlock)]
+    added = [*(block.conv2 for block in blocks), *(block.shortcut for block in blocks), *(network.skips or ())]
+    for layer in added:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.mul_(0.5**0.5)
+    for layer in (blocks[0].conv1, blocks[0].shortcut):
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            layer.bias.copy_(-MID_GRAY * layer.weight[:, :3].sum((1, 2, 3)))
+    network.head.weight.mul_(LAST_LAYER)
 
 
 def _convolutions(network: nn.Module) -> list[nn.Conv2d]:

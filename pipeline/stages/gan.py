@@ -13,8 +13,14 @@ from pipeline.data.loader import Batch
 from pipeline.models import discriminator as discriminators
 from pipeline.models import serialization
 from pipeline.models.codec import Codec
-from pipeline.models.discriminator import Discriminator, LabelDiscriminatorConfig, PatchDiscriminatorConfig
+from pipeline.models.discriminator import (
+    Discriminator,
+    LabelDiscriminator,
+    LabelDiscriminatorConfig,
+    PatchDiscriminatorConfig,
+)
 from pipeline.models.distortion import Distortion, DistortionConfig
+from pipeline.models.initial import he_label_discriminator
 from pipeline.models.labeler import PATCH, Labeler
 from pipeline.registry import resolve
 from pipeline.stages.train import TrainingConfig, mean_over_parts, train
@@ -233,6 +239,9 @@ class Adversary:
     def __init__(self, cfg: StageConfig, runtime: Runtime, num_labels: int, latent_channels: int):
         optimizer = cfg.discriminator_optimizer or PUBLISHED_OPTIMIZERS[cfg.discriminator.kind]
         self.network: Discriminator = discriminators.build(cfg.discriminator, num_labels, latent_channels)
+        if cfg.discriminator.kind == "label" and cfg.discriminator.init == "he":
+            assert isinstance(self.network, LabelDiscriminator)
+            he_label_discriminator(self.network)
         self.trainable = runtime.trainable("discriminator", self.network, optimizer, cfg.fit.steps, published=False)
 
     def fake_step(self, x_hat: Tensor, y_hat: Tensor, labels: Tensor, share: float) -> tuple[dict[str, Tensor], Tensor]:

@@ -13,15 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline import config
 from pipeline.artifacts import ownership
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.registry import resolve
 from pipeline.stages import TRAINING
+from pipeline.stages.gan import StageConfig as GanConfig
 from pipeline.storage import disk
 from pipeline.sweep.space import Space, Values, evaluation_inputs, name_of, of_stage, overrides
 from pipeline.tracking.run import run_group
+from pipeline.training import checkpoint
 
 SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"
 # Of a population's member: which run of the gan stage is the present one
@@ -91,12 +94,38 @@ def _stages(space: Space, sweep: Path, place: Path, values: Values, environment:
         number, values = generation(place)
         tuned = place / f"gan-{number:02d}"
     words = [f"data.shards={space.shards}", f"codec={codec}", f"labeler={space.labeler}"]
+    _share_warmup(space, sweep, place, values)
     _stage(space, "gan", tuned, [*words, *overrides("gan", values)], environment, log)
     words = [*evaluation_inputs(space, codec, tuned), *overrides("evaluate", values)]
     _stage(space, "evaluate", place / "evaluate", words, environment, log)
     evaluation = resolve.read(str(place / "evaluate"), "evaluation")
     totals = evaluation.json("totals.json")["fine-tuned"]
     return {name: value for name, value in totals.items() if value is not None} | {"settings": values}
+
+
+def _share_warmup(space: Space, sweep: Path, place: Path, values: Values) -> None:
+    """Lets a trial begin where the discriminator of another one, that differs in the GAN weight alone, had learned by itself.
+
+    Until then both compute the same, bit for bit. Their checkpoints of that step must be kept: fit.keep_every.
+    """
+    cfg = config.load(GanConfig, space.gan, overrides("gan", values))
+    steps, ours = cfg.discriminator_warmup_steps, place / "gan/checkpoints"
+    if not steps or ours.is_dir() or space.scheduler.kind == "pbt":
+        return
+    for other in sorted((sweep / "trials").glob("*")):
+        warm = checkpoint.path_of(other / "gan", steps)
+        theirs = json.loads((other / SETTINGS).read_text(encoding="utf-8"))
+        if warm.is_dir() and _until_warm(theirs) == _until_warm(values):
+            scratch = ours.with_name("checkpoints.tmp")
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(warm, scratch / warm.name)
+            scratch.rename(ours)
+            return
+
+
+def _until_warm(values: Values) -> Values:
+    """What counts while the discriminator learns by itself: whether there is one, and not its weight."""
+    return values | {"gan.gan_weight": bool(values.get("gan.gan_weight", 1))}
 
 
 def _pretrained(space: Space, sweep: Path, values: Values, environment: dict[str, str], log: Path) -> Path:
@@ -156,10 +185,10 @@ def exploit_from(place: Path, donor: Path, values: Values) -> None:
     target = place / f"gan-{number + 1:02d}"
     # Of an earlier attempt to do this
     shutil.rmtree(target, ignore_errors=True)
-    for checkpoint in sorted((donor / f"gan-{theirs:02d}" / "checkpoints").glob("step-*"), reverse=True):
+    for newest in sorted((donor / f"gan-{theirs:02d}" / "checkpoints").glob("step-*"), reverse=True):
         # The donor trains on, and removes old ones
         with suppress(FileNotFoundError):
-            shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
+            shutil.copytree(newest, target / "checkpoints" / newest.name)
             break
     about = {"number": number + 1, "values": values, "from": str(donor / f"gan-{theirs:02d}")}
     disk.write_atomic(place / GENERATION, json.dumps(about, indent=1, default=list).encode())

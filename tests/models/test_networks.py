@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.models import discriminator, initial
 from pipeline.models.codec import Codec, CodecConfig, Noise
 from pipeline.models.discriminator import (
     LabelDiscriminator,
@@ -193,6 +194,49 @@ def test_shortcuts_of_the_discriminator_see_the_activated_input():
         torch.nn.init.zeros_(conv.bias)
     x = torch.randn(1, 4, 4, 4)
     assert torch.allclose(block(x), F.avg_pool2d(F.leaky_relu(x, 0.2), 2))
+
+
+def test_high_frequencies_are_an_image_without_its_mean_of_nine_pixels():
+    x = torch.zeros(1, 3, 64, 64)
+    x[:, 1, 10, 20] = 0.9
+    seen = discriminator._seen(x, torch.zeros(1, 8, 4, 4), None, 2.0)
+    assert torch.equal(seen[:, :3], x)
+    assert seen[0, 4, 9:12, 19:22].flatten().tolist() == pytest.approx([-0.2] * 4 + [1.6] + [-0.2] * 4)
+    assert seen[0, 4].sum().item() == pytest.approx(0, abs=1e-5)
+    assert not seen[0, 3].any()
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_skips_bring_a_patch_to_its_label_past_the_narrowest_place(skips):
+    cfg = LabelDiscriminatorConfig(
+        channels=(4, 4, 4, 4, 4, 5), head_channels=4, context_channels=2, skips=skips, high_pass=1
+    )
+    network = LabelDiscriminator(cfg, 16, 8)
+    initial.he_label_discriminator(network)
+    for p in network.down[5].parameters():
+        torch.nn.init.zeros_(p)
+    x = torch.rand(1, 3, 64, 64, requires_grad=True)
+    network(x, torch.randn(1, 8, 4, 4))[0, :, 2, 3].sum().backward()
+    assert bool(x.grad.any()) == skips
+    if skips:
+        assert x.grad[0, :, 16:24, 24:32].any()
+
+
+def test_a_fresh_discriminator_passes_signals_on_and_begins_undecided():
+    torch.manual_seed(0)
+    cfg = LabelDiscriminatorConfig(
+        channels=(32,) * 6, head_channels=32, context_channels=2, skips=True, conditional=False
+    )
+    network = LabelDiscriminator(cfg, 16, 8)
+    initial.he_label_discriminator(network)
+    gray, x = torch.full((1, 3, 64, 64), 0.5), torch.rand(4, 3, 64, 64)
+    assert network.down[0](gray)[..., 2:-2, 2:-2].abs().max() < 1e-5
+    h, scales = x, []
+    for block in network.down:
+        h = block(h)
+        scales.append(h.std().item())
+    assert max(scales) / min(scales) < 10
+    assert network(x, torch.zeros(4, 8, 4, 4)).std() < 0.5
 
 
 def test_the_default_patch_discriminator_has_hific_s_layers():
