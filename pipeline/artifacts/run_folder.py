@@ -1,6 +1,6 @@
 """The run folder: one stage, one config. Decides whether to start, to continue, to stop or to refuse."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
             logger.info(f"{folder}: has no progress yet; starts from scratch with {'; '.join(changed)}")
             _forget(folder)
     disk.write_atomic(record, yaml.safe_dump(ours, sort_keys=False).encode())
+
+
+def unlike(folder: Path, cfg: config.Config, given: Inputs, but: Collection[str] = ()) -> list[str]:
+    """In which keys and inputs the run in `folder` differs from one of `cfg`, apart from changeable keys and those in `but`."""
+    left_out = {*config.changeable(cfg), *but}
+    ours, theirs = (
+        {key: value for key, value in values.items() if key not in left_out}
+        for values in (config.flatten(cfg) | given.flat(), _read(folder / RUN_FILE))
+    )
+    return config.differences(ours, theirs)
 
 
 def manifest(

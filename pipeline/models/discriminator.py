@@ -222,7 +222,8 @@ def _seen(x: Tensor, y_hat: Tensor, context: nn.Module | None, high_pass: float)
         raise ValueError(f"image is {x.shape[-2]}x{x.shape[-1]}, but both sides must be multiples of {STRIDE}")
     seen = [x]
     if high_pass:
-        seen.append(high_pass * (x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, stride=1)))
+        # at borders the mean of the pixels there are
+        seen.append(high_pass * (x - F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)))
     if context is not None:
         seen.append(F.interpolate(F.leaky_relu(context(y_hat), 0.2), size=x.shape[-2:]))
     return torch.cat(seen, dim=1) if len(seen) > 1 else x

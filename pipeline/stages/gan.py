@@ -197,7 +197,8 @@ class GanTask:
             if self.adversary is not None:
                 judged, adversarial = self.adversary.fake_step(x_hat, y_hat, frozen.labels[0::2], share)
                 adversarial = self.cfg.adversarial_weight * adversarial
-                ratio = adversarial.norm() / gradient.norm() if learns else torch.zeros_like(loss)
+                # 0 while only the discriminator learns
+                ratio = adversarial.norm() / gradient.norm().clamp_min(1e-12) if learns else torch.zeros_like(loss)
                 metrics |= judged | {"adversarial_gradient_ratio": ratio}
                 gradient = gradient + adversarial
                 loss = loss + self.cfg.adversarial_weight * metrics["generator"]

@@ -16,7 +16,7 @@ from scipy import stats
 from pipeline import config, stages
 from pipeline.errors import ConfigError
 from pipeline.evaluation.metric_table import METRICS, REALISM, format_value, sign
-from pipeline.sweep.space import Space, overrides
+from pipeline.sweep.space import Space, name_of, overrides
 from pipeline.sweep.trial import Point
 
 # Rates of trials that are compared with each other differ by less than this factor
@@ -116,17 +116,30 @@ def headline_figure(
 
 
 def _lines(points: Sequence[Point], base: Mapping[str, Any] | None) -> dict[str, dict[float, list[Point]]]:
-    """Label of a line -> GAN weight -> its points. Those without a discriminator, weight 0, are the start of all lines."""
+    """Label of a line -> GAN weight -> its points. Those without a discriminator, weight 0, are the start of all lines.
+
+    Of those that differ in their discriminator alone, which they do not have, one counts.
+    """
     rates = {p["rate_group"]: min(q["bpp"] for q in points if q["rate_group"] == p["rate_group"]) for p in points}
     lines: dict[tuple[str, ...], dict[float, list[Point]]] = {}
-    # Discriminators come before none
-    for p in sorted(points, key=lambda p: -p["settings"]["gan.gan_weight"]):
-        weight = p["settings"]["gan.gan_weight"]
-        rest = (*_others(p), *([f"{rates[p['rate_group']]:.2f} bpp"] if len(rates) > 1 else []))
-        mine = [line for (_, *others), line in lines.items() if (*others,) == rest] if weight == 0 else []
-        for line in mine or [lines.setdefault((_discriminator_of(p, base), *rest), {})]:
-            line.setdefault(weight, []).append(p)
+    without: dict[str, Point] = {}
+    for p in points:
+        if p["settings"]["gan.gan_weight"] == 0:
+            without.setdefault(name_of(p["settings"] | {"gan.discriminator": None}), p)
+            continue
+        line = lines.setdefault((_discriminator_of(p, base), *_others(p), *_rate(p, rates)), {})
+        line.setdefault(p["settings"]["gan.gan_weight"], []).append(p)
+    for p in without.values():
+        rest = (*_others(p), *_rate(p, rates))
+        alike = [line for (_, *others), line in lines.items() if (*others,) == rest]
+        for line in alike or [lines.setdefault((_discriminator_of(p, base), *rest), {})]:
+            line.setdefault(0.0, []).append(p)
     return {", ".join(names): line for names, line in lines.items()}
+
+
+def _rate(point: Point, rates: Mapping[int, float]) -> list[str]:
+    """What tells lines of several rates apart. rates: the lowest of each group."""
+    return [f"{rates[point['rate_group']]:.2f} bpp"] if len(rates) > 1 else []
 
 
 def _discriminator_of(point: Point, base: Mapping[str, Any] | None) -> str:
@@ -197,7 +210,7 @@ def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None
 def _inputs(space: Space, stage: str) -> list[str]:
     """The base configs name runs/pretrain and so on; shards and labeler are the sweep's."""
     if stage == "evaluate":
-        measured = [f"codecs={{pretrained: {space.codec}}}"] if space.codec else []
+        measured = ["codecs={}", f"codecs={{pretrained: {space.codec}, fine-tuned: runs/gan}}"] if space.codec else []
         return [f"images={space.images or space.shards}", *measured]
     codec = [f"codec={space.codec}"] if space.codec and stage == "gan" else []
     return [f"data.shards={space.shards}", *codec, *([f"labeler={space.labeler}"] if stage == "gan" else [])]

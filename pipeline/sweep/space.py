@@ -219,7 +219,8 @@ def _without_unused(space: Space, values: Values) -> Values:
 def evaluation_inputs(space: Space, codec: str | Path, tuned: str | Path) -> list[str]:
     """Words for a trial's evaluation. A codec that all trials share is not measured again in each."""
     codecs = f"fine-tuned: {tuned}" if space.codec else f"pretrained: {codec}, fine-tuned: {tuned}"
-    return [f"images={space.images or space.shards}", f"codecs={{{codecs}}}"]
+    # an empty section empties that of the base configuration, with which another one would be merged
+    return [f"images={space.images or space.shards}", "codecs={}", f"codecs={{{codecs}}}"]
 
 
 def require_static_trials(space: Space) -> None:
@@ -277,11 +278,17 @@ def check(space: Space) -> None:
     for values in _extremes(space):
         for stage in space.stages:
             cfg = config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))
-            measured = getattr(cfg, "metrics", None)
-            if measured is not None and space.realism not in (None, *measured):
-                raise ConfigError(
-                    f"realism: {space.realism} is not among the metrics of {space.evaluate}; add it there"
-                )
+            if stage == "evaluate":
+                _check_measured(space, cfg)
+
+
+def _check_measured(space: Space, cfg: Config) -> None:
+    """Raises: ConfigError if the evaluation leaves out what the sweep looks at."""
+    measured = getattr(cfg, "metrics", None)
+    for key in ("realism", "algorithm.metric"):
+        name = _metrics(space).get(key)
+        if name is not None and measured is not None and name not in (*measured, "bpp", "psnr_db"):
+            raise ConfigError(f"{key}: {name} is not among the metrics of {space.evaluate}; add it there")
 
 
 def _metrics(space: Space) -> dict[str, str]:

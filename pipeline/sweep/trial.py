@@ -13,18 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
-from pipeline.artifacts import ownership
+from pipeline import config, stages
+from pipeline.artifacts import ownership, run_folder
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
 from pipeline.processes.command import illm_command
 from pipeline.registry import resolve
 from pipeline.stages import TRAINING
-from pipeline.stages.gan import StageConfig as GanConfig
 from pipeline.storage import disk
 from pipeline.sweep.space import Space, Values, evaluation_inputs, name_of, of_stage, overrides
 from pipeline.tracking.run import run_group
-from pipeline.training import checkpoint
 
 SETTINGS, RESULT, STOPPED, FAILED = "settings.json", "result.json", "stopped.json", "failed.json"
 # Of a population's member: which run of the gan stage is the present one
@@ -69,7 +67,7 @@ def run(space: Space, sweep: Path, place: Path) -> Point:
 
     Raises: TrialFailed if a stage failed; Preempted after SIGTERM, when the stage has saved.
     """
-    values = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+    values = _settings(place)
     if (place / RESULT).is_file():
         return json.loads((place / RESULT).read_text(encoding="utf-8"))
     for stale in (FAILED, STOPPED):
@@ -94,7 +92,8 @@ def _stages(space: Space, sweep: Path, place: Path, values: Values, environment:
         number, values = generation(place)
         tuned = place / f"gan-{number:02d}"
     words = [f"data.shards={space.shards}", f"codec={codec}", f"labeler={space.labeler}"]
-    _share_warmup(space, sweep, place, values)
+    if space.scheduler.kind != "pbt":
+        _share_warmup(space, sweep, place, [*words, *overrides("gan", values)])
     _stage(space, "gan", tuned, [*words, *overrides("gan", values)], environment, log)
     words = [*evaluation_inputs(space, codec, tuned), *overrides("evaluate", values)]
     _stage(space, "evaluate", place / "evaluate", words, environment, log)
@@ -103,19 +102,25 @@ def _stages(space: Space, sweep: Path, place: Path, values: Values, environment:
     return {name: value for name, value in totals.items() if value is not None} | {"settings": values}
 
 
-def _share_warmup(space: Space, sweep: Path, place: Path, values: Values) -> None:
+def _share_warmup(space: Space, sweep: Path, place: Path, words: Sequence[str]) -> None:
     """Lets a trial begin where the discriminator of another one, that differs in the GAN weight alone, had learned by itself.
 
     Until then both compute the same, bit for bit. Their checkpoints of that step must be kept: fit.keep_every.
     """
-    cfg = config.load(GanConfig, space.gan, overrides("gan", values))
-    steps, ours = cfg.discriminator_warmup_steps, place / "gan/checkpoints"
-    if not steps or ours.is_dir() or space.scheduler.kind == "pbt":
+    ours = place / "gan/checkpoints"
+    if ours.is_dir():
         return
-    for other in sorted((sweep / "trials").glob("*")):
-        warm = checkpoint.path_of(other / "gan", steps)
-        theirs = json.loads((other / SETTINGS).read_text(encoding="utf-8"))
-        if warm.is_dir() and _until_warm(theirs) == _until_warm(values):
+    cfg: Any = config.load(stages.get("gan").StageConfig, space.gan, words)
+    steps, kept = cfg.discriminator_warmup_steps, cfg.fit.keep_every
+    if not (steps and kept and steps % kept == 0 and cfg.adversarial_weight):
+        return
+    given = resolve.read_inputs(cfg, {"lpips": cfg.distortion.lpips_state()})
+    for other in sorted((sweep / "trials").glob("*/gan")):
+        warm = other / f"checkpoints/step-{steps:09d}"
+        has_begun = (other / run_folder.RUN_FILE).is_file()
+        if not warm.is_dir() or not has_begun or _settings(other.parent).get("gan.gan_weight") == 0:
+            continue
+        if not run_folder.unlike(other, cfg, given, but={"gan_weight"}):
             scratch = ours.with_name("checkpoints.tmp")
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(warm, scratch / warm.name)
@@ -123,9 +128,9 @@ def _share_warmup(space: Space, sweep: Path, place: Path, values: Values) -> Non
             return
 
 
-def _until_warm(values: Values) -> Values:
-    """What counts while the discriminator learns by itself: whether there is one, and not its weight."""
-    return values | {"gan.gan_weight": bool(values.get("gan.gan_weight", 1))}
+def _settings(place: Path) -> Values:
+    found: Values = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+    return found
 
 
 def _pretrained(space: Space, sweep: Path, values: Values, environment: dict[str, str], log: Path) -> Path:
@@ -173,7 +178,7 @@ def reason(code: int, log: Path) -> str:
 def generation(place: Path) -> tuple[int, Values]:
     """Of a population's member: the number of its present gan run, and that run's values."""
     if not (place / GENERATION).is_file():
-        return 0, json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+        return 0, _settings(place)
     found = json.loads((place / GENERATION).read_text(encoding="utf-8"))
     return found["number"], found["values"]
 

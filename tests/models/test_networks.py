@@ -204,6 +204,9 @@ def test_high_frequencies_are_an_image_without_its_mean_of_nine_pixels():
     assert seen[0, 4, 9:12, 19:22].flatten().tolist() == pytest.approx([-0.2] * 4 + [1.6] + [-0.2] * 4)
     assert seen[0, 4].sum().item() == pytest.approx(0, abs=1e-5)
     assert not seen[0, 3].any()
+    # also at the borders
+    level = discriminator._seen(torch.full((1, 3, 64, 64), 0.3), torch.zeros(1, 8, 4, 4), None, 2.0)
+    assert level[:, 3:].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("skips", [False, True])

@@ -186,6 +186,18 @@ def test_fine_tuning_pays_for_distortion_and_for_being_seen_through(smoke, monke
     assert len(moved) == len(list(judge.parameters()))
 
 
+def test_an_adversary_without_any_distortion_is_not_divided_by_zero(smoke, monkeypatch):
+    monkeypatch.chdir(smoke)
+    cfg = GanConfig(
+        **COMMON, codec=f"{RUNS}/pretrain", distortion={"mse": 0, "lpips": 0}, gan_weight=1,
+        discriminator={"kind": "patch", "channels": (4,) * 4, "context_channels": 2, "high_pass": 8},
+    )  # fmt: skip
+    codec = serialization.load_codec(resolve.read(cfg.codec, "codec"))
+    metrics = GanTask(cfg, Runtime(), torch.zeros(0, 3, 64, 64), codec, None).train_step([batch()], step=0)
+    assert metrics["train/adversarial_gradient_ratio"].item() > 1e6
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+
+
 def test_lpips_counts_with_its_weight():
     from pipeline.models import distortion
     from pipeline.models.lpips import Lpips

@@ -154,6 +154,20 @@ def test_the_headline_figure_shows_the_mean_of_seeds_and_its_interval():
     assert (end - begin) / 2 == pytest.approx(2.4841, abs=1e-4)
 
 
+def test_equal_trials_without_a_discriminator_count_once():
+    kinds = [{"kind": "label"}, {"kind": "patch"}]
+    points = [
+        point(0.1, 30 + weight + seed, 8, **{"gan.gan_weight": weight, "gan.seed": seed, "gan.discriminator": kind})
+        for weight in (0, 1)
+        for seed in (0, 1)
+        for kind in kinds
+    ]
+    results.mark_pareto_fronts(points, "psnr_db", "fid")
+    figure = results.headline_figure(points, "psnr_db", "fid")
+    assert "means of up to 2 seeds" in figure.axes[0].get_title()
+    assert [list(line.lines[0].get_xdata()) for line in figure.axes[0].containers] == [[30.5, 31.5]] * 2
+
+
 def test_trials_that_differ_in_more_than_a_seed_are_not_averaged():
     points = [
         point(0.1, 29 + lr, 8, **{"gan.gan_weight": 0.1, "gan.generator_optimizer.lr": lr, "gan.seed": seed})
@@ -176,9 +190,12 @@ def test_without_an_adversarial_loss_one_trial_stands_for_all_discriminators():
 
 def test_trials_are_measured_on_the_images_named_and_a_shared_codec_not_again():
     search = {"gan.gan_weight": WEIGHTS}
-    assert space.evaluation_inputs(made(search=search), "p", "g")[1] == "codecs={pretrained: p, fine-tuned: g}"
-    shared = made(search=search, pretrain=None, codec="runs/low", images="photos")
-    assert space.evaluation_inputs(shared, "runs/low", "g") == ["images=photos", "codecs={fine-tuned: g}"]
+    load = lambda searched: config.load(
+        stages.get("evaluate").StageConfig, searched.evaluate, space.evaluation_inputs(searched, "p", "g")
+    )
+    assert load(made(search=search)).codecs == {"pretrained": "p", "fine-tuned": "g"}
+    shared = load(made(search=search, pretrain=None, codec="p", images="photos"))
+    assert (shared.images, shared.codecs) == ("photos", {"fine-tuned": "g"})
 
 
 def test_a_realism_that_the_evaluations_leave_out_is_told(tmp_path):
@@ -186,6 +203,11 @@ def test_a_realism_that_the_evaluations_leave_out_is_told(tmp_path):
     searched = made(search={"gan.gan_weight": WEIGHTS}, evaluate=tmp_path / "evaluate.yaml", realism="ms_ssim")
     with pytest.raises(ConfigError, match="realism: ms_ssim is not among the metrics of"):
         space.check(searched)
+    learned = {"algorithm": {"kind": "optuna", "metric": "ms_ssim"}, "realism": None}
+    choice = {"gan.gan_weight": {"kind": "choice", "values": [0, 1]}}
+    with pytest.raises(ConfigError, match=r"algorithm\.metric: ms_ssim is not among the metrics of"):
+        space.check(made(search=choice, evaluate=tmp_path / "evaluate.yaml", **learned))
+    space.check(made(search=choice, evaluate=tmp_path / "evaluate.yaml", realism="psnr_db"))
 
 
 def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):

@@ -20,7 +20,7 @@ def searched(smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> sp
     base = {
         "extends": f"{ROOT}/configs/smoke/gan.yaml",
         "discriminator_warmup_steps": 3,
-        "fit": {"steps": 6, "checkpoint_every": 3, "keep_every": 3, "validate_every": 6},
+        "fit": {"steps": 6, "log_every": 1, "checkpoint_every": 3, "keep_every": 3, "validate_every": 6},
     }
     (tmp_path / "gan.yaml").write_text(json.dumps(base))
     values = {
@@ -34,33 +34,54 @@ def searched(smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> sp
     return config.parse(space.Space, values, [], "test")
 
 
-def begun(searched: space.Space, sweep: Path, values: space.Values) -> Path:
+def begun(searched: space.Space, sweep: Path, values: space.Values) -> tuple[Path, gan.StageConfig]:
+    """A trial that may share a warm-up, and its configuration."""
     place = trial.place_of(sweep, values)
     trial.prepare(place, values)
-    trial._share_warmup(searched, sweep, place, values)
-    return place
+    words = space.overrides("gan", values)
+    trial._share_warmup(searched, sweep, place, words)
+    return place, config.load(gan.StageConfig, searched.gan, words)
 
 
-def trained(searched: space.Space, place: Path, values: space.Values) -> dict[str, torch.Tensor]:
-    cfg = config.load(gan.StageConfig, searched.gan, space.overrides("gan", values))
+def trained(place: Path, cfg: gan.StageConfig) -> dict[str, torch.Tensor]:
     return load_file(gan.run(cfg, place / "gan") / "weights.safetensors")
+
+
+def first_step(place: Path) -> int:
+    lines = map(json.loads, (place / "gan/tracking.jsonl").read_text().splitlines())
+    return min(line["step"] for line in lines if any(name.startswith("train/") for name in line.get("metrics", ())))
 
 
 def test_gan_weights_share_the_warm_up_and_train_to_the_same_bits(searched, tmp_path):
     heavy, light = ({"gan.gan_weight": weight, "gan.seed": 0} for weight in (0.5, 0.1))
-    alone = trained(searched, begun(searched, tmp_path / "alone", heavy), heavy)
-    trained(searched, begun(searched, tmp_path / "sweep", light), light)
-    place = begun(searched, tmp_path / "sweep", heavy)
+    alone, cfg = begun(searched, tmp_path / "alone", heavy)
+    expected = trained(alone, cfg)
+    trained(*begun(searched, tmp_path / "sweep", light))
+    place, cfg = begun(searched, tmp_path / "sweep", heavy)
     assert [p.name for p in (place / "gan/checkpoints").iterdir()] == ["step-000000003"]
-    shared = trained(searched, place, heavy)
-    assert all(torch.equal(shared[name], value) for name, value in alone.items())
+    shared = trained(place, cfg)
+    assert all(torch.equal(shared[name], value) for name, value in expected.items())
+    assert (first_step(alone), first_step(place)) == (1, 4)
 
 
-@pytest.mark.parametrize("unlike", [{"gan.seed": 1}, {"gan.gan_weight": 0}])
-def test_trials_that_differ_before_do_not_share(searched, tmp_path, unlike):
+def test_what_differs_before_is_not_shared(searched, tmp_path):
     values = {"gan.gan_weight": 0.1, "gan.seed": 0}
-    (trial.place_of(tmp_path, values) / "gan/checkpoints/step-000000003").mkdir(parents=True)
-    trial.prepare(trial.place_of(tmp_path, values), values)
-    assert not (begun(searched, tmp_path, values | unlike) / "gan").exists()
-    # as the same with another weight does
-    assert (begun(searched, tmp_path, values | {"gan.gan_weight": 0.2}) / "gan/checkpoints/step-000000003").is_dir()
+    trained(*begun(searched, tmp_path, values))
+    trained(*begun(searched, tmp_path, values | {"gan.gan_weight": 0}))
+    # a trial that was killed before it was prepared
+    (tmp_path / "trials/0/gan").mkdir(parents=True)
+
+    def shares(**other: object) -> bool:
+        place, _ = begun(searched, tmp_path, values | {f"gan.{key}": value for key, value in other.items()})
+        return (place / "gan/checkpoints").is_dir()
+
+    assert not shares(seed=1)
+    assert not shares(discriminator={"kind": "patch", "channels": [4, 4, 4, 4], "context_channels": 2})
+    assert not shares(**{"discriminator_optimizer.lr": 0.1})
+    assert not shares(**{"fit.keep_every": 2, "gan_weight": 0.3})
+    assert shares(gan_weight=0.2)
+    assert shares(gan_weight=None)
+    # of the files that the sweep names
+    path = Path(searched.gan)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"distortion": {"mse": 100}}))
+    assert not shares(gan_weight=0.4)
