@@ -37,7 +37,7 @@ def compacted(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def expanded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they were given to `compacted`, but for rounding. Others in 16 bits are widened, the rest stays as it is.
+    """Weights as they were given to `compacted`, but for rounding. Others in float16 are widened, the rest stays as it is.
 
     Raises: RuntimeError if scales do not fit their weights, or lengths their tables.
     """
