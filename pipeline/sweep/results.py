@@ -21,6 +21,8 @@ from pipeline.sweep.trial import Point
 
 # Rates of trials that are compared with each other differ by less than this factor
 MATCHED = 1.15
+# Metrics of realism that the figure over GAN weights has beside the sweep's own, where they were measured
+PANELS = ("fid_64", "vgg_fd_64", "lpips", "dists")
 KINDS = {"label": "label discriminator", "patch": "PatchGAN"}
 
 
@@ -83,9 +85,10 @@ def rate_figure(points: Sequence[Point], metric: str) -> Figure:
 
 
 def headline_figure(
-    points: Sequence[Point], distortion: str, fidelity: str, base: Mapping[str, Any] | None = None
+    points: Sequence[Point], distortion: str, fidelities: Sequence[str], base: Mapping[str, Any] | None = None
 ) -> Figure | None:
-    """The paper's comparison: both metrics along the GAN weight, a line per discriminator; None if they were not searched.
+    """The paper's comparison: distortion and realism along the GAN weight, a line per discriminator, a panel per metric of
+    realism; None if no weights were searched.
 
     Of trials that differ in nothing but seeds, the mean with its 95 % interval. base: the discriminator of trials that do not
     search it; None: the published one.
@@ -94,25 +97,30 @@ def headline_figure(
     """
     if not all("gan.gan_weight" in p["settings"] for p in points):
         return None
-    figure = Figure(figsize=(6.8, 4.8), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(1.2 + 5.6 * len(fidelities), 4.8), layout="constrained")
     lines = _lines(points, base)
-    for label, by_weight in sorted(lines.items()):
-        # of trials that differ in their seed alone
-        x, x_error, y, y_error = zip(
-            *(
-                (*_mean_and_error(p[distortion] for p in mine), *_mean_and_error(p[fidelity] for p in mine))
-                for _, mine in sorted(by_weight.items())
-            ),
-            strict=True,
-        )
-        axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o-", capsize=2, label=label)
-        for weight, *place in zip(sorted(by_weight), x, y, strict=True):
-            axes.annotate(f"{weight:.3g}", (place[0], place[1]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    for axes, fidelity in zip(figure.subplots(1, len(fidelities), squeeze=False)[0], fidelities, strict=True):
+        for label, by_weight in sorted(lines.items()):
+            # of trials that differ in their seed alone
+            x, x_error, y, y_error = zip(
+                *(
+                    (*_mean_and_error(p[distortion] for p in mine), *_mean_and_error(p[fidelity] for p in mine))
+                    for _, mine in sorted(by_weight.items())
+                ),
+                strict=True,
+            )
+            axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o-", capsize=2, label=label)
+            for weight, *place in zip(sorted(by_weight), x, y, strict=True):
+                axes.annotate(
+                    f"{weight:.3g}", (place[0], place[1]), fontsize=7, xytext=(4, 4), textcoords="offset points"
+                )
+        axes.set(xlabel=METRICS[distortion].label, ylabel=METRICS[fidelity].label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
     several = max(len(mine) for by_weight in lines.values() for mine in by_weight.values())
     bars = f"; means of up to {several} seeds with 95 % intervals" if several > 1 else ""
-    axes.set_title(f"numbers at the points: GAN weight{bars}", fontsize=9)
-    return _finished(figure, distortion, fidelity)
+    figure.suptitle(f"numbers at the points: GAN weight{bars}", fontsize=9)
+    return figure
 
 
 def _lines(points: Sequence[Point], base: Mapping[str, Any] | None) -> dict[str, dict[float, list[Point]]]:
@@ -181,7 +189,8 @@ def write(scratch: Path, space: Space, points: Sequence[Point], sweep: Path) -> 
     rate_figure(finished, "psnr_db").savefig(scratch / "rate.png", dpi=110)
     base = config.flatten(config.load(stages.get("gan").StageConfig, space.gan, _inputs(space, "gan")))
     ours = {key.removeprefix("discriminator."): v for key, v in base.items() if key.startswith("discriminator.")}
-    headline = headline_figure(finished, "psnr_db", fidelity, ours)
+    others = [name for name in (*PANELS, fidelity) if all(name in p for p in finished)]
+    headline = headline_figure(finished, "psnr_db", list(dict.fromkeys([fidelity, *others])), ours)
     if headline is not None:
         headline.savefig(scratch / "gan_weights.png", dpi=110)
     for p in finished:

@@ -129,14 +129,17 @@ def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
         point(0.1, 28, 7, **{"gan.gan_weight": 0.2, "gan.discriminator": patch}),
     ]  # fmt: skip
     results.mark_pareto_fronts(points, "psnr_db", "fid")
-    figure = results.headline_figure(points, "psnr_db", "fid")
+    figure = results.headline_figure(points, "psnr_db", ["fid"])
     patchgan, label = figure.axes[0].containers
     assert (label.get_label(), patchgan.get_label()) == ("label discriminator", "PatchGAN")
     assert list(label.lines[0].get_xdata()) == [31, 30]
     # without a discriminator there is one point, which is where both begin
     assert list(patchgan.lines[0].get_xdata()) == [31, 28]
     assert [text.get_text() for text in figure.axes[0].texts] == ["0", "0.2", "0", "0.1"]
-    assert results.headline_figure([point(0.1, 30, 9)], "psnr_db", "fid") is None
+    assert results.headline_figure([point(0.1, 30, 9)], "psnr_db", ["fid"]) is None
+    both = results.headline_figure([p | {"lpips": 0.2} for p in points], "psnr_db", ["fid", "lpips"])
+    assert [axes.get_ylabel().split(" ")[0] for axes in both.axes] == ["FID/256", "LPIPS"]
+    assert all(line.lines[0].get_ydata()[0] == 0.2 for line in both.axes[1].containers)
 
 
 def test_the_headline_figure_shows_the_mean_of_seeds_and_its_interval():
@@ -146,7 +149,7 @@ def test_the_headline_figure_shows_the_mean_of_seeds_and_its_interval():
         for seed, psnr in enumerate((29, 30, 31))
     ]
     results.mark_pareto_fronts(points, "psnr_db", "fid")
-    (line,) = results.headline_figure(points, "psnr_db", "fid").axes[0].containers
+    (line,) = results.headline_figure(points, "psnr_db", ["fid"]).axes[0].containers
     assert line.get_label() == "label discriminator, unconditional"
     assert list(line.lines[0].get_xdata()) == [30]
     # Student's t with 2 degrees of freedom: 4.3027 / sqrt(3)
@@ -163,8 +166,8 @@ def test_equal_trials_without_a_discriminator_count_once():
         for kind in kinds
     ]
     results.mark_pareto_fronts(points, "psnr_db", "fid")
-    figure = results.headline_figure(points, "psnr_db", "fid")
-    assert "means of up to 2 seeds" in figure.axes[0].get_title()
+    figure = results.headline_figure(points, "psnr_db", ["fid"])
+    assert "means of up to 2 seeds" in figure.get_suptitle()
     assert [list(line.lines[0].get_xdata()) for line in figure.axes[0].containers] == [[30.5, 31.5]] * 2
 
 
@@ -175,7 +178,7 @@ def test_trials_that_differ_in_more_than_a_seed_are_not_averaged():
         for seed in (0, 1)
     ]
     results.mark_pareto_fronts(points, "psnr_db", "fid")
-    lines = results.headline_figure(points, "psnr_db", "fid", {"kind": "patch"}).axes[0].containers
+    lines = results.headline_figure(points, "psnr_db", ["fid"], {"kind": "patch"}).axes[0].containers
     assert [line.get_label() for line in lines] == [f"PatchGAN, generator_optimizer.lr {lr}" for lr in (1, 2)]
     assert [list(line.lines[0].get_xdata()) for line in lines] == [[30], [31]]
 
