@@ -103,13 +103,13 @@ def submit_slurm_sweep(
     """A sweep as an array of jobs, without Ray. For searches whose trials do not depend on each other."""
     from pipeline import config as configs
     from pipeline.cluster import slurm
-    from pipeline.sweep import space, stage
+    from pipeline.sweep import checks, space, stage
 
     folder, overrides = folder_and_overrides(words or [])
     cfg = configs.load(stage.StageConfig, config, overrides)
     space.require_static_trials(cfg)
     if dry_run:
-        space.check(cfg)
+        checks.check(cfg)
     else:
         stage.begin_array(cfg, folder)
     resources = slurm.Resources(gpus=gpus, options=shlex.split(sbatch))

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.processes import ray_session
 from pipeline.registry import resolve
 from pipeline.storage import disk
-from pipeline.sweep import results, space, trial
+from pipeline.sweep import checks, results, space, trial
 from pipeline.sweep.space import Space
 from pipeline.tracking import store
 from pipeline.tracking.run import PARENT, Tracker, tracked_run
@@ -104,7 +104,7 @@ def _publish(
 
 def inputs(cfg: StageConfig) -> run_folder.Inputs:
     """Checks everything that can be checked before a trial."""
-    space.check(cfg)
+    checks.check(cfg)
     return resolve.read_inputs(cfg)
 
 

@@ -10,7 +10,7 @@ import yaml
 from pipeline import config, stages
 from pipeline.artifacts import ownership
 from pipeline.errors import ConfigError
-from pipeline.sweep import results, space, trial
+from pipeline.sweep import checks, results, space, trial
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
 
 BASE = {
@@ -205,12 +205,12 @@ def test_a_realism_that_the_evaluations_leave_out_is_told(tmp_path):
     (tmp_path / "evaluate.yaml").write_text(f"extends: {ROOT}/configs/smoke/evaluate.yaml\nmetrics: [psnr_db]\n")
     searched = made(search={"gan.gan_weight": WEIGHTS}, evaluate=tmp_path / "evaluate.yaml", realism="ms_ssim")
     with pytest.raises(ConfigError, match="realism: ms_ssim is not among the metrics of"):
-        space.check(searched)
+        checks.check(searched)
     learned = {"algorithm": {"kind": "optuna", "metric": "ms_ssim"}, "realism": None}
     choice = {"gan.gan_weight": {"kind": "choice", "values": [0, 1]}}
     with pytest.raises(ConfigError, match=r"algorithm\.metric: ms_ssim is not among the metrics of"):
-        space.check(made(search=choice, evaluate=tmp_path / "evaluate.yaml", **learned))
-    space.check(made(search=choice, evaluate=tmp_path / "evaluate.yaml", realism="psnr_db"))
+        checks.check(made(search=choice, evaluate=tmp_path / "evaluate.yaml", **learned))
+    checks.check(made(search=choice, evaluate=tmp_path / "evaluate.yaml", realism="psnr_db"))
 
 
 def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):
@@ -227,7 +227,7 @@ def test_a_sweep_of_a_given_codec_does_not_pretrain(tmp_path):
     with pytest.raises(
         ConfigError, match=r"search\.pretrain\.rate\.bpp: begins with no stage of a trial \(gan, evaluate\)"
     ):
-        space.check(made(search={"pretrain.rate.bpp": RATES}, **given))
+        checks.check(made(search={"pretrain.rate.bpp": RATES}, **given))
     with pytest.raises(ConfigError, match="give either pretrain, a configuration, or codec"):
         made(search={"gan.gan_weight": WEIGHTS}, codec="runs/low")
 
@@ -281,6 +281,6 @@ def test_a_sweep_on_a_metric_whose_weights_are_missing_does_not_start(tmp_path, 
         ({"realism": "fid"}, "^realism: .*inception"),
     ):
         with pytest.raises(ConfigError, match=told):
-            space.check(made(search=search, **changed))
+            checks.check(made(search=search, **changed))
     with pytest.raises(ConfigError, match="expected one of fid, fid_64, vgg_fd_64"):
         made(search=search, realism="vgg")
