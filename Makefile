@@ -82,7 +82,7 @@ results: $(READY) ## Measure the package's codecs on the images in DATA, called 
 	  for f in totals intervals; do cp "runs/results/$$name/$$q/artifact/$$f.json" "docs/results/$$name-$$q-$$f.json"; done; \
 	done
 
-# For a GPU: SET="engine.precision=bf16 data.batch_size=16". Measured on VALID, a folder, or the photos that sharding held out. LICENSE:
+# SET goes to the trainings, for a GPU "data.batch_size=16 data.num_workers=4". Measured on VALID, a folder, or the photos that sharding held out. LICENSE:
 # what the model cards say. All three are tried, and a gate that one does not pass is told at the end.
 codecs: $(READY) ## Train, shrink, measure and promote the package's three codecs on the photos in DATA: hours; resumes
 	@test -n $(call quoted,$(DATA)) || { echo "needs DATA=folder of photos" >&2; exit 2; }

@@ -86,12 +86,7 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
 
 def unlike(folder: Path, cfg: config.Config, given: Inputs, but: Collection[str] = ()) -> list[str]:
     """In which keys and inputs the run in `folder` differs from one of `cfg`, apart from changeable keys and those in `but`."""
-    left_out = {*config.changeable(cfg), *but}
-    ours, theirs = (
-        {key: value for key, value in values.items() if key not in left_out}
-        for values in (config.flatten(cfg) | given.flat(), _read(folder / RUN_FILE))
-    )
-    return config.differences(ours, theirs)
+    return _differences(config.flatten(cfg) | given.flat(), _read(folder / RUN_FILE), {*config.changeable(cfg), *but})
 
 
 def manifest(
@@ -134,6 +129,11 @@ def _read(record: Path) -> dict[str, Any]:
     return flat
 
 
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], left_out: Collection[str]) -> list[str]:
+    ours, theirs = ({k: v for k, v in values.items() if k not in left_out} for values in (ours, theirs))
+    return config.differences(ours, theirs)
+
+
 def _refuse_other_stage(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     stage, there = ours["stage"], theirs.get("stage", "unknown")
     if stage != there:
@@ -147,11 +147,7 @@ def _refuse_other(
     changeable = config.changeable(cfg) | (
         {BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set()
     )
-    lines = config.differences(
-        {key: value for key, value in ours.items() if key not in changeable},
-        {key: value for key, value in theirs.items() if key not in changeable},
-    )
-    if lines:
+    if lines := _differences(ours, theirs, changeable):
         listed = "\n".join(f"  {line}" for line in lines)
         hint = ""
         if not done and BATCH_SIZE in ours and ours[BATCH_SIZE] != theirs.get(BATCH_SIZE):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pipeline import config, stages
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.metric_table import METRICS
 from pipeline.models import pretrained
 from pipeline.sweep.space import Choice, Grid, Space, Values, enumerate_trials, overrides
@@ -13,7 +14,7 @@ from pipeline.sweep.space import Choice, Grid, Space, Values, enumerate_trials, 
 def check(space: Space) -> None:
     """Loads the base configurations with the searched values, so that a mistake is found before any trial.
 
-    Raises: ConfigError naming the first.
+    Raises: UserError naming the first.
     """
     problems = [
         f"search.{key}: begins with no stage of a trial ({', '.join(space.stages)})"
@@ -26,6 +27,8 @@ def check(space: Space) -> None:
         metric = METRICS.get(name.removeprefix("val/"))
         if metric is not None and metric.weights and pretrained.find(metric.weights) is None:  # type: ignore[arg-type]
             raise ConfigError(f"{key}: {pretrained.how_to_get(metric.weights)}")  # type: ignore[arg-type]
+    if space.images is not None:
+        HeldOut(space.images, limit=1)
     for values in _extremes(space):
         for stage in space.stages:
             cfg = config.load(stages.get(stage).StageConfig, getattr(space, stage), overrides(stage, values))

@@ -88,14 +88,15 @@ def headline_figure(
     points: Sequence[Point], distortion: str, fidelities: Sequence[str], base: Mapping[str, Any] | None = None
 ) -> Figure | None:
     """The paper's comparison: distortion and realism along the GAN weight, a line per discriminator, a panel per metric of
-    realism; None if no weights were searched.
+    realism; None if no weights were searched, or not by number.
 
     Of trials that differ in nothing but seeds, the mean with its 95 % interval. base: the discriminator of trials that do not
     search it; None: the published one.
 
     Source: Muckley et al. 2023, the figure of PSNR against FID over GAN weights.
     """
-    if not all("gan.gan_weight" in p["settings"] for p in points):
+    # null, the published weight, is another one for each kind
+    if not all(isinstance(p["settings"].get("gan.gan_weight"), int | float) for p in points):
         return None
     figure = Figure(figsize=(1.2 + 5.6 * len(fidelities), 4.8), layout="constrained")
     lines = _lines(points, base)
@@ -189,8 +190,8 @@ def write(scratch: Path, space: Space, points: Sequence[Point], sweep: Path) -> 
     rate_figure(finished, "psnr_db").savefig(scratch / "rate.png", dpi=110)
     base = config.flatten(config.load(stages.get("gan").StageConfig, space.gan, _inputs(space, "gan")))
     ours = {key.removeprefix("discriminator."): v for key, v in base.items() if key.startswith("discriminator.")}
-    others = [name for name in (*PANELS, fidelity) if all(name in p for p in finished)]
-    headline = headline_figure(finished, "psnr_db", list(dict.fromkeys([fidelity, *others])), ours)
+    panels = dict.fromkeys([fidelity, *(name for name in PANELS if all(name in p for p in finished))])
+    headline = headline_figure(finished, "psnr_db", [*panels], ours)
     if headline is not None:
         headline.savefig(scratch / "gan_weights.png", dpi=110)
     for p in finished:
@@ -219,7 +220,7 @@ def write_configs(folder: Path, space: Space, point: Point, sweep: Path) -> None
 def _inputs(space: Space, stage: str) -> list[str]:
     """The base configs name runs/pretrain and so on; shards and labeler are the sweep's."""
     if stage == "evaluate":
-        measured = ["codecs={}", f"codecs={{pretrained: {space.codec}, fine-tuned: runs/gan}}"] if space.codec else []
+        measured = [f"codecs={{pretrained: {space.codec}}}"] if space.codec else []
         return [f"images={space.images or space.shards}", *measured]
     codec = [f"codec={space.codec}"] if space.codec and stage == "gan" else []
     return [f"data.shards={space.shards}", *codec, *([f"labeler={space.labeler}"] if stage == "gan" else [])]

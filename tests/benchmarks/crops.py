@@ -30,16 +30,23 @@ def row(run: str, image: str, left: int, top: int, models: list[str]) -> Image.I
     return strip
 
 
+def stacked(strips: list[Image.Image]) -> Image.Image:
+    """One below the other. All have the width of the first."""
+    page = Image.new("RGB", (strips[0].width, sum(strip.height + GAP for strip in strips) - GAP), "white")
+    top = 0
+    for strip in strips:
+        page.paste(strip, (0, top))
+        top += strip.height + GAP
+    return page
+
+
 def main(out: str, models: str, *rows: str) -> None:
     strips = []
     for word in rows:
         run, image, at = word.split(":")
         left, top = map(int, at.split(","))
         strips.append(row(run, image, left, top, models.split(",")))
-    page = Image.new("RGB", (strips[0].width, sum(strip.height + GAP for strip in strips) - GAP), "white")
-    for number, strip in enumerate(strips):
-        page.paste(strip, (0, number * (strip.height + GAP)))
-    page.save(out, quality=92, subsampling=0)
+    stacked(strips).save(out, quality=92, subsampling=0)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from PIL import Image
 from pipeline.models import serialization
 from pipeline.models.labeler import PATCH
 from pipeline.registry import resolve
+from tests.benchmarks.crops import GAP, stacked
 
-WIDTH, GAP = 380, 4
+WIDTH = 380
 
 
 def patches_of(pixels: np.ndarray) -> np.ndarray:
@@ -54,12 +55,7 @@ def main(name: str, out: str, *paths: str) -> None:
         for number, image in enumerate(columns):
             strip.paste(image.resize((WIDTH, height), Image.Resampling.LANCZOS), (number * (WIDTH + GAP), 0))
         rows.append(strip)
-    page = Image.new("RGB", (rows[0].width, sum(row.height + GAP for row in rows) - GAP), "white")
-    top = 0
-    for row in rows:
-        page.paste(row, (0, top))
-        top += row.height + GAP
-    page.save(out, quality=90)
+    stacked(rows).save(out, quality=90)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import yaml
 
 from pipeline import config, stages
 from pipeline.artifacts import ownership
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.sweep import checks, results, space, trial
 from tests.conftest import ROOT, assert_one_clear_line, illm_here
 
@@ -137,6 +137,7 @@ def test_the_headline_figure_has_a_line_per_discriminator_along_the_weight():
     assert list(patchgan.lines[0].get_xdata()) == [31, 28]
     assert [text.get_text() for text in figure.axes[0].texts] == ["0", "0.2", "0", "0.1"]
     assert results.headline_figure([point(0.1, 30, 9)], "psnr_db", ["fid"]) is None
+    assert results.headline_figure([*points, point(0.1, 30, 9, **{"gan.gan_weight": None})], "psnr_db", ["fid"]) is None
     both = results.headline_figure([p | {"lpips": 0.2} for p in points], "psnr_db", ["fid", "lpips"])
     assert [axes.get_ylabel().split(" ")[0] for axes in both.axes] == ["FID/256", "LPIPS"]
     assert all(line.lines[0].get_ydata()[0] == 0.2 for line in both.axes[1].containers)
@@ -206,6 +207,8 @@ def test_a_realism_that_the_evaluations_leave_out_is_told(tmp_path):
     searched = made(search={"gan.gan_weight": WEIGHTS}, evaluate=tmp_path / "evaluate.yaml", realism="ms_ssim")
     with pytest.raises(ConfigError, match="realism: ms_ssim is not among the metrics of"):
         checks.check(searched)
+    with pytest.raises(UserError, match="nowhere"):
+        checks.check(made(search={"gan.gan_weight": WEIGHTS}, images=str(tmp_path / "nowhere")))
     learned = {"algorithm": {"kind": "optuna", "metric": "ms_ssim"}, "realism": None}
     choice = {"gan.gan_weight": {"kind": "choice", "values": [0, 1]}}
     with pytest.raises(ConfigError, match=r"algorithm\.metric: ms_ssim is not among the metrics of"):
