@@ -40,15 +40,15 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.norm1 = ChannelNorm(c_in)
+        self.norm1 = ChannelNorm(c_in, "silu")
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = ChannelNorm(c_out)
+        self.norm2 = ChannelNorm(c_out, "silu")
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        return self.shortcut(x) + self.conv2(self.norm2(h))
 
 
 class CrossCovarianceAttention(nn.Module):
@@ -106,8 +106,8 @@ class LabelerEncoder(nn.Sequential):
                 layers.append(Downsample(width))
         layers += [
             *_middle(width),
-            ChannelNorm(width),
-            nn.SiLU(),
+            ChannelNorm(width, "silu"),
+            nn.Identity(),
             nn.Conv2d(width, cfg.embedding_channels, 3, padding=1),
         ]
         super().__init__(*layers)
@@ -128,7 +128,7 @@ class LabelerDecoder(nn.Sequential):
                     layers.append(CrossCovarianceAttention(width))
             if level:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)]
-        layers += [ChannelNorm(width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1)]
+        layers += [ChannelNorm(width, "silu"), nn.Identity(), nn.Conv2d(width, 3, 3, padding=1)]
         super().__init__(*layers)
 
 

@@ -1,6 +1,6 @@
 """Layers that more than one network uses."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,27 +9,39 @@ from torch import Tensor, nn
 
 # Channels; bounded, since descriptions of networks may be untrusted
 Width = Annotated[int, Field(gt=0, le=65536)]
+Activation = Literal["relu", "silu"] | None
 
 
 class ChannelNorm(nn.Module):
-    """Normalizes each pixel over its channels, so results do not depend on image size.
+    """Normalizes each pixel over its channels, so results do not depend on image size; then activates, if it is told to.
 
     Shapes: x (B, C, H, W); returns the same.
     Source: Mentzer et al. 2020 (HiFiC), arXiv:2006.09965.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-3):
+    def __init__(self, channels: int, activation: Activation = None, eps: float = 1e-3):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels, 1, 1))
         self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.channels = channels
+        self.channels, self.activation = channels, activation
         # The authors' value, not PyTorch's usual 1e-5
         self.eps = eps
+        # Whether the kernel of fused_norm.py computes it: `engine.fused_norms`
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
+        # The compiler writes such a kernel itself
+        if self.fused and not torch.compiler.is_compiling():
+            # Triton is there on Linux only
+            from pipeline.models.fused_norm import fused_norm
+
+            return fused_norm(x, self.scale, self.shift, self.eps, self.activation)
         # The definition divides the squares by C - 1, layer_norm by C: (x - m) / sqrt(v C / (C - 1) + eps) is
         # sqrt(k) (x - m) / sqrt(v + k eps) with k = (C - 1) / C. One kernel instead of six, and far less memory.
         k = (self.channels - 1) / self.channels
         weight = self.scale.flatten() * k**0.5
         y = F.layer_norm(x.permute(0, 2, 3, 1), (self.channels,), weight, self.shift.flatten(), self.eps * k)
-        return y.permute(0, 3, 1, 2)
+        y = y.permute(0, 3, 1, 2)
+        if self.activation == "relu":
+            return F.relu_(y)
+        return y if self.activation is None else F.silu(y)

@@ -1,6 +1,7 @@
 """The transforms of a codec: analysis (image to latent) and synthesis (back), in the published layout and in a light one.
 
-Both have the same parts, so that windows of large images are computed alike: a synthesis is `up(features(y_hat))`.
+Both have the same parts, so that windows of large images are computed alike: a synthesis is `up(features(y_hat))`. An Identity
+stands where the activation was that the norm before it now includes, so that weights keep their names.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ class Synthesis(nn.Module):
     def features(self, y_hat: Tensor) -> Tensor:
         """What is upsampled to the image. Shapes: y_hat (B, latent_channels, h, w); returns (B, widest, h, w)."""
         h = r = self.head(y_hat)
+        if h.dtype == torch.bfloat16:
+            # The sum of many small changes
+            r = h.float()
         forgets = self.recompute and torch.is_grad_enabled()
         for block in self.residual:
             r = checkpoint(block, r, use_reentrant=False, preserve_rng_state=False) if forgets else block(r)
@@ -62,8 +66,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
-            ChannelNorm(channels),
-            nn.ReLU(inplace=True),
+            ChannelNorm(channels, "relu"),
+            nn.Identity(),
             nn.Conv2d(channels, channels, 3, padding=1),
             ChannelNorm(channels),
         )
@@ -84,11 +88,11 @@ class PublishedAnalysis(Analysis):
     def __init__(self, channels: Sequence[int], latent_channels: int):
         layers: list[nn.Module] = [
             nn.Conv2d(3, channels[0], 7, padding=3),
-            ChannelNorm(channels[0]),
-            nn.ReLU(inplace=True),
+            ChannelNorm(channels[0], "relu"),
+            nn.Identity(),
         ]
         for wide, wider in pairwise(channels):
-            layers += [nn.Conv2d(wide, wider, 3, stride=2, padding=1), ChannelNorm(wider), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(wide, wider, 3, stride=2, padding=1), ChannelNorm(wider, "relu"), nn.Identity()]
         super().__init__(*layers, nn.Conv2d(channels[-1], latent_channels, 3, padding=1))
 
 
@@ -109,7 +113,7 @@ class PublishedSynthesis(Synthesis):
         widths = channels[::-1]
         for wide, narrow in pairwise(widths):
             up = nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1)
-            layers += [up, ChannelNorm(narrow), nn.ReLU(inplace=True)]
+            layers += [up, ChannelNorm(narrow, "relu"), nn.Identity()]
         layers.append(nn.Conv2d(widths[-1], 3, 7, padding=3))
         self.up = nn.Sequential(*layers)
 

@@ -46,6 +46,8 @@ class StageConfig(TrainingConfig):
     )
     gan_weight: NonNegativeFloat | None = None
     """Weight of the adversarial loss; null: the published one; 0: no discriminator."""
+    labeler_precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the labeler, which is not trained here; bf16 takes less time and changes some of the labels."""
     frozen_cache_mb: NonNegativeInt = 0
     """Memory per process for labels and latents of fixed crops, in MB: 230 kB per crop of 256x256."""
     discriminator_warmup_steps: NonNegativeInt = 0
@@ -76,7 +78,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Fine-tunes a codec adversarially and publishes it."""
     if done := run_folder.finished(folder, cfg):
         return done
-    facts = {"lpips": cfg.distortion.lpips_state()}
+    facts = {"lpips": cfg.distortion.lpips_state(), **cfg.engine.facts()}
     given = resolve.read_inputs(cfg, facts)
     codec = serialization.load_codec(given.artifacts["codec"][1])
     labeler = serialization.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
@@ -137,6 +139,7 @@ class GanTask:
         runtime.place(self.codec)
         if labeler is not None:
             runtime.place(labeler)
+        self._label = runtime.frozen(labeler.label) if labeler is not None else None
         self.codec.synthesis.requires_grad_(True)
         self.codec.synthesis.recompute = cfg.engine.activation_checkpointing
         self.generator = runtime.trainable("generator", self.codec.synthesis, cfg.generator_optimizer, cfg.fit.steps)
@@ -209,9 +212,10 @@ class GanTask:
 
     def labels(self, x: Tensor) -> Tensor:
         """Labels of an image's patches, zeros where no loss needs them. Shapes: x (B, 3, H, W); returns (B, H/8, W/8)."""
-        if self.labeler is None:
+        if self._label is None:
             return torch.zeros(len(x), x.shape[2] // PATCH, x.shape[3] // PATCH, dtype=torch.int64, device=x.device)
-        return self.labeler.label(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.cfg.labeler_precision == "bf16"):
+            return self._label(x)
 
     def validate(self) -> dict[str, float]:
         """As in pretraining, and how often the discriminator takes reconstructions for real."""

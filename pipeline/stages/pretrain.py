@@ -123,7 +123,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Trains a codec for rate and distortion, and publishes it with its entropy tables."""
     if done := run_folder.finished(folder, cfg):
         return done
-    facts = {"lpips": cfg.distortion.lpips_state()}
+    facts = {"lpips": cfg.distortion.lpips_state(), **cfg.engine.facts()}
     given = resolve.read_inputs(cfg, facts)
     start = _start(cfg, given.artifacts["init_from"][1]) if cfg.init_from else None
     return train(cfg, folder, "codec", given, lambda runtime, crops: PretrainTask(cfg, runtime, crops, start))

@@ -23,6 +23,8 @@ from pipeline.tracking.run import tracked_run
 from pipeline.training.loop import FitConfig, Task, fit
 from pipeline.training.runtime import EngineConfig, Runtime
 
+# Of the engine, named at the start where they are on
+OPTIONS = ("compile", "cuda_graphs", "activation_checkpointing", "fused_norms", "pad_channels", "cudnn_benchmark")
 # What torch and numpy both take
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
@@ -117,7 +119,7 @@ def announcement(
 ) -> str:
     """What a run that starts is about to do, in a few lines."""
     each = cfg.data.batch_size // runtime.num_processes // cfg.engine.gradient_accumulation_steps
-    options = [name for name in ("compile", "activation_checkpointing") if getattr(cfg.engine, name)]
+    options = [name for name in OPTIONS if getattr(cfg.engine, name)]
     options += [f"averaged weights ({cfg.engine.ema_decay})"] if cfg.engine.ema_decay else []
     lines = {
         "trains": ", ".join(f"{name} ({count / 1e6:,.2f} M weights)" for name, count in runtime.sizes().items()),
@@ -125,13 +127,13 @@ def announcement(
         "data": f"{num_images} images, crops of {cfg.data.crop_size}x{cfg.data.crop_size}, {num_crops} to validate on",
         "batch": f"{cfg.data.batch_size} = {runtime.num_processes} process(es) x "
         f"{cfg.engine.gradient_accumulation_steps} accumulation step(s) x {each}",
-        "on": f"{runtime.num_processes} x {runtime.device_name}, {runtime.engine}, {', '.join([cfg.engine.precision, *options])}",
+        "on": f"{runtime.num_processes} x {runtime.device_name}, {runtime.engine}, {', '.join([runtime.precision, *options])}",
         "steps": f"{cfg.fit.steps}; logs every {cfg.fit.log_every}, validates every {cfg.fit.validate_every}, "
         f"saves every {cfg.fit.checkpoint_every}",
         **given.facts,
         "writes": f"{folder}; stop it with Ctrl-C or SIGTERM, the same command resumes",
     }
-    return "\n".join([f"{stage}:", *(f"  {name:<7}{value}" for name, value in lines.items())])
+    return "\n".join([f"{stage}:", *(f"  {name:<6} {value}" for name, value in lines.items())])
 
 
 def mean_over_parts(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ def run(cfg: StageConfig, folder: Path) -> Path:
     """Trains a labeler and publishes it."""
     if done := run_folder.finished(folder, cfg):
         return done
-    given = resolve.read_inputs(cfg)
+    given = resolve.read_inputs(cfg, cfg.engine.facts())
     return train(cfg, folder, "labeler", given, lambda runtime, crops: VqvaeTask(cfg, runtime, crops))
 
 

@@ -11,6 +11,8 @@ from pipeline.errors import TrainingError
 # fp32: convolutions on a GPU multiply in TF32, as in the published implementation; fp32_exact: they do not;
 # bf16: autocast over weights in fp32
 Precision = Literal["fp32", "fp32_exact", "bf16"]
+# NVIDIA's Ampere, the first that multiplies bf16
+BF16_GPU = (8, 0)
 # As CUDA_VISIBLE_DEVICES: hidden by hand, or by SLURM
 NO_DEVICES = ("", "-1", "NoDevFiles")
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -57,15 +59,24 @@ def signs_of_a_gpu() -> str:
     return f"{DRIVER} is there" if DRIVER.exists() else ""
 
 
-def settle_arithmetic(precision: Precision, deterministic: bool) -> None:
+def best_precision() -> Precision:
+    """bf16 where this process's device has instructions for it, else fp32."""
+    if usable_gpu():
+        return "bf16" if torch.cuda.get_device_capability() >= BF16_GPU else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def settle_arithmetic(precision: Precision, deterministic: bool, benchmark: bool = False) -> None:
     """How this process's GPU multiplies fp32 numbers, and whether it may choose kernels that round differently each time.
+
+    benchmark: whether cuDNN tries several kernels for each new shape, and may settle on others in another process.
 
     Matrix products stay in full fp32 in every precision: they decide labels, and the length of a code.
     """
     # These switches and not the newer fp32_precision: torch.compile still reads them, and raises where only those are set.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = precision != "fp32_exact"
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:

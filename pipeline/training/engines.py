@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from pipeline.errors import TrainingError
 from pipeline.training.optim import AdamConfig, Ema, GradientGuard, adam, learning_rate
@@ -46,14 +47,14 @@ class Trainable:
         if isinstance(self._engine, DistributedDataParallel):
             _settle_buckets(self._engine, list(self.trained.values()))
 
-    def compile(self) -> None:
+    def compile(self, cuda_graphs: bool) -> None:
         """Passes through `model` run compiled from now on; `module` stays as it is."""
         # The generator's pass through the discriminator keeps its graph
         functorch_config.donated_buffer = False
         if isinstance(self._engine, DistributedDataParallel):
-            self._engine.module = torch.compile(self._engine.module, dynamic=False)
+            self._engine.module = compiled(self._engine.module, cuda_graphs)
         else:
-            self._callable = torch.compile(self._callable, dynamic=False)
+            self._callable = compiled(self._callable, cuda_graphs)
 
     def average(self, decay: float) -> None:
         """Keeps an exponential moving average of the weights from now on, as part of the checkpoint."""
@@ -208,6 +209,27 @@ class ZeroTrainable(Trainable):
         for name, p in self.trained.items():
             for key in MOMENTS:
                 fill(p, moments[name][key].to(p.device), key)
+
+
+def compiled(function: Any, cuda_graphs: bool) -> Any:
+    """`function`, a network's or another, compiled for the shapes that it is called with.
+
+    With CUDA graphs, its tensors are copied: the next call would write over what a graph returns.
+    """
+    if not cuda_graphs:
+        return torch.compile(function, dynamic=False)
+    return _Copying(torch.compile(function, dynamic=False, mode="reduce-overhead"))
+
+
+class _Copying(nn.Module):
+    """What a function returns, copied."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return tree_map_only(Tensor, Tensor.clone, self.function(*args, **kwargs))
 
 
 def _settle_buckets(engine: DistributedDataParallel, weights: list[nn.Parameter]) -> None:

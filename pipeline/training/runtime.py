@@ -2,21 +2,23 @@
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Changeable, Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
 from pipeline.log import logger
+from pipeline.models.layers import ChannelNorm
+from pipeline.models.padded import pad_channels
 from pipeline.training.collectives import ControlGroup, init_process_group, timeout_of
-from pipeline.training.device import Precision, settle_arithmetic, usable_gpu
-from pipeline.training.engines import Trainable, ZeroTrainable, launched_zero_stage, zero_config
+from pipeline.training.device import Precision, best_precision, settle_arithmetic, usable_gpu
+from pipeline.training.engines import Trainable, ZeroTrainable, compiled, launched_zero_stage, zero_config
 from pipeline.training.optim import AdamConfig
 
 T = TypeVar("T")
@@ -34,8 +36,9 @@ class Stateful(Protocol):
 class EngineConfig(Config):
     """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
 
-    precision: Precision = "fp32"
-    """Arithmetic of the forward and backward pass: fp32 (on a GPU: TF32 convolutions), fp32_exact, or bf16 autocast."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """Arithmetic of the forward and backward pass: fp32 (on a GPU: TF32 convolutions), fp32_exact, or bf16 autocast; auto: bf16
+    where the device multiplies it, else fp32."""
     deterministic: Annotated[bool, Changeable()] = True
     """On a GPU, use only kernels that give the same bits each time; on the CPU all do."""
     gradient_accumulation_steps: Annotated[PositiveInt, Changeable()] = 1
@@ -45,7 +48,27 @@ class EngineConfig(Config):
     activation_checkpointing: Annotated[bool, Changeable()] = False
     """Recompute the activations of residual blocks in the backward pass: less memory, more time."""
     compile: Annotated[bool, Changeable()] = False
-    """Use torch.compile for the trained networks; needs a C++ compiler."""
+    """Use torch.compile for all networks; needs a C++ compiler."""
+    cuda_graphs: Annotated[bool, Changeable()] = False
+    """On a GPU, record what is compiled as CUDA graphs, which start all their kernels at once: for few crops per process."""
+    fused_norms: Annotated[bool, Changeable()] = False
+    """On a GPU, compute ChannelNorm and its activation in one kernel, which reads and writes bf16 under bf16."""
+    pad_channels: Annotated[bool, Changeable()] = False
+    """On a GPU, fill up channels to multiples of eight with zeros."""
+    cudnn_benchmark: Annotated[bool, Changeable()] = False
+    """On a GPU, let cuDNN try kernels and take the fastest; only with deterministic=false."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "EngineConfig":
+        if self.cudnn_benchmark and self.deterministic:
+            raise ValueError("cudnn_benchmark needs deterministic=false: each process may settle on other kernels")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs needs compile=true: what is compiled is recorded")
+        return self
+
+    def facts(self) -> dict[str, str]:
+        """What this machine chose, as facts of a run: a run goes on only where they are the same."""
+        return {"precision": f"{best_precision()}, by engine.precision=auto"} if self.precision == "auto" else {}
 
 
 class Runtime:
@@ -59,8 +82,9 @@ class Runtime:
         self.cfg = cfg or EngineConfig()
         self.zero_stage = launched_zero_stage()
         has_gpu = usable_gpu()
+        self.precision: Precision = best_precision() if self.cfg.precision == "auto" else self.cfg.precision
         if has_gpu:
-            settle_arithmetic(self.cfg.precision, self.cfg.deterministic)
+            settle_arithmetic(self.precision, self.cfg.deterministic, self.cfg.cudnn_benchmark)
         handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 or self.zero_stage:
@@ -126,7 +150,7 @@ class Runtime:
 
     def autocast(self) -> torch.autocast:
         """The run's precision for a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def trainable(
         self, name: str, module: nn.Module, cfg: AdamConfig, total_steps: int, published: bool = True
@@ -144,7 +168,7 @@ class Runtime:
         cls = ZeroTrainable if self.zero_stage else Trainable
         made = cls(accelerator, self.place(module), cfg, total_steps, self.autocast)
         if self.cfg.compile:
-            made.compile()
+            made.compile(self.cfg.cuda_graphs)
         if published and self.cfg.ema_decay is not None:
             made.average(self.cfg.ema_decay)
         self.register(name, made)
@@ -184,10 +208,19 @@ class Runtime:
 
     def place(self, module: nn.Module) -> nn.Module:
         """`module` on this device, its 4-d weights in the memory layout that convolutions like best."""
+        if self.device.type == "cuda":
+            choose_kernels(module, self.cfg)
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def frozen(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A pass through a network that is not trained, compiled where the config says so."""
+        return compiled(function, self.cfg.cuda_graphs) if self.cfg.compile else function
 
     def place_batch(self, batch: Batch) -> list[Batch]:
         """The parts of a batch, one per pass, on this device."""
+        if self.cfg.cuda_graphs:
+            # Nothing that the graphs returned in the step before is still used
+            torch.compiler.cudagraph_mark_step_begin()
         return [part.to(self.device, torch.channels_last) for part in batch.split(self.cfg.gradient_accumulation_steps)]
 
     def generators(self, seed: int, positions: list[int]) -> list[torch.Generator]:
@@ -231,6 +264,15 @@ class Runtime:
             self.control.broadcast([None])
             self.control.close()
             dist.destroy_process_group()
+
+
+def choose_kernels(module: nn.Module, cfg: EngineConfig) -> None:
+    """Has `module` compute on a GPU as the config says."""
+    for part in module.modules():
+        if isinstance(part, ChannelNorm):
+            part.fused = cfg.fused_norms
+    if cfg.pad_channels:
+        pad_channels(module)
 
 
 class Generators:

@@ -64,11 +64,11 @@ class Stepping:
         return self.task.train_step(list(self.parts), self.step)
 
 
-def our_gan(engine: EngineConfig | None = None, frozen_cache_mb: int = 0) -> Stepping:
+def our_gan(engine: EngineConfig | None = None, **more: object) -> Stepping:
     torch.manual_seed(0)
     settings = common("gan", engine)
-    settings["data"] = LoaderConfig(shards="", batch_size=BATCH["gan"], fixed_crops=frozen_cache_mb > 0)
-    cfg = gan.StageConfig(**settings, codec="", labeler="", distortion=MSE_ONLY, frozen_cache_mb=frozen_cache_mb)
+    settings["data"] = LoaderConfig(shards="", batch_size=BATCH["gan"], fixed_crops="frozen_cache_mb" in more)
+    cfg = gan.StageConfig(**settings, codec="", labeler="", distortion=MSE_ONLY, **more)
     codec, labeler = (
         network.requires_grad_(False).eval() for network in (Codec(CodecConfig()), Labeler(LabelerConfig()))
     )

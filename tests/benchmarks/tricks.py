@@ -21,7 +21,7 @@ COUNT = 2 if DEVICE.type == "cpu" else 20
 class TwoPasses(Adversary):
     """Two passes over the reconstructions with the same weights: one for each network, as published."""
 
-    def judge_fakes(self, x_hat, y_hat, labels, share):  # type: ignore[no-untyped-def]
+    def fake_step(self, x_hat, y_hat, labels, share):  # type: ignore[no-untyped-def]
         fake = x_hat.detach().requires_grad_()
         self.network.requires_grad_(False)
         (seen_through,) = torch.autograd.grad(self.network.generator_loss(self.network(fake, y_hat), labels), fake)
@@ -33,8 +33,8 @@ class TwoPasses(Adversary):
 class DecodesAll(GanTask):
     """Decodes the discriminator's half too, and throws it away, as published."""
 
-    def _see(self, part):  # type: ignore[no-untyped-def]
-        seen = super()._see(part)
+    def _encode_and_label(self, part):  # type: ignore[no-untyped-def]
+        seen = super()._encode_and_label(part)
         with torch.no_grad():
             self.codec.synthesis(seen.y_hat[1::2])
         return seen
@@ -99,6 +99,7 @@ def rows() -> Iterator[Row]:
             EngineConfig(activation_checkpointing=True)
         ),
         "bf16 autocast (engine.precision=bf16)": lambda: our_gan(EngineConfig(precision="bf16")),
+        "labels in bf16 (labeler_precision=bf16)": lambda: our_gan(labeler_precision="bf16"),
         "compiled (engine.compile)": lambda: our_gan(EngineConfig(compile=True)),
     }
     for name, make in options.items():

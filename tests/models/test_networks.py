@@ -303,3 +303,14 @@ def test_what_discriminators_believe():
     logits = torch.tensor([1.0, 2.0, 3.0, -1.0]).view(1, 1, 2, 2)
     assert patch.fooling_rate(logits, labels).tolist() == [0.75]
     assert patch.fake_rate(logits).item() == 0.25
+
+
+def test_halving_is_average_pooling_bit_for_bit_and_so_is_its_gradient():
+    x = torch.randn(2, 5, 8, 6).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(2, 5, 4, 3)
+    for bits in (x, x.detach().bfloat16().requires_grad_()):
+        ours, theirs = discriminator._Halved.apply(bits), torch.nn.functional.avg_pool2d(bits, 2)
+        assert torch.equal(ours, theirs)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        gradients = [torch.autograd.grad((y * weights).sum(), bits)[0] for y in (ours, theirs)]
+        assert torch.equal(*gradients)

@@ -20,6 +20,7 @@ from pipeline.models import reference_keys
 from pipeline.models.codec import Codec, CodecConfig, Noise
 from pipeline.models.discriminator import LabelDiscriminator, LabelDiscriminatorConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
+from pipeline.models.layers import ChannelNorm
 from pipeline.models.lpips import Lpips
 from tests.conftest import picture
 
@@ -52,6 +53,8 @@ def smooth(module: torch.nn.Module) -> torch.nn.Module:
         for name, child in part.named_children():
             if isinstance(child, torch.nn.ReLU):
                 setattr(part, name, torch.nn.SiLU())
+            if isinstance(child, ChannelNorm) and child.activation == "relu":
+                child.activation = "silu"
     return module
 
 
