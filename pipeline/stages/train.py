@@ -20,8 +20,9 @@ from pipeline.data.reader import ShardReader
 from pipeline.log import logger
 from pipeline.stages.validation import Examples, ValidationConfig
 from pipeline.tracking.run import tracked_run
+from pipeline.training.engine_config import EngineConfig
 from pipeline.training.loop import FitConfig, Task, fit
-from pipeline.training.runtime import EngineConfig, Runtime
+from pipeline.training.runtime import Runtime
 
 # Of the engine, named at the start where they are on
 OPTIONS = ("compile", "cuda_graphs", "activation_checkpointing", "fused_norms", "pad_channels", "cudnn_benchmark")

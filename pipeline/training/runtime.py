@@ -2,22 +2,20 @@
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from pydantic import Field, PositiveInt, model_validator
+from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
 
-from pipeline.config import Changeable, Config
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
 from pipeline.log import logger
-from pipeline.models.layers import ChannelNorm
-from pipeline.models.padded import pad_channels
 from pipeline.training.collectives import ControlGroup, init_process_group, timeout_of
 from pipeline.training.device import Precision, best_precision, settle_arithmetic, usable_gpu
+from pipeline.training.engine_config import EngineConfig, choose_kernels
 from pipeline.training.engines import Trainable, ZeroTrainable, compiled, launched_zero_stage, zero_config
 from pipeline.training.optim import AdamConfig
 
@@ -31,44 +29,6 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> object: ...
-
-
-class EngineConfig(Config):
-    """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
-
-    precision: Precision | Literal["auto"] = "fp32"
-    """Arithmetic of the forward and backward pass: fp32 (on a GPU: TF32 convolutions), fp32_exact, or bf16 autocast; auto: bf16
-    where the device multiplies it, else fp32."""
-    deterministic: Annotated[bool, Changeable()] = True
-    """On a GPU, use only kernels that give the same bits each time; on the CPU all do."""
-    gradient_accumulation_steps: Annotated[PositiveInt, Changeable()] = 1
-    """Number of forward and backward passes per step, each over an equal part of the batch."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the weights' exponential moving average, which is validated and published; null: no average."""
-    activation_checkpointing: Annotated[bool, Changeable()] = False
-    """Recompute the activations of residual blocks in the backward pass: less memory, more time."""
-    compile: Annotated[bool, Changeable()] = False
-    """Use torch.compile for all networks; needs a C++ compiler."""
-    cuda_graphs: Annotated[bool, Changeable()] = False
-    """On a GPU, record what is compiled as CUDA graphs, which start all their kernels at once: for few crops per process."""
-    fused_norms: Annotated[bool, Changeable()] = False
-    """On a GPU, compute ChannelNorm and its activation in one kernel, which reads and writes bf16 under bf16."""
-    pad_channels: Annotated[bool, Changeable()] = False
-    """On a GPU, fill up channels to multiples of eight with zeros."""
-    cudnn_benchmark: Annotated[bool, Changeable()] = False
-    """On a GPU, let cuDNN try kernels and take the fastest; only with deterministic=false."""
-
-    @model_validator(mode="after")
-    def fits_together(self) -> "EngineConfig":
-        if self.cudnn_benchmark and self.deterministic:
-            raise ValueError("cudnn_benchmark needs deterministic=false: each process may settle on other kernels")
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs needs compile=true: what is compiled is recorded")
-        return self
-
-    def facts(self) -> dict[str, str]:
-        """What this machine chose, as facts of a run: a run goes on only where they are the same."""
-        return {"precision": f"{best_precision()}, by engine.precision=auto"} if self.precision == "auto" else {}
 
 
 class Runtime:
@@ -85,7 +45,10 @@ class Runtime:
         self.precision: Precision = best_precision() if self.cfg.precision == "auto" else self.cfg.precision
         if has_gpu:
             settle_arithmetic(self.precision, self.cfg.deterministic, self.cfg.cudnn_benchmark)
-        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+        hook = DDPCommunicationHookType.BF16 if self.cfg.gradient_compression == "bf16" else DDPCommunicationHookType.NO
+        handlers: list[Any] = [
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
+        ]
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 or self.zero_stage:
             backend = "nccl" if has_gpu else "gloo"
@@ -93,6 +56,10 @@ class Runtime:
             handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout_of(backend)))
         # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision is ignored.
         if self.zero_stage:
+            if self.cfg.gradient_compression != "none":
+                raise TrainingError(
+                    "engine.gradient_compression is for DDP, and this was launched with DeepSpeed; leave it out"
+                )
             if not has_gpu and torch.cuda.is_available():
                 raise TrainingError(
                     "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
@@ -264,15 +231,6 @@ class Runtime:
             self.control.broadcast([None])
             self.control.close()
             dist.destroy_process_group()
-
-
-def choose_kernels(module: nn.Module, cfg: EngineConfig) -> None:
-    """Has `module` compute on a GPU as the config says."""
-    for part in module.modules():
-        if isinstance(part, ChannelNorm):
-            part.fused = cfg.fused_norms
-    if cfg.pad_channels:
-        pad_channels(module)
 
 
 class Generators:

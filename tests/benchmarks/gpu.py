@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.layers import ChannelNorm
-from pipeline.training.runtime import EngineConfig
+from pipeline.training.engine_config import EngineConfig
 from tests.benchmarks import steps
 from tests.benchmarks.measure import DEVICE, hardware, versions
 from tests.benchmarks.steps import CROP, OURS, Step

@@ -21,8 +21,9 @@ from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.distortion import DistortionConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.stages import gan, pretrain, vqvae
+from pipeline.training.engine_config import EngineConfig
 from pipeline.training.loop import FitConfig
-from pipeline.training.runtime import EngineConfig, Runtime
+from pipeline.training.runtime import Runtime
 from tests.benchmarks.measure import DEVICE, Row, faster, flops, peak_flops, peak_memory_gb, seconds
 
 if place := os.environ.get("REFERENCE"):

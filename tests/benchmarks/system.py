@@ -68,7 +68,8 @@ def starting() -> Iterator[Row]:
 PINNED = """
 import os, sys, time
 rank = int(os.environ.get("RANK", "0"))
-os.sched_setaffinity(0, {rank})
+cores = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {cores[rank % len(cores)]})
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
@@ -88,13 +89,17 @@ if rank == 0:
 
 
 def scaling() -> Iterator[Row]:
-    """Two processes on a core each, against one process on one core with half the batch."""
+    """Several processes on a core each, as far as there are cores, against one process with its part of the batch."""
+    cores = len(os.sched_getaffinity(0))
     for stage, count in (("gan", 5), ("pretrain", 5)):
-        alone, together = (_pinned(stage, count, processes, free_port()) for processes in (1, 2))
-        yield Row(
-            f"{stage} step, 2 processes on a core each, 2 crops of 128x128 each", 4 / together, "crops/s",
-            2 * 2 / alone, "twice one process on one core",
-        )  # fmt: skip
+        alone = _pinned(stage, count, 1, free_port())
+        for processes in (2, 4):
+            seconds = _pinned(stage, count, processes, free_port())
+            used = min(processes, cores)
+            yield Row(
+                f"{stage} step, {processes} processes on {used} cores, 2 crops of 128x128 each", 2 * processes / seconds,
+                "crops/s", 2 * used / alone, f"{used} times one process on one core",
+            )  # fmt: skip
 
 
 def _pinned(stage: str, count: int, processes: int, port: int) -> float:

@@ -10,7 +10,8 @@ from torch import Tensor
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.layers import ChannelNorm
 from pipeline.stages.gan import Adversary, GanTask
-from pipeline.training.runtime import EngineConfig, Runtime
+from pipeline.training.engine_config import EngineConfig
+from pipeline.training.runtime import Runtime
 from tests.benchmarks.measure import DEVICE, Row, faster, peak_memory_gb
 from tests.benchmarks.steps import BATCH, CROP, Step, our_gan
 

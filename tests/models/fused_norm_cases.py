@@ -7,7 +7,7 @@ from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.fused_norm import fused_norm
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.layers import ChannelNorm
-from pipeline.training.runtime import EngineConfig, choose_kernels
+from pipeline.training.engine_config import EngineConfig, choose_kernels
 
 
 def norm_of(channels: int, activation) -> ChannelNorm:

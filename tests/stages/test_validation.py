@@ -7,7 +7,8 @@ import torch
 from pipeline.evaluation import frechet
 from pipeline.evaluation.frechet import FeatureSet
 from pipeline.stages.validation import Examples, Realism, ValidationConfig, label_colors
-from pipeline.training.runtime import EngineConfig, Runtime
+from pipeline.training.engine_config import EngineConfig
+from pipeline.training.runtime import Runtime
 from tests.conftest import picture
 
 

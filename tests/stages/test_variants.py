@@ -12,8 +12,9 @@ from pipeline.models.distortion import DistortionConfig
 from pipeline.registry import resolve
 from pipeline.stages import gan, pretrain
 from pipeline.stages.describe import describe
+from pipeline.training.engine_config import EngineConfig
 from pipeline.training.loop import FitConfig
-from pipeline.training.runtime import EngineConfig, Runtime
+from pipeline.training.runtime import Runtime
 from tests.conftest import CONFIGS, ROOT, assert_one_clear_line, illm_here
 from tests.system.test_pipeline import RUNS
 

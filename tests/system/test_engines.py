@@ -411,3 +411,33 @@ def test_all_ranks_skip_the_same_steps_and_give_up_together(zygote, inputs, tmp_
     assert set(job.wait()) == {2}, job.told()[-3000:]
     assert "9 steps in a row before step 10 had to be skipped" in job.told()
     assert "Traceback" not in job.told()
+
+
+def test_compressed_gradients_train_almost_the_same_and_resume_with_the_same_bits(zygote, inputs, tmp_path):
+    more = [*SMALL_RATE["pretrain"], "fit.steps=8", "fit.checkpoint_every=4", "fit.keep_checkpoints=9"]
+    bf16 = [*more, "engine.gradient_compression=bf16"]
+    zygote.run(inputs, *words("pretrain", "sent-whole", *more), engine="ddp")
+    zygote.run(inputs, *words("pretrain", "sent-bf16", *bf16), engine="ddp", dump=tmp_path)
+    ranks = [flat(torch.load(path, weights_only=True)) for path in sorted(tmp_path.iterdir())]
+    keys = [key for key, value in ranks[0].items() if ".model." in key and value.is_floating_point()]
+    assert len(ranks) == 2
+    assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in keys)
+    (_, whole), (_, sent) = (checkpoint.restore(inputs / "runs" / run) for run in ("sent-whole", "sent-bf16"))
+    start = flat(torch.load(inputs / "runs/sent-whole/checkpoints/step-000000004/state.pt", weights_only=True))
+    whole, sent = flat(whole), flat(sent)
+    moved, apart = (torch.cat([(o[key] - whole[key]).flatten() for key in keys]).norm() for o in (start, sent))
+    # bf16 has 8 bits, and Adam divides by what it averages
+    assert 0 < apart <= 5e-2 * moved
+    before = weights(inputs, "sent-bf16", "codec")
+    shutil.rmtree(inputs / "runs/sent-bf16/artifact")
+    shutil.rmtree(inputs / "runs/sent-bf16/checkpoints/step-000000008")
+    assert "resumed at step 4" in zygote.run(inputs, *words("pretrain", "sent-bf16", *bf16), engine="ddp")
+    assert weights(inputs, "sent-bf16", "codec") == before
+
+
+def test_compressed_gradients_are_not_for_zero(zygote, inputs):
+    needs("zero2")
+    job = zygote.start(inputs, *words("pretrain", "no", "engine.gradient_compression=bf16"), engine="zero2")
+    assert job.wait() == [2, 2]
+    assert "engine.gradient_compression is for DDP" in job.told()
+    assert "Traceback" not in job.told()

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.layers import ChannelNorm
 from pipeline.training.device import best_precision
+from pipeline.training.engine_config import EngineConfig, choose_kernels
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import EngineConfig, Runtime, choose_kernels, mix_seed
+from pipeline.training.runtime import Runtime, mix_seed
 from tests.conftest import CONFIGS, illm_here
 
 
