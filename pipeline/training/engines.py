@@ -85,8 +85,10 @@ class Trainable:
         A gradient that the guard refuses changes nothing, neither weights nor moments; the norm is then returned as not
         finite. Processes agree, because they share the gradient, and without waiting for the device.
         """
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.cfg.max_grad_norm, foreach=True)
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None], foreach=True)
         refused = self.guard.refuses(norm)
+        # Clips: the fused update divides gradients by it as it reads them, which saves a pass over all of them
+        self.optimizer.grad_scale = ((norm + 1e-6) / self.cfg.max_grad_norm).clamp_min(1)  # type: ignore[attr-defined]
         self._set_learning_rate(step)
         self.optimizer.found_inf = refused  # type: ignore[attr-defined]  # fused AdamW skips the update if it is set
         self.optimizer.step()
