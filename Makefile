@@ -93,6 +93,7 @@ codecs: $(READY) ## Train, shrink, measure and promote the package's three codec
 	  test -d runs/small/$$q-8bit/artifact || $(ILLM) compact runs/small/$$q runs/small/$$q-8bit; \
 	  $(ILLM) evaluate configs/shipped/evaluate-$$q.yaml run=runs/small/evaluate-$$q images=$(call quoted,$(or $(VALID),runs/small/shard)) "codecs={$$q: runs/small/$$q-8bit}" "anchors=[jpeg, webp]"; \
 	done
+	$(ILLM) evaluate configs/shipped/evaluate-compact.yaml run=runs/small/evaluate-compact images=$(call quoted,$(or $(VALID),runs/small/shard))
 	code=0; for q in low medium high; do \
 	  $(ILLM) promote configs/shipped/promote-$$q.yaml run=runs/small/promote-$$q $(if $(LICENSE),$(call quoted,license=$(LICENSE))) || code=$$?; \
 	done; exit $$code

@@ -28,11 +28,21 @@ def table(name: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def eight_bits() -> str:
+    """Each codec as trained and as shipped, see configs/shipped/evaluate-compact.yaml."""
+    rows = json.loads((HOME / "compact-totals.json").read_text())
+    metrics = ("bpp", "psnr_db", "ms_ssim", "lpips")
+    lines = [["codec", *(METRICS[metric].name for metric in metrics)], ["---"] * (len(metrics) + 1)]
+    lines += [[codec, *(format_value(metric, row[metric]) for metric in metrics)] for codec, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def names() -> list[str]:
     """Of the sets that were measured."""
-    return sorted({path.name.rsplit("-", 2)[0] for path in HOME.glob("*-totals.json")})
+    return sorted({path.name.rsplit("-", 2)[0] for path in HOME.glob("*-*-totals.json")})
 
 
 if __name__ == "__main__":
     for name in names():
         print(f"{name}\n\n{table(name)}\n")
+    print(eight_bits())

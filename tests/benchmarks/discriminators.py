@@ -1,0 +1,63 @@
+"""Which discriminators learn in minutes: python -m tests.benchmarks.discriminators SHARDS CODEC LABELER [STEPS]
+
+Each learns alone for STEPS steps (300) from photos and CODEC's reconstructions, by the stage `gan` with
+configs/small/gan-claim.yaml and one thing changed. Writes docs/results/discriminators.json. Runs go to runs/discriminators and resume.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HOME = Path("docs/results")
+RUNS = Path("runs/discriminators")
+LABEL = "kind: label, channels: [32, 48, 64, 96, 128, 128], head_channels: 64, context_channels: 8"
+PATCH = "kind: patch, channels: [32, 64, 128, 192], context_channels: 8"
+PILOTS = {
+    "label, as published": LABEL,
+    "`init: he`": f"{LABEL}, init: he",
+    "and `skips: true`": f"{LABEL}, init: he, skips: true",
+    "and `high_pass: 8`": f"{LABEL}, init: he, skips: true, high_pass: 8",
+    "or `high_pass: 24`": f"{LABEL}, init: he, skips: true, high_pass: 24",
+    "PatchGAN, as published": PATCH,
+    "`high_pass: 8` alone": f"{PATCH}, high_pass: 8",
+    "`high_pass: 24` alone": f"{PATCH}, high_pass: 24",
+}
+METRICS = {
+    "train/discriminator": "loss on both",
+    "train/discriminator_accuracy": "right about real or fake",
+}
+
+
+def trained(number: int, discriminator: str, steps: int, inputs: list[str]) -> dict[str, float]:
+    """Trains it if it is not trained yet; returns what it logged last, means over 50 steps."""
+    run = RUNS / str(number)
+    words = [f"run={run}", f"fit.steps={steps}", f"discriminator_warmup_steps={steps}", f"fit.validate_every={steps}"]
+    words += [*inputs, "fit.keep_every=null", f"discriminator={{{discriminator}}}"]
+    subprocess.run([sys.executable, "-m", "pipeline", "gan", "configs/small/gan-claim.yaml", *words], check=True)
+    records = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
+    logged = [record["metrics"] for record in records if "train/discriminator_accuracy" in record.get("metrics", {})]
+    return {metric: logged[-1][metric] for metric in METRICS}
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """As docs/training.md shows it."""
+    lines = [f"| discriminator | {' | '.join(METRICS.values())} |", "|---|---|---|"]
+    for row in rows:
+        loss, right = (float(row[metric]) for metric in METRICS)  # type: ignore[arg-type]
+        lines.append(f"| {row['pilot']} | {loss:.2f} | {100 * right:.0f} % |")
+    return "\n".join(lines)
+
+
+def main(shards: str, codec: str, labeler: str, steps: str = "300") -> None:
+    inputs = [f"data.shards={shards}", f"codec={codec}", f"labeler={labeler}"]
+    rows = [
+        {"pilot": name, "discriminator": changed, "steps": int(steps), **trained(number, changed, int(steps), inputs)}
+        for number, (name, changed) in enumerate(PILOTS.items())
+    ]
+    (HOME / "discriminators.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
