@@ -1,7 +1,8 @@
 """Which discriminators learn in minutes: python -m tests.benchmarks.discriminators SHARDS CODEC LABELER [STEPS]
 
 Each learns alone for STEPS steps (300) from photos and CODEC's reconstructions, by the stage `gan` with
-configs/small/gan-claim.yaml and one thing changed. Writes docs/results/discriminators.json. Runs go to runs/discriminators and resume.
+configs/small/gan-claim.yaml and one thing changed. Writes docs/results/discriminators.json. Runs go to runs/discriminators and
+resume.
 """
 
 import json
