@@ -387,6 +387,22 @@ def test_compiling_happens_a_bounded_number_of_times(inputs):
     assert 1 <= log.read_text().count("torchdynamo start tracing forward") <= 3
 
 
+@needs_compiler
+@pytest.mark.long
+def test_fine_tuning_with_everything_compiled_goes_the_same_way(zygote, inputs):
+    """The frozen labeler too, and with the copies that CUDA graphs need; the graphs themselves need a GPU."""
+    more = [*SMALL_RATE["gan"], "fit.steps=6", "fit.checkpoint_every=3", "fit.keep_checkpoints=9"]
+    options = ["engine.compile=true", "engine.cuda_graphs=true"]
+    zygote.run(inputs, *words("gan", "gan-plain", *more))
+    assert "compile, cuda_graphs" in zygote.run(inputs, *words("gan", "gan-compiled", *more, *options))
+    (_, plain), (_, compiled) = (checkpoint.restore(inputs / "runs" / run) for run in ("gan-plain", "gan-compiled"))
+    start = flat(torch.load(inputs / "runs/gan-plain/checkpoints/step-000000003/state.pt", weights_only=True))
+    plain, compiled = flat(plain), flat(compiled)
+    keys = [key for key, value in plain.items() if ".model." in key and value.is_floating_point()]
+    moved, apart = (torch.cat([(o[key] - plain[key]).flatten() for key in keys]).norm() for o in (start, compiled))
+    assert apart <= 1e-2 * moved
+
+
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_all_ranks_skip_the_same_steps_and_give_up_together(zygote, inputs, tmp_path, engine):
     needs(engine)
