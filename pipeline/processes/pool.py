@@ -2,9 +2,10 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Literal, TypeVar
 
@@ -48,12 +49,24 @@ def backend_for(on: Backend, num_chunks: int, workers: int) -> Backend:
 
 def _in_threads(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(work, chunk): number for number, chunk in enumerate(chunks)}
         try:
-            for done in as_completed(waiting):
-                yield waiting.pop(done), done.result()
+            yield from _in_pool(pool, work, chunks, range(len(chunks)), 2 * workers)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _in_pool(
+    pool: Executor, work: Callable[[T], R], chunks: Sequence[T], numbers: Iterable[int], at_once: int
+) -> Iterator[tuple[int, R]]:
+    """The chunks of these numbers; each is taken from the sequence when its turn comes, so that few are in memory."""
+    left, waiting = iter(numbers), dict[Future[R], int]()
+    while True:
+        for number in islice(left, at_once - len(waiting)):
+            waiting[pool.submit(work, chunks[number])] = number
+        if not waiting:
+            return
+        for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(done), done.result()
 
 
 def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
@@ -64,9 +77,7 @@ def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> 
             min(workers, len(left)), mp_context=get_context("forkserver"), initializer=_end_with_parent
         )
         try:
-            waiting = {pool.submit(work, chunks[number]): number for number in sorted(left)}
-            for done in as_completed(waiting):
-                number, result = waiting.pop(done), done.result()
+            for number, result in _in_pool(pool, work, chunks, sorted(left), 2 * workers):
                 left.remove(number)
                 retries = 0
                 yield number, result

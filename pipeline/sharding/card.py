@@ -3,20 +3,20 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 
 import jinja2
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.data.images import decode
 from pipeline.data.reader import samples_of
-from pipeline.data.shards import Shard, Split
-from pipeline.sharding.filters import AcceptedImage, RejectedFile
+from pipeline.data.shards import Shard
+from pipeline.sharding.filters import RejectedFile
+from pipeline.sharding.summary import Counts, Summary
 
 # Images in the grid; pixels
 SHOWN, THUMBNAIL = 48, 128
@@ -26,43 +26,45 @@ REFUSED_SHOWN = 50
 def write(
     folder: Path,
     title: str,
-    splits: Mapping[Split, Sequence[AcceptedImage]],
+    summary: Summary,
     written: Sequence[Shard],
-    refused: Sequence[RejectedFile],
+    refused: Iterable[RejectedFile],
     config: Mapping[str, object],
 ) -> None:
     """Writes `card.html` into a folder that holds the shards."""
-    photos = [photo for group in splits.values() for photo in group]
     page = jinja2.Environment(autoescape=True).from_string(
         (resources.files("pipeline.sharding") / "card.html").read_text(encoding="utf-8")
     )
     tables = {
         "Splits": {
             split: {
-                "images": len(group),
-                "per epoch": sum(photo.repeats for photo in group),
+                "images": told.images,
+                "per epoch": told.draws,
                 "shards": len(mine := [shard for shard in written if shard.file.startswith(split)]),
                 "MB": round(sum(shard.bytes for shard in mine) / 1e6, 1),
-                "megapixels": round(sum(photo.width * photo.height for photo in group) / 1e6, 1),
+                "megapixels": round(told.pixels / 1e6, 1),
             }
-            for split, group in splits.items()
-            if group
+            for split, told in summary.splits.items()
+            if told.images
         },
-        "Sources": counted(photos, lambda photo: photo.dataset),
-        "Formats": counted(photos, lambda photo: photo.extension + (" (plain)" if photo.plain_jpeg else "")),
-        "Left out in decoding": counted([p for p in photos if p.note], lambda photo: photo.note),
+        "Sources": shares(summary.by_source),
+        "Formats": shares(summary.by_format),
+        "Left out in decoding": shares(summary.by_note),
     }
-    reasons = Counter(reason_kind(refusal.reason) for refusal in refused)
-    look_alikes = len(photos) - len({photo.group for photo in photos})
+    reasons, first = Counter[str](), list[RejectedFile]()
+    for refusal in refused:
+        reasons[reason_kind(refusal.reason)] += 1
+        if len(first) < REFUSED_SHOWN:
+            first.append(refusal)
     (folder / "card.html").write_text(
         page.render(
             title=title,
             tables={name: table for name, table in tables.items() if table},
-            look_alikes=look_alikes,
+            look_alikes=summary.look_alikes,
             reasons=reasons.most_common(),
-            refused=refused[:REFUSED_SHOWN],
-            more=max(0, len(refused) - REFUSED_SHOWN),
-            figure=_uri(_sizes(photos), "image/png"),
+            refused=first,
+            more=summary.refused - len(first),
+            figure=_uri(_sizes(summary), "image/png"),
             thumbnails=thumbnails(folder, written),
             config=config,
         ),
@@ -70,15 +72,12 @@ def write(
     )
 
 
-def counted(photos: Sequence[AcceptedImage], key: Callable[[AcceptedImage], str]) -> dict[str, dict[str, object]]:
-    """Images, bytes and share by what `key` says of each."""
-    counts = Counter(key(photo) for photo in photos)
-    sizes: Counter[str] = Counter()
-    for photo in photos:
-        sizes[key(photo)] += photo.size
+def shares(counts: Counts) -> dict[str, dict[str, object]]:
+    """Images, bytes and share by name, the most frequent first."""
+    images = Counter(counts.images)
     return {
-        name: {"images": count, "MB": round(sizes[name] / 1e6, 1), "share": f"{count / len(photos):.1%}"}
-        for name, count in counts.most_common()
+        name: {"images": count, "MB": round(counts.bytes[name] / 1e6, 1), "share": f"{count / images.total():.1%}"}
+        for name, count in images.most_common()
     }
 
 
@@ -104,13 +103,13 @@ def thumbnails(folder: Path, written: Sequence[Shard]) -> list[str]:
     return found[:SHOWN]
 
 
-def _sizes(photos: Sequence[AcceptedImage]) -> bytes:
+def _sizes(summary: Summary) -> bytes:
     """How many images have which size."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.hist([min(photo.width, photo.height) for photo in photos], bins=40, color="0.4")
+    for plot, told in ((left, summary.sides), (right, summary.bits)):
+        plot.hist(told.edges[:-1], told.edges, weights=told.counts, color="0.4")
     left.set(xlabel="shorter side in pixels", ylabel="images")
-    right.hist(np.log10([8 * photo.size / (photo.width * photo.height) for photo in photos]), bins=40, color="0.4")
     right.set(xlabel="file size, log10 of bits per pixel")
     stream = io.BytesIO()
     figure.savefig(stream, dpi=90, metadata={"Software": None})

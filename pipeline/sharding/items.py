@@ -2,7 +2,10 @@
 
 import io
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.storage import disk
@@ -28,6 +31,10 @@ class Item:
     deflated: bool = False
     weight: float = 1.0
     problem: str = ""
+
+
+# As a row of values, which takes less room on disk and less time than a dictionary
+row: Callable[[Item], tuple[Any, ...]] = attrgetter(*(field.name for field in fields(Item)))
 
 
 def read_item(item: Item, max_bytes: int) -> bytes:

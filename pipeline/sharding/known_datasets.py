@@ -5,10 +5,8 @@ data sets' own pages.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import PurePosixPath
 
 from pipeline.data.images import SUFFIXES, decode
@@ -23,6 +21,9 @@ a002107433535944 ae5a495df4ec40e0 234e61f585503f2a e88e788fca00e6c7 ed3d1ee77090
 875703d56fb9396f 2bd5029ee75ac169 b5353e7511277009 ed21745fd32fce95 566bc866664e9b06 3475af71066f3ca8
 7956408ef24222d3 666ce8f2db5566a1 2d6902daf7c4486b f430842120c108b6 81992a83592267e6 e3e3ccc3e795b82a
 """
+
+# Names in a message
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -73,26 +74,40 @@ DATASETS = {
 }  # fmt: skip
 
 
-def check(name: str, items: Sequence[Item], allow_missing: bool) -> None:
-    """Compares what a source holds with what a known data set has; warns of a difference if `allow_missing`.
+def checked(name: str, items: Iterable[Item], allow_missing: bool) -> Iterator[Item]:
+    """The items of a source, compared with what a known data set has; warns of a difference if `allow_missing`.
 
-    Raises: DataError if something is missing or another image, unless `allow_missing`.
+    Raises: DataError after the last item if something is missing or another image, unless `allow_missing`.
     """
     known = DATASETS[name]
-    images = [item for item in items if PurePosixPath(item.name).suffix.lower() in SUFFIXES]
-    stems = Counter(PurePosixPath(item.name).stem for item in images)
+    names, found = frozenset(known.names), set[str]()
+    count, flat, others, changed = 0, _Some(), _Some(), _Some()
+    for item in items:
+        yield item
+        path = PurePosixPath(item.name)
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        count += 1
+        if known.folders and len(path.parts) < 2:
+            flat.add(item.name)
+        if names and path.stem not in names:
+            others.add(path.stem)
+        elif names:
+            found.add(path.stem)
+        if _differs(item, known):
+            changed.add(item.name)
     problems = []
-    if missing := [stem for stem in known.names if stem not in stems]:
-        problems.append(f"{len(missing)} of {len(known.names)} are missing: {_some(missing)}")
-    elif known.count is not None and len(images) != known.count:
-        problems.append(f"{len(images)} images, expected {known.count}")
-    if known.folders and (flat := [i.name for i in images if len(PurePosixPath(i.name).parts) < 2]):
-        problems.append(f"{len(flat)} images are in no class folder: {_some(flat)}")
-    if known.names and (others := [stem for stem in stems if stem not in set(known.names)]):
-        problems.append(f"{len(others)} are not part of it: {_some(others)}")
-    changed = [item.name for item in images if _differs(item, known)]
-    if changed:
-        problems.append(f"{len(changed)} are other images under the same name: {_some(changed)}")
+    if missing := [stem for stem in known.names if stem not in found]:
+        problems.append(f"{len(missing)} of {len(names)} are missing: {_listed(missing)}")
+    elif known.count is not None and count != known.count:
+        problems.append(f"{count} images, expected {known.count}")
+    for some, words in (
+        (flat, "images are in no class folder"),
+        (others, "are not part of it"),
+        (changed, "are other images under the same name"),
+    ):
+        if some.count:
+            problems.append(f"{some.count} {words}: {_listed(some.first)}")
     if not problems:
         return
     message = f"known data set {name}: {'; '.join(problems)}; get it from {known.where} ({known.terms})"
@@ -112,5 +127,18 @@ def _differs(item: Item, known: DatasetSpec) -> bool:
     return not hashlib.sha256(pixels.tobytes()).hexdigest().startswith(expected)
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(islice(names, 5)) + (", ..." if len(names) > 5 else "")
+@dataclass
+class _Some:
+    """How many names were added, and the first of them, each once."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.first) <= _SHOWN and name not in self.first:
+            self.first.append(name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,13 +1,12 @@
 """The two passes of the shard stage, in chunks that can be done anywhere and again: examine every image, write every shard."""
 
 import json
-import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import astuple, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from rich.progress import track
 from pipeline.data.shards import Shard
 from pipeline.errors import DataError
 from pipeline.processes.pool import map_chunks
-from pipeline.sharding import writer
+from pipeline.sharding import filters, plan, writer
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import AcceptedImage, NameLists, RejectedFile, described, examine_chunk
 from pipeline.sharding.items import Item
+from pipeline.sharding.listing import Chunk, Listing
 from pipeline.sharding.plan import Plan
 from pipeline.storage import disk, fetch
 from pipeline.text import printable
@@ -28,53 +28,77 @@ from pipeline.text import printable
 NOT_FETCHED = "unreadable: cannot be fetched"
 
 
-def examined(cfg: ShardConfig, items: list[Item], work: Path) -> list[AcceptedImage | RejectedFile]:
-    """What examining each item found, in their order; chunks that an earlier job examined are not done again."""
-    chunks = math.ceil(len(items) / cfg.chunk_size)
-    examine_chunks(cfg, items, work, range(chunks))
-    files = [examined_file(work, number) for number in range(chunks)]
-    kinds: dict[str, Any] = {"AcceptedImage": AcceptedImage, "RejectedFile": RejectedFile}
-    records = (json.loads(line) for file in files for line in file.read_text().splitlines())
-    results = [kinds[kind](**fields) for kind, fields in records]
-    return [replace(r, item=n) if isinstance(r, AcceptedImage) else r for n, r in enumerate(results)]
-
-
-def examine_chunks(cfg: ShardConfig, items: list[Item], work: Path, numbers: range) -> None:
+def examine_chunks(cfg: ShardConfig, listing: Listing, work: Path, numbers: range) -> None:
     """Examines the chunks of these numbers that have not been examined yet."""
-    missing = [number for number in numbers if not examined_file(work, number).is_file()]
-    task = partial(
-        examine_chunk, rules=cfg, lists=NameLists.of(cfg), spool=work / "spool", max_bytes=int(cfg.max_file_mb * 1e6)
-    )
+    missing = [listing.chunk(number) for number in numbers if not examined_file(work, number).is_file()]
+    if missing:
+        # Made of what an earlier job examined
+        shutil.rmtree(work / plan.FOLDER, ignore_errors=True)
+    task = partial(_examine, rules=cfg, lists=NameLists.of(cfg), work=work, max_bytes=int(cfg.max_file_mb * 1e6))
     workers = _workers(cfg)
     # A small folder: the threads of one chunk are enough
-    if len(items) <= cfg.chunk_size:
+    if listing.num_items <= cfg.chunk_size:
         task, workers = partial(task, threads=workers), 1
-    chunks = [items[number * cfg.chunk_size : (number + 1) * cfg.chunk_size] for number in missing]
-    for place, found in _shown(map_chunks(task, chunks, workers, cfg.backend), "examining", len(missing)):
-        lines = "".join(json.dumps([type(r).__name__, asdict(r)]) + "\n" for r in found)
-        disk.write_atomic(examined_file(work, missing[place]), lines.encode())
+    for _ in _shown(map_chunks(task, missing, workers, cfg.backend), "examining", len(missing)):
+        pass
 
 
-def check_fetched(cfg: ShardConfig, items: list[Item], results: list[AcceptedImage | RejectedFile], work: Path) -> None:
-    """Raises: DataError if more URLs failed than the config allows: then the network is broken, not some images."""
-    remote = [r for r, item in zip(results, items, strict=True) if fetch.is_url(item.location)]
-    failed = {n: r for n, r in enumerate(results) if isinstance(r, RejectedFile) and r.reason.startswith(NOT_FETCHED)}
-    if failed and len(failed) > cfg.max_failed_fraction * len(remote):
-        for chunk in {number // cfg.chunk_size for number in failed}:
-            # So that the next start tries again
-            examined_file(work, chunk).unlink()
-        listed = "\n".join(f"  {described(r)}" for r in islice(failed.values(), 10))
+def _examine(chunk: Chunk, rules: ShardConfig, lists: NameLists, work: Path, max_bytes: int, threads: int = 1) -> None:
+    """Examines a chunk and writes down what was found: in the worker, since this would be most of what one process does."""
+    rows: list[tuple[Any, ...]] = []
+    found = examine_chunk(chunk.items(), rules, lists, work / "spool", max_bytes, threads)
+    for number, result in enumerate(found, chunk.number * rules.chunk_size):
+        if isinstance(result, AcceptedImage):
+            rows.append(("AcceptedImage", *filters.row(replace(result, item=number))))
+        else:
+            rows.append(("RejectedFile", *astuple(result)))
+    disk.write_atomic(examined_file(work, chunk.number), "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def examined(cfg: ShardConfig, listing: Listing, work: Path) -> Iterator[tuple[Item, AcceptedImage | RejectedFile]]:
+    """The items with what examining each found, in their order.
+
+    Raises: DataError after the last if more URLs failed than the config allows, after making the next start examine them
+    again: then the network is broken, not some images.
+    """
+    remote, failed = 0, 0
+    first, chunks = list[RejectedFile](), set[int]()
+    for number, (item, result) in enumerate(zip(listing, _results(listing, work), strict=True)):
+        remote += fetch.is_url(item.location)
+        if isinstance(result, RejectedFile) and result.reason.startswith(NOT_FETCHED):
+            failed += 1
+            chunks.add(number // cfg.chunk_size)
+            if len(first) < 10:
+                first.append(result)
+        yield item, result
+    if failed > cfg.max_failed_fraction * remote:
+        _examine_again(work, chunks)
+        listed = "\n".join(f"  {described(r)}" for r in first)
         raise DataError(
-            f"{len(failed)} of {len(remote)} URLs cannot be fetched (max_failed_fraction={cfg.max_failed_fraction:g}); "
+            f"{failed} of {remote} URLs cannot be fetched (max_failed_fraction={cfg.max_failed_fraction:g}); "
             f"the same command tries again:\n{listed}"
         )
+
+
+def _results(listing: Listing, work: Path) -> Iterator[AcceptedImage | RejectedFile]:
+    kinds: dict[str, Any] = {"AcceptedImage": AcceptedImage, "RejectedFile": RejectedFile}
+    for chunk in range(listing.num_chunks):
+        for line in examined_file(work, chunk).read_bytes().splitlines():
+            kind, *values = json.loads(line)
+            yield kinds[kind](*values)
 
 
 def examined_file(work: Path, chunk: int) -> Path:
     return work / "examined" / f"{chunk:08d}.jsonl"
 
 
-def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range) -> list[Shard]:
+def _examine_again(work: Path, chunks: Iterable[int]) -> None:
+    """Makes the next start examine these chunks once more."""
+    for chunk in set(chunks):
+        examined_file(work, chunk).unlink(missing_ok=True)
+
+
+def write_shards(cfg: ShardConfig, plans: Sequence[Plan], work: Path, numbers: range) -> list[Shard]:
     """The shards of these numbers, in order; those that an earlier job wrote are not written again.
 
     Raises: DataError if files are no longer what was examined, after making the next start examine them again.
@@ -91,19 +115,13 @@ def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range
             written[missing[place]] = result
         else:
             changed += result
-    _examine_again(cfg, changed, work)
+    if changed:
+        _examine_again(work, (photo.item // cfg.chunk_size for photo in changed))
+        listed = "\n".join(f"  {printable(photo.path)}" for photo in sorted(changed, key=lambda p: p.item)[:10])
+        raise DataError(
+            f"{len(changed)} file(s) changed while they were being sharded; the same command examines them again:\n{listed}"
+        )
     return [written[number] for number in numbers]
-
-
-def _examine_again(cfg: ShardConfig, changed: list[AcceptedImage], work: Path) -> None:
-    if not changed:
-        return
-    for chunk in {photo.item // cfg.chunk_size for photo in changed}:
-        examined_file(work, chunk).unlink(missing_ok=True)
-    listed = "\n".join(f"  {printable(photo.path)}" for photo in sorted(changed, key=lambda p: p.item)[:10])
-    raise DataError(
-        f"{len(changed)} file(s) changed while they were being sharded; the same command examines them again:\n{listed}"
-    )
 
 
 def _workers(cfg: ShardConfig) -> int:

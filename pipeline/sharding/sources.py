@@ -5,9 +5,11 @@ A source becomes a list of items, each a file or a part of an archive that can b
 
 import csv
 import importlib.util
+import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import fsspec
 from pydantic import Field, PositiveFloat
@@ -66,31 +68,51 @@ class Source(Config):
     """A failed check of the known data set is only a warning."""
 
 
-def items(source: Source) -> list[Item]:
+def items(source: Source) -> Iterator[Item]:
     """Everything a source holds, in a stable order; hidden files and folders are left out.
 
     Raises: DataError if there is no such place, or nothing in it.
     """
-    found = list(_items(source.path, source))
-    if not found:
+    count = 0
+    for count, item in enumerate(_items(source.path, source), 1):  # noqa: B007
+        yield item
+    if not count:
         raise DataError(f"{source.path}: holds no files; expected images ({', '.join(sorted(SUFFIXES))})")
-    return found
 
 
-def find_files(source: str) -> list[Path]:
+def find_files(source: str) -> Iterator[Path]:
     """Every file of a folder, sorted, or the sample photos.
 
     Raises: DataError if there is no such folder, or no file in it.
     """
     if source in _SAMPLES:
-        return [path for package, names in _SAMPLES[source].items() for path in _sample_files(package, names)]
+        for package, names in _SAMPLES[source].items():
+            yield from _sample_files(package, names)
+        return
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source}: no such folder; expected a folder of images, or {SAMPLES}")
-    files = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder).as_posix())]
-    if not files:
+    files = _files_below(folder)
+    first = next(files, None)
+    if first is None:
         raise DataError(f"{source}: the folder holds no files; expected images ({', '.join(sorted(SUFFIXES))})")
-    return sorted(files)
+    yield first
+    yield from files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder in the order of their paths; links to folders and folders that may not be read are left out."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except PermissionError:
+        return
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            if not path.is_symlink():
+                yield from _files_below(path)
+        elif path.is_file():
+            yield path
 
 
 def _items(path: str, source: Source) -> Iterator[Item]:
@@ -146,7 +168,7 @@ def _one_of_many(name: str, source: Source) -> Iterator[Item]:
 
 
 def _item(name: str, source: Source, problem: str = "") -> Item:
-    return Item(_label(name), source.name, name, weight=source.weight, problem=redaction.masked(problem))
+    return Item(_label(name), source.name, name, weight=source.weight, problem=problem and redaction.masked(problem))
 
 
 def _label(name: str) -> str:
@@ -220,27 +242,36 @@ def _listed(path: str, suffix: str) -> Iterator[str]:
     """The entries of a list; relative ones are beside the list."""
     try:
         with fetch.opened(path) as stream:
-            if suffix == ".parquet":
-                import pyarrow.parquet
-
-                table = pyarrow.parquet.read_table(stream)
-                names = [str(name) for name in table.column(_column(path, table.column_names)).to_pylist()]
-            else:
-                lines = stream.read().decode("utf-8").splitlines()
-                if suffix == ".csv":
-                    rows = csv.DictReader(lines)
-                    column = _column(path, list(rows.fieldnames or []))
-                    names = [row[column] or "" for row in rows]
-                else:
-                    names = lines
+            for name in map(str.strip, _names(path, suffix, stream)):
+                if name and not name.startswith("#"):
+                    here = is_url(name) or name.startswith("/")
+                    yield name if here else path.rpartition("/")[0] + "/" * ("/" in path) + name
     except DataError:
         raise
     except Exception as error:
         # Of a store, of pyarrow, of decoding
         raise DataError(f"{path}: cannot be read as a list of images ({reason(error)})") from None
-    for name in (name.strip() for name in names):
-        if name and not name.startswith("#"):
-            yield name if is_url(name) or name.startswith("/") else path.rpartition("/")[0] + "/" * ("/" in path) + name
+
+
+def _names(path: str, suffix: str, stream: BinaryIO) -> Iterator[str]:
+    """What the lines of a list or its column say, a part of the file at a time."""
+    if suffix == ".parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.ParquetFile(stream)
+        column = _column(path, table.schema_arrow.names)
+        for batch in table.iter_batches(columns=[column]):
+            yield from map(str, batch.column(0).to_pylist())
+        return
+    text = io.TextIOWrapper(stream, encoding="utf-8")
+    # Some separators of lines are known to `splitlines` alone
+    lines = (part for line in text for part in line.splitlines())
+    if suffix == ".csv":
+        rows = csv.DictReader(lines)
+        column = _column(path, list(rows.fieldnames or []))
+        yield from (row[column] or "" for row in rows)
+    else:
+        yield from lines
 
 
 def _column(path: str, columns: list[str]) -> str:

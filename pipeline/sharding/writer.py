@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from pipeline.data.images import decode
 from pipeline.data.shards import KEY_LENGTH, Shard, ShardSample, StoredFormat
 from pipeline.errors import DataError, UnreachableError
 from pipeline.sharding import decode_limit
-from pipeline.sharding.filters import AcceptedImage
+from pipeline.sharding.filters import AcceptedImage, RejectedFile
 from pipeline.sharding.items import Item, read_item
 from pipeline.sharding.plan import Plan
 from pipeline.storage.disk import fsync_folder, sha256, write_atomic
@@ -31,6 +33,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
     if done := plan.done(folder):
         return done
     changed: list[AcceptedImage] = []
+    photos = plan.photos()
     scratch = folder / f".{plan.file}"
     rows = []
     # Fixed owner and time make the tar a function of its content alone. An open file, since webdataset runs a path that
@@ -39,7 +42,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
         scratch.open("wb") as stream,
         wds.TarWriter(stream, mtime=0, user="illm", group="illm", mode=0o444) as writer,
     ):
-        for photo, item in plan.photos:
+        for photo, item in photos:
             original = _original(photo, item, plan)
             if original is None:
                 changed.append(photo)
@@ -71,7 +74,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
         line["offset"] = places[f"{line['key']}.{line['extension']}"]
     table = "".join(json.dumps(line) + "\n" for line in rows).encode()
     digest = hashlib.sha256(table).hexdigest()
-    draws = sum(photo.repeats for photo, _ in plan.photos)
+    draws = sum(photo.repeats for photo, _ in photos)
     shard = Shard(plan.file, len(rows), draws, scratch.stat().st_size, sha256(scratch), len(table), digest)
     write_atomic(folder / shard.table, table)
     with scratch.open("rb") as written:
@@ -110,8 +113,10 @@ def _stored(content: bytes, photo: AcceptedImage, store: StoredFormat) -> tuple[
     return stream.getvalue(), "ppm", False
 
 
-def assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: Path) -> None:
-    """Links tars and tables into the artifact's folder and writes the index."""
+def assemble(
+    work: Path, written: list[Shard], index: dict[str, Any], refused: Iterable[RejectedFile], scratch: Path
+) -> None:
+    """Links tars and tables into the artifact's folder and writes the index, with the refused files as its last entry."""
     for shard in written:
         for name in (shard.file, shard.table):
             try:
@@ -120,4 +125,11 @@ def assemble(work: Path, written: list[Shard], index: dict[str, Any], scratch: P
                 # A file system without links
                 shutil.copyfile(work / name, scratch / name)
             (scratch / name).chmod(0o444)
-    (scratch / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    with (scratch / "index.json").open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(index, indent=1).removesuffix("\n}") + ',\n "refused": [')
+        end = "]"
+        for refusal, comma in zip(refused, chain([""], repeat(",")), strict=False):
+            text = json.dumps(asdict(refusal), indent=1).replace("\n", "\n  ")
+            stream.write(f"{comma}\n  {text}")
+            end = "\n ]"
+        stream.write(f"{end}\n}}")

@@ -4,13 +4,12 @@ Two passes, each in chunks that can be done anywhere and again: every image is e
 depends on nothing but the images, and written. Finished chunks are kept in `work/`, so a killed job resumes.
 """
 
-import math
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pipeline import config
 from pipeline.artifacts import ownership, run_folder
@@ -21,9 +20,9 @@ from pipeline.log import logger
 from pipeline.sharding import card, listing, writer
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import NameLists, described
-from pipeline.sharding.items import Item
-from pipeline.sharding.passes import check_fetched, examine_chunks, examined, examined_file, write_shards
-from pipeline.sharding.plan import plan_shards
+from pipeline.sharding.listing import Listing
+from pipeline.sharding.passes import examine_chunks, examined, examined_file, write_shards
+from pipeline.sharding.plan import plan_shards, refused
 from pipeline.storage import disk
 from pipeline.tracking.run import Tracker, tracked_run
 
@@ -69,25 +68,25 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
         with ownership.held(folder):
             run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
             listing.write(work, found)
-        return f"listed {len(listing.read(work))} files"
+        return f"listed {Listing(work, cfg.chunk_size).num_items} files"
     if not disk.wait_for_file(work / listing.FILE):
         raise DataError(f"{folder}: its files have not been listed; run the part `list` first")
-    items = listing.read(work)
-    chunks = math.ceil(len(items) / cfg.chunk_size)
+    listed = Listing(work, cfg.chunk_size)
+    chunks = listed.num_chunks
     if what == "examine":
-        examine_chunks(cfg, items, work, range(number, chunks, count))
+        examine_chunks(cfg, listed, work, range(number, chunks, count))
         return f"examined chunks {number}, {number + count}, ... of {chunks}"
     if not all(disk.wait_for_file(examined_file(work, chunk)) for chunk in range(chunks)):
         raise DataError(f"{folder}: not all of its {chunks} chunks have been examined; run those parts first")
-    plans, *_ = plan_shards(cfg, items, examined(cfg, items, work), work)
+    plans, _ = plan_shards(cfg, examined(cfg, listed, work), work)
     write_shards(cfg, plans, work, range(number, len(plans), count))
     return f"wrote shards {number}, {number + count}, ... of {len(plans)}"
 
 
-def _found(cfg: StageConfig, work: Path) -> list[Item]:
+def _found(cfg: StageConfig, work: Path) -> BinaryIO | None:
     """What the sources hold, unless that has been written down; reads the lists of excluded images, too."""
     NameLists.of(cfg)
-    return [] if (work / listing.FILE).exists() else listing.found(cfg.sources())
+    return None if (work / listing.FILE).exists() else listing.found(cfg.sources(), work)
 
 
 def _finished(cfg: StageConfig, folder: Path) -> Path | None:
@@ -100,40 +99,39 @@ def _finished(cfg: StageConfig, folder: Path) -> Path | None:
 
 def _shard(cfg: StageConfig, folder: Path, work: Path, tracker: Tracker, still_ours: Callable[[], None]) -> None:
     """Both passes over the listed items, and the publication."""
-    items = listing.read(work)
-    results = examined(cfg, items, work)
-    check_fetched(cfg, items, results, work)
-    plans, photos, splits, refused = plan_shards(cfg, items, results, work)
+    listed = Listing(work, cfg.chunk_size)
+    examine_chunks(cfg, listed, work, range(listed.num_chunks))
+    plans, summary = plan_shards(cfg, examined(cfg, listed, work), work)
     written = write_shards(cfg, plans, work, range(len(plans)))
+    images = {split: summary.splits[split].images for split in SPLITS}
     metrics = {
-        **{f"{split}_images": len(splits[split]) for split in SPLITS},
-        "refused_files": len(refused),
+        **{f"{split}_images": images[split] for split in SPLITS},
+        "refused_files": summary.refused,
         "bytes": sum(shard.bytes for shard in written),
     }
     manifest = run_folder.manifest("shards", cfg, run_folder.NO_INPUTS, metrics, tracker.run_id)
     tracker.log(0, metrics)
     index = {
         "splits": {split: [asdict(s) for s in written if s.file.startswith(split)] for split in SPLITS},
-        "sources": Counter(photo.dataset for photo in photos),
-        "refused": [asdict(refusal) for refusal in refused],
+        "sources": summary.sources,
     }
 
     def assemble(scratch: Path) -> None:
-        writer.assemble(work / "shards", written, index, scratch)
+        writer.assemble(work / "shards", written, index, refused(work), scratch)
         deciding = {key: value for key, value in manifest.config.items() if key not in config.changeable(cfg)}
-        card.write(scratch, ", ".join(s.name for s in cfg.sources()), splits, written, refused, deciding)
+        card.write(scratch, ", ".join(s.name for s in cfg.sources()), summary, written, refused(work), deciding)
 
     made = publish(folder / "artifact", manifest, assemble, still_ours)
     tracker.artifact(made)
     tracker.dataset(folder.name, made, "sharded")
     print(f"data card: {folder / 'artifact' / 'card.html'}")
-    counts = " and ".join(f"{len(splits[split])} {split}" for split in SPLITS if splits[split])
-    print(f"{counts} images in {len(written)} shards, {len(refused)} files refused")
-    for refusal in refused[:10]:
+    counts = " and ".join(f"{images[split]} {split}" for split in SPLITS if images[split])
+    print(f"{counts} images in {len(written)} shards, {summary.refused} files refused")
+    for refusal in islice(refused(work), 10):
         print(f"  refused {described(refusal)}")
-    if len(refused) > 10:
-        print(f"  ... and {len(refused) - 10} more in {folder / 'artifact' / 'index.json'}")
-    _warn_of_few(cfg, len(splits["valid"]))
+    if summary.refused > 10:
+        print(f"  ... and {summary.refused - 10} more in {folder / 'artifact' / 'index.json'}")
+    _warn_of_few(cfg, images["valid"])
 
 
 def _warn_of_few(cfg: StageConfig, count: int) -> None:

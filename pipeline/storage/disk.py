@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 # Largest file that is read into memory, in bytes
 MAX_BYTES = 2**30
@@ -60,7 +61,14 @@ def content_of(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def write_atomic(path: Path, content: bytes, private: bool = False) -> None:
-    """Replaces `path` by `content`, so that a reader or a crash sees the old or the new content and nothing between.
+    """Replaces `path` by `content`, as `atomic_writer` does."""
+    with atomic_writer(path, private) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def atomic_writer(path: Path, private: bool = False) -> Iterator[BinaryIO]:
+    """Replaces `path` by what is written, so that a reader or a crash sees the old or the new content and nothing between.
 
     private: only its owner may read it, from the first moment on. Several threads or processes may write the same file at
     the same time; one of them wins.
@@ -72,7 +80,7 @@ def write_atomic(path: Path, content: bytes, private: bool = False) -> None:
         try:
             mode = 0o600 if private else 0o666
             with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             scratch.rename(path)
