@@ -244,5 +244,5 @@ def test_a_store_that_refuses_us_is_told_in_one_line(monkeypatch, tmp_path):
     s3fs.S3FileSystem.clear_instance_cache()
     for place in ("s3://bucket/photos", "s3://bucket/*.png", "s3://bucket/list.csv", "s3://bucket/photos.tar"):
         with pytest.raises(DataError, match=r"(?i)credentials"):
-            sources.items(Source(name="x", path=place))
+            list(sources.items(Source(name="x", path=place)))
     s3fs.S3FileSystem.clear_instance_cache()

@@ -16,18 +16,11 @@ from pipeline.data import shards
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError
 from pipeline.registry import resolve
-from pipeline.sharding import plan
-from pipeline.sharding.filters import AcceptedImage, FilterConfig, NameLists, RejectedFile, examine, without_duplicates
+from pipeline.sharding.filters import AcceptedImage, FilterConfig, NameLists, RejectedFile, examine
 from pipeline.stages import shard
 from pipeline.stages.shard import StageConfig
 from pipeline.storage import disk
 from tests.conftest import picture, write_images
-
-
-def photo(number: int, group: str = "") -> AcceptedImage:
-    digest = hashlib.sha256(str(number).encode()).hexdigest()
-    return AcceptedImage(f"{number}.png", "x", "png", 100, digest, 300, 200, False, group=group or digest)
-
 
 RULES = FilterConfig(min_side=64)
 LISTS = NameLists.of(RULES)
@@ -116,28 +109,6 @@ def test_every_promised_format_is_accepted_under_its_real_type(tmp_path):
     assert found == {
         "x.png": "png", "x.jpeg": "jpg", "x.webp": "webp", "x.tiff": "tif", "x.bmp": "bmp", "really_a_jpeg.png": "jpg",
     }  # fmt: skip
-
-
-def test_equal_files_are_kept_once(tmp_path):
-    for name in ("a.png", "b.png"):
-        Image.fromarray(picture(1)).save(tmp_path / name)
-    photos, refused = without_duplicates(examined(tmp_path), RULES)
-    assert len(photos) == 1
-    assert "same bytes as" in refused[0].reason
-
-
-def test_an_image_stays_on_its_side_of_the_split_when_others_are_added():
-    few = plan.split_photos([photo(i) for i in range(50)], 0.2)
-    many = plan.split_photos([photo(i) for i in range(500)], 0.2)
-    assert set(few["valid"]) <= set(many["valid"])
-    assert 60 < len(many["valid"]) < 140
-    assert len(many["train"]) + len(many["valid"]) == 500
-
-
-@pytest.mark.parametrize("share", [0.001, 0.999])
-def test_two_images_give_both_sides_one(share):
-    splits = plan.split_photos([photo(1), photo(2)], share)
-    assert len(splits["train"]) == len(splits["valid"]) == 1
 
 
 def test_a_truncated_shard_is_named(tmp_path):

@@ -91,7 +91,7 @@ def test_a_list_names_what_it_may_and_the_rest_is_refused(tmp_path):
         f"s3://bucket/a.tar::file://{tmp_path}/outside.tar": "may not name chains",
     }
     (folder / "list.txt").write_text("\n".join(entries))
-    found = sources.items(Source(name="x", path=str(folder / "list.txt")))
+    found = list(sources.items(Source(name="x", path=str(folder / "list.txt"))))
     assert len(found) == len(entries)
     for item, (entry, problem) in zip(found, entries.items(), strict=True):
         if problem:
@@ -107,14 +107,14 @@ def test_a_list_on_a_server_names_no_files_here_and_its_archives_are_tried_again
     folder = write_images(tmp_path / "served", 2)
     with serving(folder) as server:
         (folder / "list.txt").write_text(f"image0.png\n{folder}/image0.png\nmissing.tar\n")
-        found = sources.items(Source(name="x", path=f"{server.url}/list.txt"))
+        found = list(sources.items(Source(name="x", path=f"{server.url}/list.txt")))
         assert found[0].location == f"{server.url}/image0.png"
         assert read_item(found[0], 10**6) == (folder / "image0.png").read_bytes()
         assert "may not name files of this machine" in found[1].problem
         assert "not a readable archive" in found[2].problem
     (folder / "list.txt").write_text(f"image0.png\nhttp://127.0.0.1:{free_port()}/archive.tar\n")
     with pytest.raises(UnreachableError, match="cannot be reached now"):
-        sources.items(Source(name="x", path=str(folder / "list.txt")))
+        list(sources.items(Source(name="x", path=str(folder / "list.txt"))))
 
 
 NAMES = [b"two\nlines.png", b"\x1b[2Jescape.png", b"\xff\xfe.png", b"l" * 250 + b".png", "größe 1.png".encode()]

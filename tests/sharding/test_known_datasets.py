@@ -22,7 +22,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def check(folder, name: str = "three", allow_missing: bool = False) -> None:
-    known_datasets.check(name, sources.items(Source(name="x", path=str(folder))), allow_missing)
+    items = sources.items(Source(name="x", path=str(folder)))
+    assert len(list(known_datasets.checked(name, items, allow_missing))) == len(list(folder.iterdir()))
 
 
 def test_a_whole_data_set_passes_in_any_lossless_form(folder, capsys, cli_log):

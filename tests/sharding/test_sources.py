@@ -130,7 +130,7 @@ def test_what_is_no_source_is_told(tmp_path, monkeypatch, place, told):
     for name in ("archive.tar.gz", "no.tar", "no.zip"):
         (tmp_path / name).write_bytes(b"nothing that anybody would call an archive" * 100)
     with pytest.raises(DataError, match=told):
-        sources.items(Source(name="x", path=place))
+        list(sources.items(Source(name="x", path=place)))
 
 
 def test_members_of_hostile_archives_are_labels_and_links_are_refused(tmp_path):
@@ -193,7 +193,7 @@ def test_a_damaged_archive_neither_crashes_nor_hangs(tmp_path_factory, suffix, w
     path = tmp_path_factory.getbasetemp() / f"damaged.{suffix}"
     path.write_bytes(content)
     try:
-        found = sources.items(Source(name="x", path=str(path)))
+        found = list(sources.items(Source(name="x", path=str(path))))
     except DataError:
         return
     for item in found:

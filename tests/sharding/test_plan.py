@@ -1,0 +1,108 @@
+"""The plan on disk: the same as with all images in memory, whatever the images are."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.sharding.config import ShardConfig
+from pipeline.sharding.filters import AcceptedImage, RejectedFile
+from pipeline.sharding.sources import Source
+from pipeline.storage import sorting
+from tests.sharding.planning import image, planned, reference, results_of
+
+WEIGHTS = {"a": 1.0, "b": 1.5, "c": 0.4}
+
+
+def config(**options: object) -> ShardConfig:
+    return ShardConfig(**{"source": "photos", "validation_fraction": 0.2} | options)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> AcceptedImage | RejectedFile:
+    """Of few digests, few hashes and few sizes, so that many are equal, alike, or equally large."""
+    number, source = draw(st.integers(0, 30)), draw(st.sampled_from("abc"))
+    path = f"{source}/{draw(st.integers(0, 99))} \udcff.jpg"
+    if draw(st.integers(0, 9)) == 0:
+        return RejectedFile(path, source, "too small")
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return AcceptedImage(
+        path, source, draw(st.sampled_from(["jpg", "png"])), draw(st.integers(1, 9)) * 100_000, digest,
+        draw(st.sampled_from([300, 400])), 300, False, draw(st.sampled_from(["", "deep"])), hash=draw(st.integers(0, 255)) << 20,
+    )  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    found=st.lists(images(), min_size=1, max_size=60),
+    distance=st.sampled_from([None, 0, 1, 3]),
+    drop=st.booleans(),
+    fractions=st.sampled_from([(0.0, 0.0), (0.3, 0.2), (1e-9, 0.0), (1 - 1e-9, 0.0), (0.2, 0.8 - 1e-9)]),
+    sides=st.sampled_from([(None, None, None), ("valid", None, None), ("train", "test", None)]),
+)
+def test_a_plan_is_the_one_that_was_made_in_memory(tmp_path, found, distance, drop, fractions, sides):
+    sources = [Source(name=n, path=n, weight=w, split=s) for (n, w), s in zip(WEIGHTS.items(), sides, strict=True)]
+    cfg = config(
+        source=sources, duplicate_distance=distance, drop_near_duplicates=drop, validation_fraction=fractions[0],
+        test_fraction=fractions[1], shard_mb=1.0,
+    )  # fmt: skip
+    results = results_of(found, WEIGHTS)
+    with pytest.MonkeyPatch.context() as patch:
+        # Many small files to merge, in several rounds
+        patch.setattr(sorting, "RUN_BYTES", 1500)
+        patch.setattr(sorting, "MERGED", 3)
+        try:
+            expected = reference(cfg, results)
+        except LookupError:
+            with pytest.raises(DataError, match=rf"none of {len(found)} files is a usable image"):
+                planned(cfg, results, tmp_path)
+        else:
+            assert planned(cfg, results, tmp_path) == expected
+
+
+def test_a_plan_of_two_thousand_images_is_the_one_of_version_0_1(tmp_path):
+    """The digest was computed by the code of before, which sorted in memory."""
+    assert digest_of_plan(tmp_path) == "0faa08018953c98e7ee88e2718849662b000e8254dfad4f95182e4bc235e1433"
+
+
+def digest_of_plan(folder) -> str:
+    rng = np.random.default_rng(0)
+    found: list[AcceptedImage | RejectedFile] = []
+    for number in range(2000):
+        if number % 50 == 0:
+            found.append(RejectedFile(f"{number}.jpg", "a", "too small"))
+            continue
+        same, source = number - (number % 20 == 7), "abc"[int(rng.integers(3))]
+        looks = int(rng.integers(2**63)) if number % 10 else found[-1].hash ^ 5
+        found.append(image(same, f"{source}/{number}.jpg", source, looks, size=int(rng.integers(10_000, 500_000))))
+    sources = [Source(name=name, path=name, weight=weight) for name, weight in WEIGHTS.items()]
+    made = planned(config(source=sources, shard_mb=5.0), results_of(found, WEIGHTS), folder)
+    lines = [
+        f"{name} {photo.sha256} {photo.repeats} {photo.path} {item.location}"
+        for name, shard in made.shards.items()
+        for photo, item in shard
+    ]
+    lines += [f"{refusal.path} {refusal.reason}" for refusal in made.refused]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def test_equal_files_are_kept_once(tmp_path):
+    made = planned(config(), results_of([image(1, "b.png"), image(1, "a.png"), image(1, "c.png")]), tmp_path)
+    assert made.paths("") == ["b.png"]
+    assert [refusal.reason for refusal in made.refused] == ["same bytes as b.png"] * 2
+
+
+def test_an_image_stays_on_its_side_of_the_split_when_others_are_added(tmp_path):
+    few, many = (planned(config(), results_of([image(i) for i in range(n)]), tmp_path) for n in (50, 500))
+    assert set(few.paths("valid")) <= set(many.paths("valid"))
+    assert 60 < many.splits["valid"] < 140
+    assert many.splits["train"] + many.splits["valid"] == 500
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_two_images_give_both_sides_one(tmp_path, share):
+    made = planned(config(validation_fraction=share), results_of([image(1), image(2)]), tmp_path)
+    assert made.splits == {"train": 1, "valid": 1, "test": 0}
