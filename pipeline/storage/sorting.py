@@ -4,6 +4,7 @@ import heapq
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 # Bytes of the lines that are sorted in memory
@@ -19,6 +20,7 @@ class SortedLines:
         self._folder, self._count, self._bytes = folder, 0, 0
         self._lines: list[bytes] = []
         self._runs: list[Path] = []
+        self._names = count()
         folder.mkdir(parents=True)
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class SortedLines:
             self._lines, self._bytes = [], 0
 
     def _written(self, lines: Iterator[bytes] | list[bytes]) -> Path:
-        path = self._folder / f"{len(list(self._folder.iterdir())):06d}"
+        path = self._folder / f"{next(self._names):06d}"
         with path.open("wb") as stream:
             stream.writelines(lines)
         return path

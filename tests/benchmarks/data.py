@@ -10,6 +10,7 @@ import random
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -173,24 +174,63 @@ def cycle_of(tars: list[str]) -> list[str]:
 
 
 def sharding(folder: Path, files: list[Path], long: int) -> Iterator[Row]:
-    """Megabytes a second through the whole stage, by number of workers."""
+    """Megabytes a second through the whole stage, by number of workers; and what bounds it: the machine, and Amdahl's law."""
     size = sum(file.stat().st_size for file in files) / 1e6
-    many = folder / f"many{long}"
-    many.mkdir()
-    copies = max(1, 2000 // len(files)) if long < 1000 else 10
+    many, copies = folder / f"many{long}", max(1, 2000 // len(files)) if long < 1000 else 10
+    for half in range(2):
+        (many / str(half)).mkdir(parents=True)
     for copy in range(copies):  # different bytes after the end of the image, so that none is a duplicate
         for file in files:
-            (many / f"{copy}-{file.name}").write_bytes(file.read_bytes() + bytes([copy]))
+            (many / str(copy % 2) / f"{copy}-{file.name}").write_bytes(file.read_bytes() + bytes([copy]))
     rate = {}
-    for on, workers in (("threads", 1), ("threads", CORES), ("ray", CORES)):
-        cfg = StageConfig(source=str(many), min_side=64, num_workers=workers, backend=on, shard_mb=20, chunk_size=64)
+    for on, workers in (("threads", 1), ("threads", CORES), ("processes", CORES), ("ray", CORES)):
+        cfg = shard_config(many, num_workers=workers, backend=on)
         if on == "ray":  # started beforehand: its ten seconds would be most of what is measured
             ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
             ray.get([ray.remote(_decode).remote(files[0].read_bytes()) for _ in range(4 * CORES)])
         taken = seconds(lambda cfg=cfg: shard.run(cfg, folder / "sharding"))
         shutil.rmtree(folder / "sharding")
-        rate[on, workers] = copies * size / taken
+        rate[f"{workers} {on}"] = copies * size / taken
     ray.shutdown()
-    for (on, workers), value in islice(rate.items(), 1, None):
-        yield Row(f"sharding JPEG, {long} long, {workers} {on}", value, "MB/s", rate["threads", 1], "one thread")
+    rate["two jobs of one thread, half of it each"] = copies * size / two_jobs(many, folder / "halves")
+    for name, value in islice(rate.items(), 1, None):
+        yield Row(f"sharding JPEG, {long} long, {name}", value, "MB/s", rate["1 threads"], "one thread")
+    share = serial_share(many / "0", many, folder / "sharding")
+    yield Row(f"sharding JPEG, {long} long, CPU time of each further image in the main thread", 100 * share, "%")
+    yield Row(f"sharding JPEG, {long} long, two real cores by Amdahl's law", 1 / (share + (1 - share) / 2), "times")
     shutil.rmtree(many)
+
+
+def shard_config(source: Path, **options: object) -> StageConfig:
+    return StageConfig(**{"source": str(source), "min_side": 64, "shard_mb": 20, "chunk_size": 64} | options)
+
+
+def two_jobs(many: Path, folder: Path) -> float:
+    """Seconds for two independent processes that shard a half each: what two workers could reach here at best."""
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(3)
+    jobs = [context.Process(target=job, args=(many / str(half), folder / str(half), gate)) for half in range(2)]
+    for process in jobs:
+        process.start()
+    gate.wait()
+    return seconds(lambda: [process.join() for process in jobs])
+
+
+def job(source: Path, folder: Path, gate: threading.Barrier) -> None:
+    gate.wait()
+    shard.run(shard_config(source, num_workers=1, backend="threads"), folder)
+
+
+def serial_share(half: Path, whole: Path, folder: Path) -> float:
+    """Of the CPU time that a further image takes, the fraction that the main thread does, and so no second worker.
+
+    The difference of two runs: what a run takes whatever its size, such as the data card, is left out.
+    """
+    serial, total = [], []
+    for source in (half, whole):
+        main, process = time.thread_time(), time.process_time()
+        shard.run(shard_config(source, num_workers=1, backend="threads"), folder)
+        serial.append(time.thread_time() - main)
+        total.append(time.process_time() - process)
+        shutil.rmtree(folder)
+    return (serial[1] - serial[0]) / (total[1] - total[0])

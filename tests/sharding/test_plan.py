@@ -1,6 +1,7 @@
 """The plan on disk: the same as with all images in memory, whatever the images are."""
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
+from pipeline.sharding import plan
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import AcceptedImage, RejectedFile
 from pipeline.sharding.sources import Source
@@ -87,6 +89,26 @@ def digest_of_plan(folder) -> str:
     ]
     lines += [f"{refusal.path} {refusal.reason}" for refusal in made.refused]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def test_the_memory_of_a_plan_hardly_grows_with_the_number_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(sorting, "RUN_BYTES", 2**14)
+
+    def peak(count: int) -> int:
+        """Bytes, numpy's included."""
+        results = (results_of([image(number)])[0] for number in range(count))
+        tracemalloc.start()
+        plan.plan_shards(config(shard_mb=0.1), results, tmp_path / f"{count}")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    for count in (500, 1000, 4000):
+        (tmp_path / f"{count}").mkdir()
+    # What is made once
+    peak(500)
+    # A record alone takes 250 bytes as text, and 570 as objects
+    assert peak(4000) - peak(1000) < 3000 * 120
 
 
 def test_equal_files_are_kept_once(tmp_path):

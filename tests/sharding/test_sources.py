@@ -92,6 +92,37 @@ def test_globs_and_lists_name_files(tmp_path):
         contents(tmp_path / "broken.parquet")
 
 
+def test_files_of_a_folder_come_in_the_order_of_their_sorted_paths(tmp_path):
+    for name in (
+        "b/c.png",
+        "b.png",
+        "b-c/d.png",
+        "b/c/d.png",
+        "a/.hidden/x.png",
+        ".x.png",
+        "Z.png",
+        "a/\udcff.png",
+        "empty/e/f.x",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name.replace("c.png", "c.jpg")).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "linked.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "no")
+    found = list(sources.find_files(str(tmp_path)))
+    assert found == sorted(p for p in tmp_path.rglob("*") if p.is_file() and "/." not in str(p))
+    assert len(found) == 8
+
+
+def test_lists_have_the_lines_that_splitlines_finds(tmp_path):
+    (tmp_path / "list.txt").write_bytes("a\rb\r\nc\x0bd\u2028e\n\n f \x85g".encode())
+    found = [item.location for item in sources.items(Source(name="x", path=str(tmp_path / "list.txt")))]
+    assert found == [f"{tmp_path}/{name}" for name in "abcdefg"]
+    (tmp_path / "list.txt").write_bytes(b"a\n" * 100_000 + b"\xff")
+    with pytest.raises(DataError, match="cannot be read as a list of images"):
+        list(sources.items(Source(name="x", path=str(tmp_path / "list.txt"))))
+
+
 def test_whatever_fsspec_opens_is_a_source():
     memory = fsspec.filesystem("memory")
     for name, content in PICTURES.items():

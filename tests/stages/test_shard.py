@@ -18,7 +18,7 @@ from pipeline.artifacts.artifact import Artifact
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError
 from pipeline.registry import resolve
-from pipeline.sharding import filters, listing, passes
+from pipeline.sharding import filters, listing, passes, writer
 from pipeline.stages import shard
 from pipeline.stages.shard import StageConfig
 from pipeline.storage import disk, fetch
@@ -87,6 +87,45 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(photos, tm
     assert not (folder / "work").exists()
 
 
+def test_killed_while_planning_it_goes_on_and_leaves_nothing(photos, tmp_path):
+    options = {"source": str(photos), "stage": "shard", "min_side": 64, "num_workers": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    folder = tmp_path / "killed"
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED_PLANNING, str(tmp_path / "config.yaml"), str(folder)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    (left,) = (folder / "work").glob(".plan.*")
+    assert (left / "photos.jsonl").stat().st_size > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard, "write_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shard.run(StageConfig(**options), folder)
+    assert not left.exists()
+    plan = folder / "work/plan/train.jsonl"
+    made = plan.stat().st_ino
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shard.run(StageConfig(**options), folder)
+    # The plan is not made twice
+    assert plan.stat().st_ino == made
+    shard.run(StageConfig(**options), folder)
+    run(StageConfig(**options), tmp_path / "whole")
+    assert tars(folder) == tars(tmp_path / "whole")
+    assert not (folder / "work").exists()
+
+
+KILLED_PLANNING = """
+import os, sys, signal
+from pathlib import Path
+from pipeline import config
+from pipeline.sharding import splits
+from pipeline.stages import shard
+splits.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+shard.run(config.load(shard.StageConfig, sys.argv[1]), Path(sys.argv[2]))
+"""
 # Runs the stage and kills itself after some calls of what makes progress durable (0: never).
 KILLED = """
 import os, sys, signal
