@@ -130,6 +130,18 @@ def changeable(config: Config) -> set[str]:
     return {key for key, _, _ in marked(config, Changeable)}
 
 
+def at_default(config: Config, prefix: str = "") -> set[str]:
+    """Dotted keys that have their default value. What an older version did not know yet, it did as by default."""
+    found: set[str] = set()
+    for name, field in type(config).model_fields.items():
+        value, key = getattr(config, name), f"{prefix}{name}"
+        if isinstance(value, Config):
+            found |= at_default(value, f"{key}.")
+        elif not field.is_required() and value == field.get_default(call_default_factory=True):
+            found.add(key)
+    return found
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """One line per key on which two flat configs differ."""
     keys = [*ours, *(k for k in theirs if k not in ours)]

@@ -86,7 +86,9 @@ def claim(folder: Path, cfg: config.Config, given: Inputs) -> None:
 
 def unlike(folder: Path, cfg: config.Config, given: Inputs, but: Collection[str] = ()) -> list[str]:
     """In which keys and inputs the run in `folder` differs from one of `cfg`, apart from changeable keys and those in `but`."""
-    return _differences(config.flatten(cfg) | given.flat(), _read(folder / RUN_FILE), {*config.changeable(cfg), *but})
+    theirs = _read(folder / RUN_FILE)
+    left_out = {*config.changeable(cfg), *_added_since(cfg, theirs), *but}
+    return _differences(config.flatten(cfg) | given.flat(), theirs, left_out)
 
 
 def manifest(
@@ -134,6 +136,11 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], left_out: C
     return config.differences(ours, theirs)
 
 
+def _added_since(cfg: config.Config, theirs: Mapping[str, Any]) -> set[str]:
+    """Keys that did not exist when the run began, as far as they are left at their defaults."""
+    return config.at_default(cfg) - theirs.keys()
+
+
 def _refuse_other_stage(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     stage, there = ours["stage"], theirs.get("stage", "unknown")
     if stage != there:
@@ -144,9 +151,8 @@ def _refuse_other(
     folder: Path, cfg: config.Config, ours: Mapping[str, Any], theirs: Mapping[str, Any], done: bool
 ) -> None:
     """Raises ArtifactError for differences in keys that decide what a run computes."""
-    changeable = config.changeable(cfg) | (
-        {BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set()
-    )
+    new_batch_size = {BATCH_SIZE} if ours.get("fit.accept_new_batch_size") and not done else set()
+    changeable = config.changeable(cfg) | new_batch_size | _added_since(cfg, theirs)
     if lines := _differences(ours, theirs, changeable):
         listed = "\n".join(f"  {line}" for line in lines)
         hint = ""

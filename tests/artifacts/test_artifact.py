@@ -317,3 +317,32 @@ def test_many_may_write_the_same_file_at_the_same_time(tmp_path):
         list(pool.map(lambda n: disk.write_atomic(tmp_path / "file", contents[n % 8]), range(200)))
     assert (tmp_path / "file").read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+class Section(Config):
+    of_today: int = 2
+
+
+class LaterConfig(StageConfig):
+    added: bool = False
+    section: Section = Section()
+
+
+def test_a_run_goes_on_with_a_version_that_knows_more_keys_if_they_are_left_at_their_defaults(tmp_path):
+    run_folder.claim(tmp_path, StageConfig(), run_folder.NO_INPUTS)
+    (tmp_path / "checkpoints/step-000000001").mkdir(parents=True)
+    for changed, told in (({"added": True}, "added: "), ({"section": Section(of_today=3)}, r"section.of_today: ")):
+        with pytest.raises(ArtifactError, match=rf"{told}\(absent\) there"):
+            run_folder.finished(tmp_path, LaterConfig(**changed))
+    assert run_folder.unlike(tmp_path, LaterConfig(), run_folder.NO_INPUTS) == []
+    assert run_folder.finished(tmp_path, LaterConfig()) is None
+    run_folder.claim(tmp_path, LaterConfig(), run_folder.NO_INPUTS)
+    with pytest.raises(ArtifactError, match="added: False there, True now"):
+        run_folder.finished(tmp_path, LaterConfig(added=True))
+
+
+def test_a_key_that_is_gone_is_a_difference(tmp_path):
+    run_folder.claim(tmp_path, LaterConfig(), run_folder.NO_INPUTS)
+    (tmp_path / "checkpoints/step-000000001").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"added: False there, \(absent\) now"):
+        run_folder.finished(tmp_path, StageConfig())
