@@ -13,7 +13,7 @@ LICENSE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo codecs results smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
-  submit-slurm submit-ray doctor describe fetch-weights mlflow format check quick test test-cluster test-both coverage test-all bench clean
+  submit-slurm submit-ray doctor describe fetch-weights mlflow format check quick test test-cluster test-both coverage test-all bench gpu-day gpu-pack tables clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -134,8 +134,19 @@ coverage: $(READY) ## Run all but the long tests and report which lines they rea
 test-all: $(READY) ## Run every test, the long ones too
 	$(VENV)/bin/python -m pytest -m "" $(PARALLEL) $(ARGS)
 
-bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench
+# STEP="1 4", by default all; REFERENCE=folder, SHARDS=run folder, OUT=folder and TINY=1 reach it by the environment
+gpu-day: $(READY) ## Measure on one GPU: steps, options, training from shards; writes docs/bench
+	$(VENV)/bin/python -m tests.benchmarks.gpu_day $(STEP)
+
+gpu-pack: $(READY) ## Pack what a GPU machine without internet needs into RUN, by default runs/gpu-pack; SHARDS=run folder, IMAGES=folder
+	$(VENV)/bin/python -m tests.benchmarks.gpu_day.pack $(call quoted,$(or $(RUN),runs/gpu-pack))
+
+tables: $(READY) ## Write the tables of docs/performance.md from docs/bench
+	$(VENV)/bin/python -m tests.benchmarks.tables
+
+bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench and its tables
 	$(VENV)/bin/python -m tests.benchmarks $(ARGS)
+	$(VENV)/bin/python -m tests.benchmarks.tables
 
 clean: ## Remove caches; runs and the virtual environment stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info

@@ -1,4 +1,4 @@
-"""`make bench`: measures on this machine, prints a table, writes docs/bench/cpu.json or gpu.json.
+"""`make bench`: measures on this machine, prints a table, writes docs/bench/cpu.json, or the GPU's file.
 
 ARGS names groups (gan, pretrain, vqvae, tricks, data, coding, evaluation, system; all without); other groups' rows stay in the
 file.
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import coding, data, evaluation, steps, system, tricks
-from tests.benchmarks.measure import DEVICE, Row, hardware, versions
+from tests.benchmarks.gpu_day.rows import target as machine_file
+from tests.benchmarks.measure import CUDA, Row, hardware, versions
 
 GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     **{stage: partial(steps.rows, stage) for stage in steps.OURS},
@@ -29,7 +30,7 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "evaluation": evaluation.rows,
     "system": system.rows,
 }
-TARGET = Path("docs/bench") / ("gpu.json" if DEVICE.type == "cuda" else "cpu.json")
+TARGET = machine_file() if CUDA else Path("docs/bench/cpu.json")
 
 
 def shown(value: float | None) -> str:

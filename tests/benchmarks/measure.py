@@ -1,9 +1,11 @@
 """How benchmarks measure: alternating pairs, medians, peak memory, and the machine's own peak."""
 
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CUDA = DEVICE.type == "cuda"
+TINY = bool(os.environ.get("TINY"))
+if CUDA:
+    # tests.conftest, of which some benchmarks use a part, would hide it
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Row:
 
 
 def hardware() -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
+    if CUDA:
+        return f"{torch.cuda.get_device_name()}, driver {driver()}, {os.cpu_count()} CPU cores"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
@@ -135,5 +142,18 @@ def peak_flops() -> dict[str, float]:
     return best
 
 
+def driver() -> str:
+    """The version of NVIDIA's driver, or "unknown"."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
 def versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "python": platform.python_version(), "platform": sys.platform}
+    found = {"torch": torch.__version__, "python": platform.python_version(), "platform": sys.platform}
+    if CUDA:
+        major, rest = divmod(torch.backends.cudnn.version() or 0, 10000)
+        found["cudnn"] = f"{major}.{rest // 100}.{rest % 100}"
+    return found

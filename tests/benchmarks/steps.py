@@ -18,19 +18,28 @@ from torch import nn
 
 from pipeline.data.loader import Batch, LoaderConfig
 from pipeline.models.codec import Codec, CodecConfig
+from pipeline.models.discriminator import LabelDiscriminatorConfig
 from pipeline.models.distortion import DistortionConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.stages import gan, pretrain, vqvae
 from pipeline.training.engine_config import EngineConfig
 from pipeline.training.loop import FitConfig
 from pipeline.training.runtime import Runtime
-from tests.benchmarks.measure import DEVICE, Row, faster, flops, peak_flops, peak_memory_gb, seconds
+from tests.benchmarks.measure import CUDA, DEVICE, TINY, Row, faster, flops, peak_flops, peak_memory_gb, seconds
 
 if place := os.environ.get("REFERENCE"):
     sys.path.insert(0, place)
 
-CROP = 256
-BATCH = {"gan": 4, "pretrain": 2, "vqvae": 2} if DEVICE.type == "cpu" else {"gan": 16, "pretrain": 8, "vqvae": 16}
+# TINY=1: tiny networks, to try a benchmark in seconds. Its figures say nothing.
+CROP = 64 if TINY else 256
+CODEC, LABELER, DISCRIMINATOR = CodecConfig(), LabelerConfig(), LabelDiscriminatorConfig()
+if TINY:
+    CODEC = CodecConfig(channels=(4, 4, 6, 8, 12), latent_channels=8, hyper_channels=6, num_residual_blocks=1)
+    LABELER = LabelerConfig(
+        channels=4, channel_multipliers=(1, 1, 2, 2), num_blocks=1, embedding_channels=8, code_dim=4, num_codes=16
+    )
+    DISCRIMINATOR = LabelDiscriminatorConfig(channels=(4, 4, 8, 8, 8, 8), head_channels=8, context_channels=2)
+BATCH = {"gan": 4, "pretrain": 2, "vqvae": 2} if not CUDA else {"gan": 16, "pretrain": 8, "vqvae": 16}
 MSE_ONLY = DistortionConfig(
     mse=150, lpips=0
 )  # LPIPS needs weights that cannot be had everywhere; both sides go without
@@ -65,27 +74,27 @@ class Stepping:
         return self.task.train_step(list(self.parts), self.step)
 
 
-def our_gan(engine: EngineConfig | None = None, **more: object) -> Stepping:
+def our_gan(engine: EngineConfig | None = None, frozen_cache_mb: int = 0, **more: object) -> Stepping:
+    """`more`: other keys of the stage."""
     torch.manual_seed(0)
     settings = common("gan", engine)
-    settings["data"] = LoaderConfig(shards="", batch_size=BATCH["gan"], fixed_crops="frozen_cache_mb" in more)
-    cfg = gan.StageConfig(**settings, codec="", labeler="", distortion=MSE_ONLY, **more)
-    codec, labeler = (
-        network.requires_grad_(False).eval() for network in (Codec(CodecConfig()), Labeler(LabelerConfig()))
-    )
+    settings["data"] = LoaderConfig(shards="", batch_size=BATCH["gan"], fixed_crops=frozen_cache_mb > 0)
+    settings |= {"distortion": MSE_ONLY, "discriminator": DISCRIMINATOR, "frozen_cache_mb": frozen_cache_mb} | more
+    cfg = gan.StageConfig(**settings, codec="", labeler="")
+    codec, labeler = (network.requires_grad_(False).eval() for network in (Codec(CODEC), Labeler(LABELER)))
     return Stepping(gan.GanTask(cfg, Runtime(cfg.engine), torch.zeros(0, 3, CROP, CROP), codec, labeler), "gan")
 
 
 def our_pretrain(engine: EngineConfig | None = None) -> Stepping:
     torch.manual_seed(0)
     rate = pretrain.TargetRate(kind="target", bpp=0.14)
-    cfg = pretrain.StageConfig(**common("pretrain", engine), rate=rate, distortion=MSE_ONLY)
+    cfg = pretrain.StageConfig(**common("pretrain", engine), rate=rate, distortion=MSE_ONLY, codec=CODEC)
     return Stepping(pretrain.PretrainTask(cfg, Runtime(cfg.engine), torch.zeros(0, 3, CROP, CROP)), "pretrain")
 
 
 def our_vqvae(engine: EngineConfig | None = None) -> Stepping:
     torch.manual_seed(0)
-    cfg = vqvae.StageConfig(**common("vqvae", engine))
+    cfg = vqvae.StageConfig(**common("vqvae", engine), labeler=LABELER)
     return Stepping(vqvae.VqvaeTask(cfg, Runtime(cfg.engine), torch.zeros(0, 3, CROP, CROP)), "vqvae")
 
 

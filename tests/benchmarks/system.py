@@ -39,7 +39,7 @@ def saving(folder: Path) -> Iterator[Row]:
         )
     size = sum(f.stat().st_size for f in (folder / "before").rglob("*") if f.is_file()) / 1e9
     yield Row(
-        f"training stands still for a checkpoint of {size:.1f} GB (less is better)",
+        f"pause of training for a checkpoint of {size:.1f} GB (less is better)",
         statistics.median(stalls), "s", statistics.median(whole), "saving synchronously",
     )  # fmt: skip
 
