@@ -58,9 +58,10 @@ def measure(step: str) -> None:
 
 def run(step: str) -> None:
     """Runs one step in a process of its own, and says in a row how it broke off, if it did."""
-    command = [sys.executable, "-m", "tests.benchmarks.gpu_day", step]
     # the profiler's own messages are of no use
-    process = subprocess.Popen(command, env=os.environ | {ALONE: "1", "KINETO_LOG_LEVEL": "5"}, start_new_session=True)
+    process = subprocess.Popen(
+        command_of(step), env=os.environ | {ALONE: "1", "KINETO_LOG_LEVEL": "5"}, start_new_session=True
+    )
     try:
         code = process.wait(LIMIT)
         told = f"the process ended with code {code}" if code else ""
@@ -71,6 +72,10 @@ def run(step: str) -> None:
         end_session(process)
     if told:
         group_of(step).add("the whole step", {"failed": told})
+
+
+def command_of(step: str) -> list[str]:
+    return [sys.executable, "-m", "tests.benchmarks.gpu_day", step]
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:

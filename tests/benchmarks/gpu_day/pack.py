@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.gpu_day.pack [FOLDER]     # FOLDER: by default runs/gpu-pack
 
-Part 1: packages for Python 3.12 on x86_64 Linux, at the versions of requirements/, unpacked; and the weights of LPIPS if they
-are here. Part 2: shards of the run folder SHARDS and photos of the folder IMAGES, if given. The package index is the one that
-pip is configured for.
+Both: packages for Python 3.12 on x86_64 Linux, at the versions of requirements/, unpacked; not those in HAVE="names". Part 1
+also has the weights of LPIPS if they are here; part 2 the shards of the run folder SHARDS and the photos of the folder IMAGES,
+if given. The package index is the one that pip is configured for.
 """
 
 import os
@@ -15,95 +15,17 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 MIB = 2**20
 LIMIT = 60 * MIB
-# What `illm`, training and the steps import, besides what torch and torchvision bring. tests/system/test_gpu_pack.py looks.
-PACKAGES = tuple(
-    [
-        "accelerate",
-        "aiohappyeyeballs",
-        "aiohttp",
-        "aiosignal",
-        "alembic",
-        "annotated-doc",
-        "annotated-types",
-        "attrs",
-        "braceexpand",
-        "cachetools",
-        "certifi",
-        "charset-normalizer",
-        "click",
-        "cloudpickle",
-        "compressai",
-        "constriction",
-        "databricks-sdk",
-        "DISTS-pytorch",
-        "einops",
-        "frozenlist",
-        "gitdb",
-        "GitPython",
-        "google-auth",
-        "graphene",
-        "graphql-core",
-        "graphql-relay",
-        "huggingface_hub",
-        "idna",
-        "importlib_metadata",
-        "Jinja2",
-        "lpips",
-        "Mako",
-        "markdown-it-py",
-        "mdurl",
-        "mlflow",
-        "mlflow-skinny",
-        "mlflow-tracing",
-        "multidict",
-        "numpy",
-        "nvidia-ml-py",
-        "opentelemetry-api",
-        "opentelemetry-proto",
-        "opentelemetry-sdk",
-        "opentelemetry-semantic-conventions",
-        "packaging",
-        "pandas",
-        "pillow",
-        "propcache",
-        "protobuf",
-        "psutil",
-        "pydantic",
-        "pydantic_core",
-        "Pygments",
-        "python-dateutil",
-        "pytorch-msssim",
-        "PyYAML",
-        "requests",
-        "rich",
-        "safetensors",
-        "scipy",
-        "shellingham",
-        "simplejpeg",
-        "six",
-        "smmap",
-        "SQLAlchemy",
-        "sqlparse",
-        "torch-fidelity",
-        "torch-geometric",
-        "tqdm",
-        "typer",
-        "typing-inspection",
-        "typing_extensions",
-        "urllib3",
-        "webdataset",
-        "xxhash",
-        "yarl",
-        "zipp",
-    ]
-)
+# What `illm`, training and the steps import, besides what torch and torchvision bring; tests/system/test_gpu_pack.py looks
+PACKAGES = (Path(__file__).parent / "packages.txt").read_text(encoding="utf-8").split()
+# In part 2, for want of room
+LARGE = ("scipy", "matplotlib", "fonttools", "kiwisolver", "contourpy")
 # Without these some steps leave rows out: ZeRO, and the published implementation
 OPTIONAL = ("deepspeed.txt", "parity.txt")
 # Wheels for Linux are marked with the C library that they need at least
@@ -122,36 +44,31 @@ class PackError(Exception):
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        site = Path(name) / "site"
-        left_out = packages(site, PACKAGES, optional())
-        sizes = {path.name: size_of(path) for path in site.iterdir() if path.is_dir()}
-        first = write(folder / "part1.tar.gz", {"site": site, "torch_home/hub/checkpoints": weights()}, sizes)
+    had = {normal(name) for name in os.environ.get("HAVE", "").split()}
+    names = [name for name in PACKAGES if normal(name) not in had]
+    extra = [name for file in OPTIONAL for name in pins(file) if normal(name) not in had]
+    first = [name for name in names if name not in LARGE]
     given = {"shards": os.environ.get("SHARDS"), "photos": os.environ.get("IMAGES")}
     data = {name: Path(place) for name, place in given.items() if place}
-    second = write(folder / "part2.tar.gz", data, {}) if data else 0
-    for part, size in {"part1.tar.gz": first, "part2.tar.gz": second}.items():
-        print(
-            f"{folder / part}: {size / MIB:.1f} MiB"
-            if size
-            else f"{part}: not needed, neither SHARDS nor IMAGES is given"
-        )
+    with tempfile.TemporaryDirectory() as name:
+        one, two = Path(name) / "1", Path(name) / "2"
+        if lacking := packages(one, first):
+            raise PackError(f"neither a wheel for Python 3.12 nor a copy here of {', '.join(lacking)}")
+        left_out = packages(two, [name for name in names if name in LARGE] + extra)
+        write(folder / "part1.tar.xz", {"site": one, "torch_home/hub/checkpoints": weights()})
+        write(folder / "part2.tar.xz", {"site": two, **data})
     if left_out:
-        print(f"left out, since neither a wheel nor a copy is here: {', '.join(left_out)}")
+        print(f"left out, neither a wheel nor a copy is here: {', '.join(left_out)}")
     print(commands(folder, data))
 
 
 def commands(folder: Path, data: dict[str, Path]) -> str:
     shards = "SHARDS=pack/shards " if "shards" in data else ""
     return f"""On the machine, in a checkout of this revision that has {folder} too:
-  mkdir -p pack && for part in {folder}/part*.tar.gz; do tar -xzf "$part" -C pack; done
+  mkdir -p pack && for part in {folder}/part*.tar.xz; do tar -xJf "$part" -C pack; done
   export PYTHONPATH=$PWD/pack/site TORCH_HOME=$PWD/pack/torch_home PYTHONUNBUFFERED=1
   {shards}OUT=results REFERENCE=$PWD/pack/site python3 -m tests.benchmarks.gpu_day     # or some steps: 1 4
 Then copy results/*.json to docs/bench here, and: make tables"""
-
-
-def optional() -> tuple[str, ...]:
-    return tuple(name for file in OPTIONAL for name in pins(file))
 
 
 def pins(file: str) -> dict[str, str]:
@@ -161,29 +78,24 @@ def pins(file: str) -> dict[str, str]:
     return {line.split("==")[0].split("[")[0]: line for line in found if "==" in line}
 
 
-def packages(site: Path, needed: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Unpacks packages into `site`; returns those of `wanted` that could not be had.
+def packages(site: Path, names: Sequence[str]) -> list[str]:
+    """Unpacks packages into `site`; returns those of which there is neither a wheel nor a copy here.
 
-    Raises: PackError naming a needed one that could not.
+    Raises: PackError if requirements/ has no version of one.
     """
     known = {normal(name): pin for file in ("pins.txt", *OPTIONAL) for name, pin in pins(file).items()}
-    if unknown := [name for name in needed if normal(name) not in known]:
+    if unknown := [name for name in names if normal(name) not in known]:
         raise PackError(f"no version in requirements/ of {', '.join(unknown)}")
     site.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as name:
-        wheels = Path(name)
-        missing = [] if download([known[normal(n)] for n in needed], wheels) else needed
-        # one by one, so that those without a wheel are known
-        missing = [n for n in (*missing, *wanted) if not download([known[normal(n)]], wheels)]
-        for wheel in sorted(wheels.glob("*.whl")):
+    with tempfile.TemporaryDirectory() as folder:
+        missing = download([known[normal(name)] for name in names], Path(folder))
+        for wheel in sorted(Path(folder).glob("*.whl")):
             unpack(wheel, site)
-    left = [name for name in missing if not copied(name, site)]
-    if lacking := [name for name in left if name in needed]:
-        raise PackError(f"pip has no wheel of {', '.join(lacking)} for Python 3.12, or cannot reach its index")
-    return left
+    return [pin for pin in missing if not copied(pin.split("==")[0], site)]
 
 
-def download(names: list[str], target: Path) -> bool:
+def download(pinned: list[str], target: Path) -> list[str]:
+    """Wheels for the machine, from the index that pip is configured for; returns what has none."""
     words = [
         sys.executable,
         "-m",
@@ -196,7 +108,17 @@ def download(names: list[str], target: Path) -> bool:
         str(target),
     ]
     words += ["--python-version", "3.12", "--implementation", "cp", *(f"--platform={name}" for name in PLATFORMS)]
-    return subprocess.run([*words, *names], check=False, capture_output=True).returncode == 0
+    missing: list[str] = []
+    while left := [name for name in pinned if name not in missing]:
+        ended = subprocess.run([*words, *left], check=False, capture_output=True, text=True)
+        if ended.returncode == 0:
+            return missing
+        # pip stops at the first one that it does not find
+        found = re.search(r"No matching distribution found for (\S+)", ended.stderr)
+        if not found or found[1] not in left:
+            raise PackError(f"pip: {ended.stderr.strip().splitlines()[-1]}")
+        missing.append(found[1])
+    return missing
 
 
 def unpack(wheel: Path, site: Path) -> None:
@@ -236,24 +158,17 @@ def weights() -> Path | None:
     return found[0] if found else None
 
 
-def write(target: Path, content: dict[str, Path | None] | dict[str, Path], sizes: dict[str, int]) -> int:
-    """A tar of folders and files under names; returns its size. Raises: PackError if that is over the limit."""
-    with tarfile.open(target, "w:gz") as tar:
+def write(target: Path, content: Mapping[str, Path | None]) -> None:
+    """A tar of folders and files under names. Raises: PackError if it is over the limit."""
+    with tarfile.open(target, "w:xz", preset=2) as tar:
         for name, path in content.items():
             if path is not None:
                 tar.add(path, f"{name}/{path.name}" if path.is_file() else name)
     size = target.stat().st_size
+    print(f"{target}: {size / MIB:.1f} MiB")
     if size > LIMIT:
-        largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
         target.unlink()
-        raise PackError(
-            f"{target.name}: {size / MIB:.0f} MiB, at most {LIMIT // MIB} fit; the largest: {', '.join(largest) or content}"
-        )
-    return size
-
-
-def size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        raise PackError(f'{target.name}: at most {LIMIT // MIB} MiB fit; HAVE="names" leaves out what the machine has')
 
 
 if __name__ == "__main__":
