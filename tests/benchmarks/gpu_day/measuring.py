@@ -17,6 +17,7 @@ from tests.benchmarks.steps import OURS, Step, Stepping
 STEPS, WARM_UP = (20, 3) if CUDA and not TINY else (1, 1)
 # Crops of a full-size step
 SIZE = {"gan": 16, "pretrain": 8, "vqvae": 16}
+PRECISIONS = ("bf16",) if TINY else ("fp32", "bf16")
 # What the GPU can do at most with dense bf16, in FLOP/s: NVIDIA's data sheets
 BF16_PEAK = {"H100": 989e12, "H200": 989e12}
 # Kinds of kernels by their names, and of operations where there is no GPU; the first that fits

@@ -19,13 +19,17 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from safetensors.torch import save_file
+
+from pipeline.models import pretrained
+
 ROOT = Path(__file__).parents[3]
 MIB = 2**20
 LIMIT = 60 * MIB
 # What `illm`, training and the steps import, besides what torch and torchvision bring; tests/system/test_gpu_pack.py looks
 PACKAGES = (Path(__file__).parent / "packages.txt").read_text(encoding="utf-8").split()
 # In part 2, for want of room
-LARGE = ("scipy", "matplotlib", "fonttools", "kiwisolver", "contourpy")
+LARGE = ("scipy", "matplotlib", "fonttools", "kiwisolver", "contourpy", "plotly")
 # Without these some steps leave rows out: ZeRO, and the published implementation
 OPTIONAL = ("deepspeed.txt", "parity.txt")
 # Wheels for Linux are marked with the C library that they need at least
@@ -55,7 +59,7 @@ def main(folder: Path) -> None:
         if lacking := packages(one, first):
             raise PackError(f"neither a wheel for Python 3.12 nor a copy here of {', '.join(lacking)}")
         left_out = packages(two, [name for name in names if name in LARGE] + extra)
-        write(folder / "part1.tar.xz", {"site": one, "torch_home/hub/checkpoints": weights()})
+        write(folder / "part1.tar.xz", {"site": one, "torch_home/hub/checkpoints": weights(Path(name))})
         write(folder / "part2.tar.xz", {"site": two, **data})
     if left_out:
         print(f"left out, neither a wheel nor a copy is here: {', '.join(left_out)}")
@@ -151,11 +155,14 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def weights() -> Path | None:
-    """AlexNet's weights, which LPIPS takes, where torch keeps such files."""
-    home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache/torch")
-    found = sorted((home / "hub/checkpoints").glob("alexnet*"))
-    return found[0] if found else None
+def weights(folder: Path) -> Path | None:
+    """Writes the convolutions of AlexNet, which LPIPS takes, if its weights are where torch keeps such files."""
+    found = pretrained.find("alexnet")
+    if found is None:
+        return None
+    target = folder / pretrained.features_file("alexnet")
+    save_file({name: value.contiguous() for name, value in pretrained.convolutions(found).items()}, target)
+    return target
 
 
 def write(target: Path, content: Mapping[str, Path | None]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.benchmarks import steps
-from tests.benchmarks.gpu_day.measuring import SIZE, STEPS, as_torch_starts, crops, made
+from tests.benchmarks.gpu_day.measuring import PRECISIONS, SIZE, STEPS, as_torch_starts, crops, made
 from tests.benchmarks.gpu_day.rows import LeftOut, Result, Rows
 from tests.benchmarks.gpu_day.variants import TOGETHER, Keys, configured, engine_and_stage, known
 from tests.benchmarks.measure import CUDA, TINY, pairs, peak_memory_gb
@@ -13,7 +13,7 @@ from tests.benchmarks.steps import THEIRS, Step
 
 def rows() -> Rows:
     for stage in SIZE:
-        for precision in ("fp32", "bf16"):
+        for precision in PRECISIONS:
             compare = partial(against, stage, precision, {})
             yield f"{stage} step, {precision}, published implementation", compare
     fastest = {key: value for key, value in TOGETHER.items() if known(key)}

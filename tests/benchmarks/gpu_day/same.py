@@ -3,7 +3,7 @@
 import torch
 
 from pipeline.training.engine_config import EngineConfig
-from tests.benchmarks.gpu_day.measuring import SIZE, as_torch_starts, crops, made
+from tests.benchmarks.gpu_day.measuring import PRECISIONS, SIZE, as_torch_starts, crops, made
 from tests.benchmarks.gpu_day.rows import Result, Rows
 from tests.benchmarks.gpu_day.variants import FUSED, GRAPHS, LABELS, PADDED, Keys, configured, engine_and_stage
 from tests.benchmarks.measure import TINY
@@ -13,7 +13,7 @@ STEPS = 2 if TINY else 5
 
 def rows() -> Rows:
     for stage in SIZE:
-        for precision in ("fp32", "bf16"):
+        for precision in PRECISIONS:
             for deterministic in (True, False):
                 engine = EngineConfig(precision=precision, deterministic=deterministic)
                 how = "deterministic" if deterministic else "not deterministic"

@@ -1,7 +1,7 @@
 """Every full-size step: how long, how much memory, how far from the bound, and what the GPU's time is made of."""
 
 from pipeline.training.engine_config import EngineConfig
-from tests.benchmarks.gpu_day.measuring import SIZE, arithmetic, by_kind, crops, made, share_of_bound, timed
+from tests.benchmarks.gpu_day.measuring import PRECISIONS, SIZE, arithmetic, by_kind, crops, made, share_of_bound, timed
 from tests.benchmarks.gpu_day.rows import Result, Rows
 
 
@@ -15,7 +15,7 @@ def rows() -> Rows:
             return bounds[stage]
 
         yield f"{stage} step's arithmetic, and its bound in bf16", bound
-        for precision in ("fp32", "bf16"):
+        for precision in PRECISIONS:
             for deterministic in (False, True):
                 engine = EngineConfig(precision=precision, deterministic=deterministic)
 
