@@ -1,7 +1,7 @@
 """Does what is faster train as well? python -m tests.benchmarks.equal_quality SHARDS CODEC LABELER [STEPS]
 
 Trains the light layout for STEPS steps (300), pretraining from nothing and fine-tuning CODEC, in fp32 and with each option, with
-two seeds; writes docs/bench/quality.json: what validation says at the end, and how many labels are the same in bf16. Runs go to
+two seeds; writes docs/results/quality.json: what validation says at the end, and how many labels are the same in bf16. Runs go to
 runs/quality and resume.
 """
 
@@ -18,7 +18,7 @@ from pipeline.models import serialization
 from pipeline.registry import resolve
 
 RUNS = Path("runs/quality")
-TARGET = Path("docs/bench/quality.json")
+TARGET = Path("docs/results/quality.json")
 SEEDS = (0, 1)
 PRETRAIN = ["configs/small/pretrain-base.yaml", "optimizer.warmup_steps=50", "engine.ema_decay=0.99"]
 GAN = ["configs/small/gan-claim.yaml", "discriminator_warmup_steps=100", "gan_weight=0.01"]

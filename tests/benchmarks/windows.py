@@ -1,7 +1,7 @@
 """Does decoding only what a crop needs pay? python -m tests.benchmarks.windows FOLDER, with pyvips and pyvips-binary installed.
 
 A window of 256x256 of each photo in FOLDER, cut out of the whole image that simplejpeg decodes, and decoded by pyvips, which stops
-after the window's last row. Writes docs/bench/windows.json: CPU time per window, medians of alternating rounds.
+after the window's last row. Writes docs/results/windows.json: CPU time per window, medians of alternating rounds.
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.benchmarks.measure import hardware
 
-TARGET = Path("docs/bench/windows.json")
+TARGET = Path("docs/results/windows.json")
 SIDE, ROUNDS = 256, 5
 Window = tuple[bytes, int, int]
 
