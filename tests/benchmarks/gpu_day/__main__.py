@@ -1,6 +1,7 @@
 """Runs the steps: `python -m tests.benchmarks.gpu_day [STEP ...]`, by default all of them, the most valuable first."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -98,6 +99,8 @@ def main(wanted: list[str]) -> int:
     for step in wanted or STEPS:
         print(f"step {step}: {STEPS[step]}", flush=True)
         run(step)
+    rows = json.loads(target().read_text(encoding="utf-8"))
+    print("failed:", ", ".join(f"{row['group']}: {row['name']}" for row in rows if "failed" in row) or "none")
     print(f"written: {target()}; make tables puts them into docs/performance.md")
     return 0
 

@@ -33,11 +33,11 @@ def against(stage: str, precision: str, keys: Keys) -> Result:
     ours: Callable[[], Step] = partial(made, stage, crops(stage), configured(engine), **more)
     # its networks have no tiny size, so there ours stands in
     theirs: Callable[[], Step] = ours if TINY else partial(THEIRS[stage], precision == "bf16")
+    steps.BATCH[stage] = crops(stage)
     memory: Result = {}
     if CUDA:
         memory = {"ours_peak_gb": peak_memory_gb(ours), "peak_gb": peak_memory_gb(theirs)}
         as_torch_starts()
-    steps.BATCH[stage] = crops(stage)
     mine, peer = pairs(ours(), theirs(), STEPS)
     times = {"ours_ms": 1e3 * mine, "ms": 1e3 * peer, "ratio": peer / mine, "crops_per_s": crops(stage) / peer}
     return times | memory
