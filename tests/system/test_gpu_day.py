@@ -64,6 +64,7 @@ def test_a_step_replaces_its_rows_alone_and_one_that_breaks_off_says_so(tmp_path
     assert "gone" not in {row["name"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_or_dies_is_a_row(tmp_path, monkeypatch):
     from tests.benchmarks.gpu_day import __main__ as day
 

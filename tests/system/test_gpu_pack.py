@@ -76,7 +76,10 @@ def test_all_that_a_run_imports_is_packed(only_packed, tmp_path, images):
     run("-m", "pipeline", "evaluate", ROOT / "configs/smoke/evaluate.yaml", "run=evaluate", "images=shard", *codecs)
 
 
-def test_packages_are_unpacked_from_the_index_or_copied_from_here(tmp_path):
+@pytest.mark.slow
+def test_packages_are_unpacked_from_the_index_or_copied_from_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "20")
     # one with a wheel; one of plain Python that is here, and has none
     try:
         left = pack.packages(tmp_path / "site", ["einops"])
