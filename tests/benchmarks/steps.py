@@ -22,6 +22,7 @@ from pipeline.models.discriminator import LabelDiscriminatorConfig
 from pipeline.models.distortion import DistortionConfig
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.stages import gan, pretrain, vqvae
+from pipeline.training.device import best_precision
 from pipeline.training.engine_config import EngineConfig
 from pipeline.training.loop import FitConfig
 from pipeline.training.runtime import Runtime
@@ -207,31 +208,44 @@ def rows(stage: str) -> Iterator[Row]:
     """Speed, memory and share of the machine's peak of one stage's step."""
     unit = f"crops of {CROP}x{CROP} /s"
     count = 3 if DEVICE.type == "cpu" else 20
-    # engine.deterministic holds for the whole process: on a GPU it would bind the published implementation too
-    variants = [("fp32", EngineConfig(deterministic=False), False)]
-    if DEVICE.type == "cuda":
-        variants.append(("bf16", EngineConfig(precision="bf16", deterministic=False), True))
     with_reference = reference()
-    for name, engine, bf16 in variants:
-        ours = OURS[stage](engine)
-        if with_reference:
+    for name, make, peers in variants(stage):
+        ours = make()
+        for what, bf16 in peers if with_reference else ():
             theirs = THEIRS[stage](bf16)
-            row = faster(f"{stage} step, {name}", ours, theirs, BATCH[stage], unit, "published implementation", count)
+            row = faster(f"{stage} step, {name}", ours, theirs, BATCH[stage], unit, what, count)
             del theirs
-        else:
+            yield row
+        if not with_reference:
             mine = sorted(seconds_of(ours, count))[count // 2]
             row = Row(f"{stage} step, {name}", BATCH[stage] / mine, unit)
-        yield row
+            yield row
         if name == "fp32":
             arithmetic = flops(ours) * row.ours / BATCH[stage]
             for what, peak in peak_flops().items():
                 yield Row(f"{stage} step's arithmetic, fp32", arithmetic / 1e9, "GFLOP/s", peak / 1e9, what)
         del ours
-        ours_gb = peak_memory_gb(partial(OURS[stage], engine))
-        theirs_gb = peak_memory_gb(partial(THEIRS[stage], bf16)) if with_reference else None
-        yield Row(
-            f"{stage} step's peak memory, {name} (less is better)", ours_gb, "GB", theirs_gb, "published implementation"
-        )
+        ours_gb = peak_memory_gb(make)
+        theirs_gb = peak_memory_gb(partial(THEIRS[stage], peers[0][1])) if with_reference else None
+        yield Row(f"{stage} step's peak memory, {name} (less is better)", ours_gb, "GB", theirs_gb, peers[0][0])
+
+
+def variants(stage: str) -> Iterator[tuple[str, Callable[[], Stepping], list[tuple[str, bool]]]]:
+    """Name, what makes our step, and what it is compared with: name, and whether that computes in bf16.
+
+    On a CPU in bf16 also with their step in fp32, which is how it was published.
+    """
+    # engine.deterministic holds for the whole process: on a GPU it would bind the published implementation too
+    engine = EngineConfig(deterministic=False)
+    yield "fp32", partial(OURS[stage], engine), [("published implementation", False)]
+    if best_precision() == "bf16":
+        engine = EngineConfig(precision="bf16", deterministic=False)
+        peers = [("published implementation", True)]
+        if DEVICE.type == "cpu":
+            peers.append(("published implementation in fp32", False))
+        yield "bf16", partial(OURS[stage], engine), peers
+        if stage == "gan":
+            yield "bf16, labels too", partial(our_gan, engine, labeler_precision="bf16"), peers
 
 
 def seconds_of(call: Step, count: int) -> list[float]:
