@@ -72,6 +72,8 @@ def measure(cfg: StageConfig, work: Path, sender: Connection) -> None:
 
 def rows(counts: list[int], place: str | None) -> Iterator[dict[str, float]]:
     context = multiprocessing.get_context("spawn")
+    if place is not None:
+        Path(place).mkdir(parents=True, exist_ok=True)
     for count in counts:
         with tempfile.TemporaryDirectory(dir=place) as name:
             cfg = prepare(Path(name), count)
