@@ -15,7 +15,7 @@ import logging, sys
 from pipeline import log
 from pipeline.sharding import known_datasets
 {setup}
-known_datasets.check("div2k/train", [], allow_missing=True)
+list(known_datasets.checked("div2k/train", [], allow_missing=True))
 """
 
 

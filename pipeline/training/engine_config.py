@@ -8,13 +8,13 @@ from torch import nn
 from pipeline.config import Changeable, Config
 from pipeline.models.layers import ChannelNorm
 from pipeline.models.padded import pad_channels
-from pipeline.training.device import Precision, best_precision
+from pipeline.training.device import best_precision
 
 
 class EngineConfig(Config):
     """How passes are computed. Processes and ZeRO come from the launcher's file, see configs/launch."""
 
-    precision: Precision | Literal["auto"] = "fp32"
+    precision: Literal["fp32", "fp32_exact", "bf16", "auto"] = "fp32"
     """Arithmetic of the forward and backward pass: fp32 (on a GPU: TF32 convolutions), fp32_exact, or bf16 autocast; auto: bf16
     where the device multiplies it, else fp32."""
     deterministic: Annotated[bool, Changeable()] = True
