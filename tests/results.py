@@ -45,4 +45,5 @@ def names() -> list[str]:
 if __name__ == "__main__":
     for name in names():
         print(f"{name}\n\n{table(name)}\n")
-    print(eight_bits())
+    if (HOME / "compact-totals.json").is_file():
+        print(eight_bits())

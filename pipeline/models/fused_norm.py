@@ -17,8 +17,8 @@ from pipeline.models.layers import Activation
 
 # Programs of the backward pass; each leaves one row of partial sums for the scale and one for the shift.
 PROGRAMS = 512
-# Numbers that a program holds at once
-TILE = 4096
+# Numbers that a program holds at once. The backward pass of 64 channels takes 80 registers then; four times as many would not fit.
+TILE = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -1,5 +1,6 @@
 """Layers that more than one network uses."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 # Channels; bounded, since descriptions of networks may be untrusted
 Width = Annotated[int, Field(gt=0, le=65536)]
 Activation = Literal["relu", "silu"] | None
+# Of x (B, C, H, W), scale and shift (C, 1, 1), epsilon and activation
+NormKernel = Callable[[Tensor, Tensor, Tensor, float, Activation], Tensor]
 
 
 class ChannelNorm(nn.Module):
@@ -26,16 +29,13 @@ class ChannelNorm(nn.Module):
         self.channels, self.activation = channels, activation
         # The authors' value, not PyTorch's usual 1e-5
         self.eps = eps
-        # Whether the kernel of fused_norm.py computes it: `engine.fused_norms`
-        self.fused = False
+        # What computes it instead of the definition: `engine.fused_norms`
+        self.kernel: NormKernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         # The compiler writes such a kernel itself
-        if self.fused and not torch.compiler.is_compiling():
-            # Triton is there on Linux only
-            from pipeline.models.fused_norm import fused_norm
-
-            return fused_norm(x, self.scale, self.shift, self.eps, self.activation)
+        if self.kernel is not None and not torch.compiler.is_compiling():
+            return self.kernel(x, self.scale, self.shift, self.eps, self.activation)
         # The definition divides the squares by C - 1, layer_norm by C: (x - m) / sqrt(v C / (C - 1) + eps) is
         # sqrt(k) (x - m) / sqrt(v + k eps) with k = (C - 1) / C. One kernel instead of six, and far less memory.
         k = (self.channels - 1) / self.channels

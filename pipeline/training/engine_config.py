@@ -53,8 +53,11 @@ class EngineConfig(Config):
 
 def choose_kernels(module: nn.Module, cfg: EngineConfig) -> None:
     """Has `module` compute on a GPU as the config says."""
-    for part in module.modules():
-        if isinstance(part, ChannelNorm):
-            part.fused = cfg.fused_norms
+    if cfg.fused_norms:
+        # Triton is there on Linux only
+        from pipeline.models.fused_norm import fused_norm
+
+        for norm in (part for part in module.modules() if isinstance(part, ChannelNorm)):
+            norm.kernel = fused_norm
     if cfg.pad_channels:
         pad_channels(module)

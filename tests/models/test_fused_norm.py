@@ -1,6 +1,7 @@
 """ChannelNorm's Triton kernels without a GPU: computed by Triton's interpreter, and compiled for the GPUs that train."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def test_the_kernels_compute_their_definition():
 @pytest.mark.parametrize(
     ("channels", "activation", "kind"), [(60, "relu", "bf16"), (960, None, "bf16"), (64, "silu", "fp32")]
 )
-def test_the_kernels_compile_for_gpus(architecture, channels, activation, kind):
+def test_the_kernels_compile_for_gpus(tmp_path, architecture, channels, activation, kind):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -42,5 +43,10 @@ def test_the_kernels_compile_for_gpus(architecture, channels, activation, kind):
         }
         made = triton.compile(ASTSource(kernel, signature, sizes), target=GPUTarget("cuda", architecture, 32))
         assert len(made.asm["cubin"]) > 1000
-        # registers that do not fit would go through memory
         assert made.metadata.shared < 48 * 1024
+        # Of 65,536 that a multiprocessor has: five programs of 128 threads or more beside each other
+        target = re.search(r"\.target (\w+)", made.asm["ptx"])[1]
+        (tmp_path / "kernel.ptx").write_text(made.asm["ptx"])
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={target}", "kernel.ptx", "-o", "kernel.cubin"]
+        told = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stderr
+        assert int(re.search(r"Used (\d+) registers", told)[1]) <= 96
