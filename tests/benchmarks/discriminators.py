@@ -5,12 +5,12 @@ configs/small/gan-claim.yaml and one thing changed. Writes docs/results/discrimi
 resume.
 """
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
-HOME = Path("docs/results")
+from tests.benchmarks.short_runs import illm, logged, write_rows
+
+TARGET = Path("docs/results/discriminators.json")
 RUNS = Path("runs/discriminators")
 LABEL = "kind: label, channels: [32, 48, 64, 96, 128, 128], head_channels: 64, context_channels: 8"
 PATCH = "kind: patch, channels: [32, 64, 128, 192], context_channels: 8"
@@ -35,10 +35,8 @@ def trained(number: int, discriminator: str, steps: int, inputs: list[str]) -> d
     run = RUNS / str(number)
     words = [f"run={run}", f"fit.steps={steps}", f"discriminator_warmup_steps={steps}", f"fit.validate_every={steps}"]
     words += [*inputs, "fit.keep_every=null", f"discriminator={{{discriminator}}}"]
-    subprocess.run([sys.executable, "-m", "pipeline", "gan", "configs/small/gan-claim.yaml", *words], check=True)
-    records = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
-    logged = [record["metrics"] for record in records if "train/discriminator_accuracy" in record.get("metrics", {})]
-    return {metric: logged[-1][metric] for metric in METRICS}
+    illm("gan", "configs/small/gan-claim.yaml", *words)
+    return {metric: logged(run, metric)[-1] for metric in METRICS}
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -52,11 +50,11 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def main(shards: str, codec: str, labeler: str, steps: str = "300") -> None:
     inputs = [f"data.shards={shards}", f"codec={codec}", f"labeler={labeler}"]
-    rows = [
+    rows: list[dict[str, object]] = [
         {"pilot": name, "discriminator": changed, "steps": int(steps), **trained(number, changed, int(steps), inputs)}
         for number, (name, changed) in enumerate(PILOTS.items())
     ]
-    (HOME / "discriminators.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_rows(TARGET, rows)
     print(table(rows))
 
 

@@ -5,8 +5,6 @@ two seeds; writes docs/results/quality.json: what validation says at the end, an
 runs/quality and resume.
 """
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from pipeline.data.loader import LoaderConfig, validation_crops
 from pipeline.data.reader import ShardReader
 from pipeline.models import serialization
 from pipeline.registry import resolve
+from tests.benchmarks.short_runs import illm, validated, write_rows
 
 RUNS = Path("runs/quality")
 TARGET = Path("docs/results/quality.json")
@@ -48,10 +47,8 @@ def trained(name: str, seed: int, steps: int, inputs: dict[str, str]) -> dict[st
     if stage == "gan":
         more += [f"codec={inputs['codec']}", f"labeler={inputs['labeler']}", "fit.keep_every=null"]
     launcher = [] if processes == 1 else ["launch", "--config_file", "configs/launch/cpu.yaml", "-m", "pipeline"]
-    command = [sys.executable, "-m", "pipeline", *launcher, stage, config, f"run={run}", *more, *changed]
-    subprocess.run(command, check=True)
-    metrics = json.loads((run / "artifact/manifest.json").read_text())["metrics"]
-    return {metric: metrics[metric] for metric in METRICS if metric in metrics}
+    illm(*launcher, stage, config, f"run={run}", *more, *changed)
+    return {metric: value for metric, value in validated(run).items() if metric in METRICS}
 
 
 def agreement(shards: str, labeler: str) -> float:
@@ -67,12 +64,12 @@ def agreement(shards: str, labeler: str) -> float:
 def main(shards: str, codec: str, labeler: str, steps: str = "300") -> None:
     inputs = {"shards": shards, "codec": codec, "labeler": labeler}
     rows: list[dict[str, object]] = [
-        {"group": "quality", "name": name, "seed": seed, "steps": int(steps), **trained(name, seed, int(steps), inputs)}
+        {"name": name, "seed": seed, "steps": int(steps), **trained(name, seed, int(steps), inputs)}
         for name in RUNS_OF
         for seed in SEEDS
     ]
-    rows.append({"group": "quality", "name": "labels equal in bf16", "share": agreement(shards, labeler)})
-    TARGET.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    rows.append({"name": "labels equal in bf16", "share": agreement(shards, labeler)})
+    write_rows(TARGET, rows)
     for row in rows:
         print(row)
 

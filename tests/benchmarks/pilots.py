@@ -6,15 +6,15 @@ files of IMAGES, a folder. Runs go to runs/pilots and resume; delete that folder
 
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
 from pipeline.evaluation.metric_table import format_value
+from tests.benchmarks.short_runs import illm, logged, write_rows
 
-HOME = Path("docs/results")
+TARGET = Path("docs/results/pilots.json")
 RUNS = Path("runs/pilots")
 SPEED = "system/images_per_s"
 METRICS = ("bpp", "psnr_db", "lpips")
@@ -47,11 +47,8 @@ def pilot(number: int, changed: list[str], shards: str, steps: int) -> float:
     run = RUNS / f"{number:02}"
     schedule = ["optimizer.warmup_steps=50", "engine.ema_decay=0.99", f"fit.validate_every={steps}"]
     words = [f"run={run}", f"data.shards={shards}", f"fit.steps={steps}", *schedule, *changed]
-    subprocess.run(
-        [sys.executable, "-m", "pipeline", "pretrain", "configs/small/pretrain-base.yaml", *words], check=True
-    )
-    logged = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
-    return statistics.median(line["metrics"][SPEED] for line in logged if SPEED in line.get("metrics", {}))
+    illm("pretrain", "configs/small/pretrain-base.yaml", *words)
+    return statistics.median(logged(run, SPEED))
 
 
 def measure(images: str) -> dict[str, dict[str, float]]:
@@ -59,8 +56,7 @@ def measure(images: str) -> dict[str, dict[str, float]]:
     codecs = {f"p{number:02}": str(RUNS / f"{number:02}") for number in range(len(PILOTS))}
     config = {"stage": "evaluate", "images": images, "codecs": codecs, "anchors": [], "metrics": ["lpips"]}
     (RUNS / "evaluate.yaml").write_text(yaml.safe_dump(config))
-    words = ["evaluate", str(RUNS / "evaluate.yaml"), f"run={RUNS / 'evaluate'}"]
-    subprocess.run([sys.executable, "-m", "pipeline", *words], check=True)
+    illm("evaluate", str(RUNS / "evaluate.yaml"), f"run={RUNS / 'evaluate'}")
     totals: dict[str, dict[str, float]] = json.loads((RUNS / "evaluate/artifact/totals.json").read_text())
     return totals
 
@@ -86,7 +82,7 @@ def main(shards: str, images: str, steps: str = "600") -> None:
     ]
     totals = measure(images)
     rows = [row | {metric: totals[f"p{number:02}"][metric] for metric in METRICS} for number, row in enumerate(rows)]
-    (HOME / "pilots.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_rows(TARGET, rows)
     print(table(rows))
 
 

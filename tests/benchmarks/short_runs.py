@@ -1,0 +1,28 @@
+"""Trainings of minutes, which pilots.py, discriminators.py and equal_quality.py compare: each is a stage's command, and resumes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def illm(*words: str) -> None:
+    """Runs a command of this version to its end."""
+    subprocess.run([sys.executable, "-m", "pipeline", *words], check=True)
+
+
+def logged(run: Path, metric: str) -> list[float]:
+    """What a run logged as that metric, in order."""
+    records = [json.loads(line) for line in (run / "tracking.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [record["metrics"][metric] for record in records if metric in record.get("metrics", {})]
+
+
+def validated(run: Path) -> dict[str, float]:
+    """What the last validation of a finished run measured."""
+    metrics: dict[str, float] = json.loads((run / "artifact/manifest.json").read_text(encoding="utf-8"))["metrics"]
+    return metrics
+
+
+def write_rows(target: Path, rows: list[dict[str, object]]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
