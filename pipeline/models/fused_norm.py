@@ -1,9 +1,9 @@
 """ChannelNorm and the activation behind it as one kernel for GPUs, written in Triton.
 
-PyTorch's layer norm reads and writes some 350 GB/s at 64 channels of the 3,000 that an H100 has, and under autocast it takes and
-gives fp32. Here numbers come and go in their own type, a program handles several pixels, arithmetic is fp32, and the backward
-pass computes means and deviations again instead of keeping them. Sums over pixels have a fixed order, so equal inputs give
-equal bits. `layers.ChannelNorm` is the definition.
+On an H100 PyTorch's layer norm reads and writes some 350 GB/s at 64 channels, where a compiled one reaches 2,900, and under
+autocast it takes and gives fp32. Here numbers come and go in their own type, a program handles several pixels, arithmetic is
+fp32, and the backward pass computes means and deviations again instead of keeping them. Sums over pixels have a fixed order, so
+equal inputs give equal bits. `layers.ChannelNorm` is the definition.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pipeline.models.layers import Activation
 
@@ -32,7 +33,7 @@ def _normalized(values, inside, CHANNELS: tl.constexpr, eps):  # type: ignore[no
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def forward_kernel(  # type: ignore[no-untyped-def]
+def channel_norm_forward(  # type: ignore[no-untyped-def]
     x, scale, shift, y, rows, eps,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +56,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def backward_kernel(  # type: ignore[no-untyped-def]
+def channel_norm_backward(  # type: ignore[no-untyped-def]
     x, scale, shift, dy, dx, dscale, dshift, rows, eps,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -109,12 +110,13 @@ class _FusedNorm(torch.autograd.Function):
         rows, sizes = x.numel() // x.shape[1], launch(x.shape[1])
         if rows:
             grid = (triton.cdiv(rows, sizes["ROWS"]),)
-            forward_kernel[grid](x, scale, shift, y, rows, eps, ACTIVATION=activation, **sizes)
+            channel_norm_forward[grid](x, scale, shift, y, rows, eps, ACTIVATION=activation, **sizes)
         ctx.save_for_backward(x, scale, shift)
         ctx.eps, ctx.activation = eps, activation
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift = ctx.saved_tensors
         dy, dx = dy.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
@@ -123,7 +125,7 @@ class _FusedNorm(torch.autograd.Function):
         sums = x.new_zeros(2, max(programs, 1), x.shape[1], dtype=torch.float32)
         if rows:
             grid = (programs,)
-            backward_kernel[grid](
+            channel_norm_backward[grid](
                 x, scale, shift, dy, dx, sums[0], sums[1], rows, ctx.eps, ACTIVATION=ctx.activation, **sizes
             )
         dscale, dshift = sums.sum(1).view(2, *scale.shape)

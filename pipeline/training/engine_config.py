@@ -32,7 +32,7 @@ class EngineConfig(Config):
     cuda_graphs: Annotated[bool, Changeable()] = False
     """On a GPU, record what is compiled as CUDA graphs, which start all their kernels at once: for few crops per process."""
     fused_norms: Annotated[bool, Changeable()] = False
-    """On a GPU, compute ChannelNorm and its activation in one kernel, which reads and writes bf16 under bf16."""
+    """On a GPU, compute ChannelNorm and its activation in one kernel, in bf16 as it comes and goes; needs a C compiler."""
     pad_channels: Annotated[bool, Changeable()] = False
     """On a GPU, fill up channels to multiples of eight with zeros."""
     cudnn_benchmark: Annotated[bool, Changeable()] = False

@@ -184,11 +184,14 @@ class Runtime:
         return compiled(function, self.cfg.cuda_graphs) if self.cfg.compile else function
 
     def place_batch(self, batch: Batch) -> list[Batch]:
-        """The parts of a batch, one per pass, on this device."""
-        if self.cfg.cuda_graphs:
-            # Nothing that the graphs returned in the step before is still used
-            torch.compiler.cudagraph_mark_step_begin()
+        """The parts of a batch, one per pass, on this device: what a step begins with."""
+        self.begin_step()
         return [part.to(self.device, torch.channels_last) for part in batch.split(self.cfg.gradient_accumulation_steps)]
+
+    def begin_step(self) -> None:
+        """Says that nothing that the graphs returned in the step before is still used."""
+        if self.cfg.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def generators(self, seed: int, positions: list[int]) -> list[torch.Generator]:
         """One random generator per sample, whose numbers depend on the seed and the sample's position alone."""

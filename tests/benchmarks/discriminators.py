@@ -8,7 +8,7 @@ resume.
 import sys
 from pathlib import Path
 
-from tests.benchmarks.short_runs import illm, logged, write_rows
+from tests.benchmarks.short_runs import illm, recorded, write_rows
 
 TARGET = Path("docs/results/discriminators.json")
 RUNS = Path("runs/discriminators")
@@ -36,7 +36,7 @@ def trained(number: int, discriminator: str, steps: int, inputs: list[str]) -> d
     words = [f"run={run}", f"fit.steps={steps}", f"discriminator_warmup_steps={steps}", f"fit.validate_every={steps}"]
     words += [*inputs, "fit.keep_every=null", f"discriminator={{{discriminator}}}"]
     illm("gan", "configs/small/gan-claim.yaml", *words)
-    return {metric: logged(run, metric)[-1] for metric in METRICS}
+    return {metric: recorded(run)[metric][-1] for metric in METRICS}
 
 
 def table(rows: list[dict[str, object]]) -> str:

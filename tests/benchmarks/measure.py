@@ -1,5 +1,6 @@
 """How benchmarks measure: alternating pairs, medians, peak memory, and the machine's own peak."""
 
+import gc
 import multiprocessing
 import os
 import platform
@@ -79,6 +80,8 @@ def peak_memory_gb(make: Callable[[], Callable[[], object]]) -> float:
     `make` is a function of a module, or a partial of one.
     """
     if DEVICE.type == "cuda":
+        # what still hangs in a cycle would be freed during the measurement
+        gc.collect()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call = make()

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.evaluation.metric_table import format_value
-from tests.benchmarks.short_runs import illm, logged, write_rows
+from tests.benchmarks.short_runs import illm, recorded, write_rows
 
 TARGET = Path("docs/results/pilots.json")
 RUNS = Path("runs/pilots")
@@ -48,7 +48,7 @@ def pilot(number: int, changed: list[str], shards: str, steps: int) -> float:
     schedule = ["optimizer.warmup_steps=50", "engine.ema_decay=0.99", f"fit.validate_every={steps}"]
     words = [f"run={run}", f"data.shards={shards}", f"fit.steps={steps}", *schedule, *changed]
     illm("pretrain", "configs/small/pretrain-base.yaml", *words)
-    return statistics.median(logged(run, SPEED))
+    return statistics.median(recorded(run)[SPEED])
 
 
 def measure(images: str) -> dict[str, dict[str, float]]:

@@ -11,10 +11,13 @@ def illm(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "pipeline", *words], check=True)
 
 
-def logged(run: Path, metric: str) -> list[float]:
-    """What a run logged as that metric, in order."""
-    records = [json.loads(line) for line in (run / "tracking.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [record["metrics"][metric] for record in records if metric in record.get("metrics", {})]
+def recorded(run: Path) -> dict[str, list[float]]:
+    """Each metric's values in the order in which a run recorded them."""
+    found: dict[str, list[float]] = {}
+    for line in (run / "tracking.jsonl").read_text(encoding="utf-8").splitlines():
+        for name, value in json.loads(line).get("metrics", {}).items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def validated(run: Path) -> dict[str, float]:

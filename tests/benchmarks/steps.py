@@ -72,6 +72,7 @@ class Stepping:
 
     def __call__(self) -> object:
         self.step += 1
+        self.task.runtime.begin_step()
         return self.task.train_step(list(self.parts), self.step)
 
 

@@ -34,7 +34,7 @@ def test_the_kernels_compile_for_gpus(tmp_path, architecture, channels, activati
 
     sizes = {**fused_norm.launch(channels), "ACTIVATION": activation}
     numbers = {"x": kind, "y": kind, "dy": kind, "dx": kind}
-    for kernel in (fused_norm.forward_kernel, fused_norm.backward_kernel):
+    for kernel in (fused_norm.channel_norm_forward, fused_norm.channel_norm_backward):
         signature = {
             name: "constexpr"
             if name in sizes

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stages.gan import StageConfig
+from pipeline.training.engine_config import EngineConfig
+from tests.benchmarks.gpu_day import numerics, variants
 from tests.benchmarks.gpu_day.__main__ import ALONE, LIMIT, STEPS
 from tests.conftest import ROOT
 
@@ -31,6 +34,18 @@ def gpu_day(out: Path, *steps: str, **env: str) -> list[dict[str, object]]:
 
 def groups(rows: list[dict[str, object]]) -> set[object]:
     return {row["group"] for row in rows if "left_out" not in row}
+
+
+def test_all_options_that_a_gpu_is_asked_for_go_together(monkeypatch):
+    """On a CPU the rows that compile or record are left out, so nothing else would see that they are refused."""
+    monkeypatch.setattr(variants, "CUDA", True)
+    asked = [*variants.VARIANTS.values(), *numerics.VARIANTS.values(), variants.GRAPHS]
+    together = variants.FUSED | variants.PADDED | variants.LABELS
+    asked += [together, together | variants.GRAPHS | variants.EXACT]
+    for keys in asked:
+        engine, more = variants.engine_and_stage(keys)
+        assert EngineConfig(**engine).cuda_graphs == ("engine.cuda_graphs" in keys)
+        StageConfig(**more, data={"shards": "s", "batch_size": 2}, fit={"steps": 1}, codec="c", labeler="l")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """What steps that run whole commands need: photos, shards, networks with random weights, and a way to run `illm`."""
 
-import json
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ from pipeline.models.labeler import Labeler
 from pipeline.training.checkpoint import MANIFEST, path_of
 from tests.benchmarks import steps
 from tests.benchmarks.measure import CUDA, TINY
+from tests.benchmarks.short_runs import recorded
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / ("smoke" if TINY else "")
@@ -125,17 +125,6 @@ def free_port() -> int:
 def checkpoint(run: Path, step: int) -> bool:
     """Whether a run has saved that step."""
     return (path_of(run, step) / MANIFEST).is_file()
-
-
-def recorded(run: Path) -> dict[str, list[float]]:
-    """Each metric's values in the order in which a run recorded them."""
-    found: dict[str, list[float]] = {}
-    for line in (run / "tracking.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["kind"] == "metrics":
-            for name, value in record["metrics"].items():
-                found.setdefault(name, []).append(value)
-    return found
 
 
 def speed(run: Path) -> dict[str, object]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.layers import ChannelNorm
+from pipeline.training.engine_config import EngineConfig, choose_kernels
 from tests.benchmarks.gpu_day.measuring import milliseconds, wait
 from tests.benchmarks.gpu_day.rows import LeftOut, Result, Rows
 from tests.benchmarks.measure import CUDA, DEVICE, TINY
@@ -20,6 +21,8 @@ CONVOLUTIONS = (
     (8, 60, 3, 256, 7), (8, 64, 8, 256, 7), (8, 60, 120, 256, 3), (8, 64, 128, 256, 3), (8, 220, 960, 16, 3),
     (8, 224, 960, 16, 3), (16, 64, 64, 256, 3),
 )  # fmt: skip
+# What computes it, and its weights
+Norm = tuple[Callable[[Tensor], Tensor], list[Tensor]]
 DTYPES = (torch.float32, torch.bfloat16)
 CROPS = (4 if TINY else 32, 256, 256, 3)
 if TINY:
@@ -29,7 +32,7 @@ if TINY:
 def rows() -> Rows:
     for shape in NORMS:
         for dtype in DTYPES:
-            for name, norm in {"channel norm": ours, "layer norm": layer_norm, "compiled definition": compiled}.items():
+            for name, norm in NORM_KINDS.items():
                 yield f"{name} {sized(*shape)} {short(dtype)}", lambda n=norm, s=shape, d=dtype: timed_norm(n, *s, d)
     for benchmark in (False, True):
         for n, c_in, c_out, side, kernel in CONVOLUTIONS:
@@ -56,16 +59,25 @@ def images(*shape: int, dtype: torch.dtype) -> Tensor:
     return x.to(memory_format=torch.channels_last).requires_grad_()
 
 
-def ours(channels: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return ChannelNorm(channels).to(DEVICE, dtype)
+def ours(channels: int, dtype: torch.dtype) -> Norm:
+    norm = ChannelNorm(channels).to(DEVICE, dtype)
+    return norm, list(norm.parameters())
 
 
-def layer_norm(channels: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def fused(channels: int, dtype: torch.dtype) -> Norm:
+    if not CUDA:
+        raise LeftOut("Triton's kernels need a GPU")
+    norm = ChannelNorm(channels).to(DEVICE)
+    choose_kernels(norm, EngineConfig(fused_norms=True))
+    return norm, list(norm.parameters())
+
+
+def layer_norm(channels: int, dtype: torch.dtype) -> Norm:
     w, b = (torch.ones(channels, device=DEVICE, dtype=dtype, requires_grad=True) for _ in range(2))
-    return lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (channels,), w, b, 1e-3).permute(0, 3, 1, 2)
+    return lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (channels,), w, b, 1e-3).permute(0, 3, 1, 2), [w, b]
 
 
-def compiled(channels: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def compiled(channels: int, dtype: torch.dtype) -> Norm:
     if not CUDA:
         raise LeftOut("compiling takes minutes on a CPU")
     w, b = (torch.ones(channels, 1, 1, device=DEVICE, dtype=dtype, requires_grad=True) for _ in range(2))
@@ -74,17 +86,23 @@ def compiled(channels: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         var, mean = torch.var_mean(x.float(), dim=1, keepdim=True, correction=1)
         return (w * (x - mean) * torch.rsqrt(var + 1e-3) + b).to(x.dtype)
 
-    return torch.compile(definition, dynamic=False)
+    return torch.compile(definition, dynamic=False), [w, b]
 
 
-def timed_norm(
-    make: Callable[[int, torch.dtype], Callable[[Tensor], Tensor]], n: int, c: int, side: int, dtype: torch.dtype
-) -> Result:
+NORM_KINDS: dict[str, Callable[[int, torch.dtype], Norm]] = {
+    "channel norm": ours,
+    "fused norm": fused,
+    "layer norm": layer_norm,
+    "compiled definition": compiled,
+}
+
+
+def timed_norm(make: Callable[[int, torch.dtype], Norm], n: int, c: int, side: int, dtype: torch.dtype) -> Result:
     """Milliseconds forward, and of forward and backward; GB/s if each value is read and written once."""
-    norm, x = make(c, dtype), images(n, c, side, side, dtype=dtype)
+    (norm, weights), x = make(c, dtype), images(n, c, side, side, dtype=dtype)
     with torch.no_grad():
         forward = milliseconds(lambda: norm(x))
-    both = milliseconds(lambda: torch.autograd.backward(norm(x), x.detach(), inputs=[x]))
+    both = milliseconds(lambda: torch.autograd.grad(norm(x), [x, *weights], x.detach()))
     return {"forward_ms": forward, "both_ms": both, "forward_gb_s": 2e-6 * x.nbytes / forward}
 
 
@@ -95,7 +113,7 @@ def convolution(n: int, c_in: int, c_out: int, side: int, kernel: int, dtype: to
     y = torch.ones_like(run())
     with torch.no_grad():
         forward = milliseconds(run)
-    both = milliseconds(lambda: torch.autograd.backward(run(), y, inputs=[x, w]))
+    both = milliseconds(lambda: torch.autograd.grad(run(), [x, w], y))
     tera = 2e-12 * n * side**2 * c_in * c_out * kernel**2
     return {"forward_ms": forward, "both_ms": both, "forward_tflop_s": tera / forward * 1e3}
 

@@ -25,12 +25,14 @@ KINDS = (
     ("optimizer", r"multi_tensor|[Aa]dam|lpnorm|FusedOptimizer|foreach|linalg_vector_norm"),
     ("norm", r"layer_?norm|LayerNorm|channel_?norm|GammaBeta|Rowwise|_norm"),
     ("layout and padding", r"nhwcToNchw|nchwToNhwc|AddPadding|transpose|constant_pad"),
+    ("attention", r"fmha|flash|mem_eff|attention"),
+    ("compiled", r"^triton_"),
     ("convolution", r"conv|xmma|cutlass|cudnn|implicit|wgrad|dgrad|fprop|gemm|sm90|sm80|splitK|addmm|::[bm]+m$|nvjet"),
     ("casts and copies", r"copy|Memcpy|Memset|_to_copy|fill"),
     ("resampling", r"upsample|avg_pool|max_pool"),
     ("softmax and loss", r"[sS]oft[Mm]ax|nll"),
     ("reductions", r"reduce|aten::(sum|mean|norm)"),
-    ("elementwise", r"elementwise|vectorized|triton|aten::(add|sub|mul|div|relu|silu|sigmoid|where|clamp)"),
+    ("elementwise", r"elementwise|vectorized|aten::(add|sub|mul|div|relu|silu|sigmoid|where|clamp)"),
 )
 
 
@@ -81,7 +83,12 @@ def timed(step: Step, batch: int) -> Result:
     start_ms = 1e3 * (time.perf_counter() - started)
     wait()
     found: Result = {"ms": 1e3 * seconds, "crops_per_s": batch / seconds, "start_ms": start_ms, "first_s": first}
-    return found | ({"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if CUDA else {})
+    return found | (memory() if CUDA else {})
+
+
+def memory() -> Result:
+    """Most GB in tensors, and most that was reserved: what CUDA graphs hold counts in the latter alone."""
+    return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -5,7 +5,7 @@ import torch
 from pipeline.training.engine_config import EngineConfig
 from tests.benchmarks.gpu_day.measuring import PRECISIONS, SIZE, as_torch_starts, crops, made
 from tests.benchmarks.gpu_day.rows import Result, Rows
-from tests.benchmarks.gpu_day.variants import FUSED, GRAPHS, LABELS, PADDED, Keys, configured, engine_and_stage
+from tests.benchmarks.gpu_day.variants import FUSED, GRAPHS, LABELS, PADDED, Keys, engine_and_stage
 from tests.benchmarks.measure import TINY
 
 STEPS = 2 if TINY else 5
@@ -25,7 +25,7 @@ def rows() -> Rows:
 
 def twice_with(keys: Keys) -> Result:
     engine, more = engine_and_stage(keys | {"engine.deterministic": True})
-    return twice("gan", configured(engine), more)
+    return twice("gan", EngineConfig(**engine), more)
 
 
 def twice(stage: str, engine: EngineConfig, more: Keys) -> Result:
