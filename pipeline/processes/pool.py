@@ -58,7 +58,7 @@ def _in_threads(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> It
 def _in_pool(
     pool: Executor, work: Callable[[T], R], chunks: Sequence[T], numbers: Iterable[int], at_once: int
 ) -> Iterator[tuple[int, R]]:
-    """The chunks of these numbers; each is taken from the sequence when its turn comes, so that few are in memory."""
+    """The chunks of these numbers; few are handed over at a time, so that few results wait."""
     left, waiting = iter(numbers), dict[Future[R], int]()
     while True:
         for number in islice(left, at_once - len(waiting)):

@@ -26,10 +26,11 @@ def found(places: Iterable[Source], folder: Path) -> BinaryIO:
     near = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     # Nothing is left of it if this process ends
     stream = tempfile.TemporaryFile(dir=near)  # noqa: SIM115
-    for source in places:
-        for item in _checked(source):
-            stream.write(json.dumps(row(item)).encode() + b"\n")
-    stream.seek(0)
+    with disk.naming(near):
+        for source in places:
+            for item in _checked(source):
+                stream.write(json.dumps(row(item)).encode() + b"\n")
+        stream.seek(0)
     return stream
 
 
@@ -45,13 +46,16 @@ def _checked(source: Source) -> Iterator[Item]:
 
 
 def write(work: Path, lines: BinaryIO | None) -> None:
-    """Makes the folders of the stage and writes the list, unless it is there."""
+    """Makes the folders of the stage and writes the list, unless it is there; closes `lines`."""
     for name in ("examined", "spool", "shards"):
         (work / name).mkdir(parents=True, exist_ok=True)
-    if lines is not None and not (work / FILE).exists():
-        # URLs of lists may hold credentials
-        with disk.atomic_writer(work / FILE, private=True) as stream:
-            shutil.copyfileobj(lines, stream)
+    if lines is None:
+        return
+    with lines:
+        if not (work / FILE).exists():
+            # URLs of lists may hold credentials
+            with disk.atomic_writer(work / FILE, private=True) as stream:
+                shutil.copyfileobj(lines, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,10 @@ class Chunk:
 
 
 class Listing:
-    """The list, which stays on disk, in chunks of `chunk_size` items."""
+    """The list, which stays on disk, in chunks of `chunk_size` items.
+
+    Raises: DataError if another version wrote it.
+    """
 
     def __init__(self, work: Path, chunk_size: int):
         self._path, self.num_items, end = work / FILE, 0, 0
@@ -78,6 +85,8 @@ class Listing:
         self._starts = array("q")
         with self._path.open("rb") as stream:
             for self.num_items, line in enumerate(stream, 1):
+                if not line.startswith(b"["):
+                    raise DataError(f"{self._path}: written by another version; remove {work} and run the same command")
                 if (self.num_items - 1) % chunk_size == 0:
                     self._starts.append(end)
                 end += len(line)

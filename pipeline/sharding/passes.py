@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, replace
 from functools import partial
@@ -33,7 +32,7 @@ def examine_chunks(cfg: ShardConfig, listing: Listing, work: Path, numbers: rang
     missing = [listing.chunk(number) for number in numbers if not examined_file(work, number).is_file()]
     if missing:
         # Made of what an earlier job examined
-        shutil.rmtree(work / plan.FOLDER, ignore_errors=True)
+        plan.remove(work)
     task = partial(_examine, rules=cfg, lists=NameLists.of(cfg), work=work, max_bytes=int(cfg.max_file_mb * 1e6))
     workers = _workers(cfg)
     # A small folder: the threads of one chunk are enough
@@ -83,7 +82,14 @@ def examined(cfg: ShardConfig, listing: Listing, work: Path) -> Iterator[tuple[I
 def _results(listing: Listing, work: Path) -> Iterator[AcceptedImage | RejectedFile]:
     kinds: dict[str, Any] = {"AcceptedImage": AcceptedImage, "RejectedFile": RejectedFile}
     for chunk in range(listing.num_chunks):
-        for line in examined_file(work, chunk).read_bytes().splitlines():
+        try:
+            content = examined_file(work, chunk).read_bytes()
+        except FileNotFoundError:
+            # Another job found that its files changed
+            raise DataError(
+                f"{work.parent}: chunk {chunk} has not been examined; run the part `examine` first"
+            ) from None
+        for line in content.splitlines():
             kind, *values = json.loads(line)
             yield kinds[kind](*values)
 
@@ -98,7 +104,7 @@ def _examine_again(work: Path, chunks: Iterable[int]) -> None:
         examined_file(work, chunk).unlink(missing_ok=True)
 
 
-def write_shards(cfg: ShardConfig, plans: Sequence[Plan], work: Path, numbers: range) -> list[Shard]:
+def write_shards(cfg: ShardConfig, plans: list[Plan], work: Path, numbers: range) -> list[Shard]:
     """The shards of these numbers, in order; those that an earlier job wrote are not written again.
 
     Raises: DataError if files are no longer what was examined, after making the next start examine them again.

@@ -6,11 +6,11 @@ each split in the order of their digests, the files that were refused, and a sum
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import overload
 
 from pipeline.data.shards import SPLITS, Shard, StoredFormat
 from pipeline.errors import DataError
@@ -40,78 +40,69 @@ class Plan:
     spool: str
 
     def photos(self) -> list[tuple[AcceptedImage, Item]]:
-        """The images, in order, each with where its bytes are."""
-        with self.path.open("rb") as stream:
-            stream.seek(self.start)
-            found = map(parse, stream.read(self.end - self.start).splitlines())
-            return [(each.photo, each.item) for each in found]
+        """The images, in order, each with where its bytes are.
 
-    @property
-    def digest(self) -> str:
+        Raises: DataError if another job plans again, since it examined files again.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self.start)
+                found = list(map(parse, stream.read(self.end - self.start).splitlines()))
+        except (FileNotFoundError, ValueError, TypeError, LookupError):
+            raise DataError(
+                f"{self.path}: replaced by another job, which examined files again; run the same command once that has ended"
+            ) from None
+        return [(each.photo, each.item) for each in found]
+
+    def digest(self, photos: Iterable[tuple[AcceptedImage, Item]]) -> str:
         """Digest of everything that determines the shard's bytes."""
-        rows = [f"{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}" for photo, _ in self.photos()]
+        rows = [f"{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}" for photo, _ in photos]
         return hashlib.sha256("\n".join([self.store, *rows]).encode()).hexdigest()
 
     def done(self, folder: Path) -> Shard | None:
         """The shard, if it was written before by an equal plan."""
         try:
             plan, fields = json.loads((folder / f"{self.file}.done").read_text())
-            if plan != self.digest:
-                return None
             shard = Shard(**fields)
             whole = (folder / self.file).stat().st_size == shard.bytes and (folder / shard.table).is_file()
         except (OSError, ValueError, TypeError):
             return None
-        return shard if whole else None
+        return shard if whole and plan == self.digest(self.photos()) else None
 
 
-class Plans(Sequence[Plan]):
-    """The plans of all shards, those of training first; each is made when it is asked for."""
+def plan_shards(cfg: ShardConfig, results: Results, work: Path) -> tuple[list[Plan], Summary]:
+    """Which image goes to which split and shard: the plans of all shards, those of training first, and a summary.
 
-    def __init__(self, cfg: ShardConfig, work: Path, summary: Summary):
-        self._cfg, self._work = cfg, work
-        self._places = [
-            (split, number, start, end)
-            for split in SPLITS
-            for number, (start, end) in enumerate(summary.splits[split].shards)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, number: int) -> Plan: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Plan]: ...
-    def __getitem__(self, number: int | slice) -> Plan | list[Plan]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        split, place, start, end = self._places[number]
-        return Plan(
-            f"{split}-{place:06d}.tar",
-            splits.file_of(self._work / FOLDER, split),
-            start,
-            end,
-            self._cfg.format,
-            int(self._cfg.max_file_mb * 1e6),
-            str(self._work / "spool"),
-        )
-
-
-def plan_shards(cfg: ShardConfig, results: Results, work: Path) -> tuple[Plans, Summary]:
-    """Which image goes to which split and shard. Made of the results unless it is there; depends on the images alone.
-
+    Made of the results unless it is there; depends on the images alone.
     Raises: DataError if no image can be used.
     """
     target = work / FOLDER
     # Of an array of jobs, one makes it
-    with disk.exclusive_lock(work / f"{FOLDER}.lock"):
-        if not target.is_dir():
-            with disk.scratch_folder(target) as scratch:
-                _make(cfg, results, scratch)
-                scratch.rename(target)
-    summary = Summary.read(target / SUMMARY)
-    return Plans(cfg, work, summary), summary
+    with disk.exclusive_lock(work / f"{FOLDER}.lock"), disk.naming(target):
+        summary = _read(target)
+        if summary is None:
+            remove(work)
+            summary = _make(cfg, results, target)
+    plans = [
+        Plan(
+            f"{split}-{number:06d}.tar",
+            splits.file_of(target, split),
+            start,
+            end,
+            cfg.format,
+            int(cfg.max_file_mb * 1e6),
+            str(work / "spool"),
+        )
+        for split in SPLITS
+        for number, (start, end) in enumerate(summary.splits[split].shards)
+    ]
+    return plans, summary
+
+
+def remove(work: Path) -> None:
+    """Removes the plan, if there is one, at once for all who read it."""
+    with disk.scratch_folder(work / FOLDER) as scratch, suppress(FileNotFoundError):
+        (work / FOLDER).rename(scratch / FOLDER)
 
 
 def refused(work: Path) -> Iterator[RejectedFile]:
@@ -120,7 +111,32 @@ def refused(work: Path) -> Iterator[RejectedFile]:
         yield from map(refusal_of, stream)
 
 
-def _make(cfg: ShardConfig, results: Results, folder: Path) -> None:
+def _read(folder: Path) -> Summary | None:
+    """The summary of a whole plan; None if there is none, or a part of one, as after a power cut."""
+    try:
+        summary = Summary.read(folder / SUMMARY)
+        ends = {split: told.shards[-1][1] if told.shards else 0 for split, told in summary.splits.items()}
+        whole = all(splits.file_of(folder, split).stat().st_size == ends[split] for split in SPLITS)
+        return summary if whole and (folder / REFUSED).is_file() else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _make(cfg: ShardConfig, results: Results, target: Path) -> Summary:
+    # URLs of lists may hold credentials
+    with disk.scratch_folder(target, private=True) as scratch:
+        summary = _write(cfg, results, scratch)
+        try:
+            scratch.rename(target)
+        except OSError:
+            # Without locks another job was faster, and its plan is the same
+            if _read(target) is None:
+                raise
+    return summary
+
+
+def _write(cfg: ShardConfig, results: Results, folder: Path) -> Summary:
+    """Writes a plan into a folder, its summary last."""
     refusals = Refusals(folder / "refusals")
     selection = select(cfg, results, folder, refusals)
     summary = splits.write(cfg, selection, folder)
@@ -129,8 +145,9 @@ def _make(cfg: ShardConfig, results: Results, folder: Path) -> None:
         places = ", ".join(source.path for source in cfg.sources())
         raise DataError(f"{places}: none of {len(refusals)} files is a usable image; the first refusals:\n{reasons}")
     selection.remove()
-    with (folder / REFUSED).open("wb") as stream:
+    with disk.atomic_writer(folder / REFUSED) as stream:
         stream.writelines(refusals.rows())
     summary.refused = len(refusals)
     refusals.remove()
     summary.write(folder / SUMMARY)
+    return summary

@@ -103,15 +103,15 @@ def find_files(source: str) -> Iterator[Path]:
 def _files_below(folder: Path) -> Iterator[Path]:
     """The files of a folder in the order of their paths; links to folders and folders that may not be read are left out."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except PermissionError:
         return
-    for name in names:
-        path = folder / name
-        if path.is_dir():
-            if not path.is_symlink():
-                yield from _files_below(path)
-        elif path.is_file():
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(path)
+        elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and path.is_file()):
             yield path
 
 
@@ -168,7 +168,7 @@ def _one_of_many(name: str, source: Source) -> Iterator[Item]:
 
 
 def _item(name: str, source: Source, problem: str = "") -> Item:
-    return Item(_label(name), source.name, name, weight=source.weight, problem=problem and redaction.masked(problem))
+    return Item(_label(name), source.name, name, weight=source.weight, problem=redaction.masked(problem))
 
 
 def _label(name: str) -> str:

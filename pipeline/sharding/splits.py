@@ -12,6 +12,7 @@ from pipeline.data.shards import SPLITS, Split
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.selection import Selection, parse
 from pipeline.sharding.summary import Counting, Summary
+from pipeline.storage import disk
 
 Sides = NDArray[np.uint8]
 
@@ -64,7 +65,7 @@ def _write(
     seen = {split: _Seen() for split in SPLITS}
     shard_bytes = int(cfg.shard_mb * 1e6)
     with Counting(folder, selection.num_images, shard_bytes) as counting, ExitStack() as opened:
-        files = {split: opened.enter_context(file_of(folder, split).open("wb")) for split in SPLITS}
+        files = {split: opened.enter_context(disk.atomic_writer(file_of(folder, split))) for split in SPLITS}
         for line in selection.lines():
             image = parse(line)
             group = selection.group(image.number)
@@ -79,7 +80,7 @@ def _write(
         return counting.summary(), seen
 
 
-def side(place: float, validation_fraction: float, test_fraction: float = 0.0) -> Split:
+def side(place: float, validation_fraction: float, test_fraction: float) -> Split:
     """The split of an image at `place` in [0, 1)."""
     valid, test = place < validation_fraction, place < validation_fraction + test_fraction
     return "valid" if valid else "test" if test else "train"

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.data.shards import SPLITS, Split
 from pipeline.sharding.filters import AcceptedImage
+from pipeline.storage import disk
 
 BINS = 40
 # Values of a histogram that are in memory at a time
@@ -72,12 +73,15 @@ class Summary:
     refused: int = 0
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)))
+        disk.write_atomic(path, json.dumps(asdict(self)).encode())
 
     @classmethod
     def read(cls, path: Path) -> "Summary":
         told = json.loads(path.read_text())
-        told["splits"] = {split: SplitSummary(**values) for split, values in told["splits"].items()}
+        told["splits"] = {
+            split: SplitSummary(**values | {"shards": [(start, end) for start, end in values["shards"]]})
+            for split, values in told["splits"].items()
+        }
         for name in ("by_source", "by_format", "by_note"):
             told[name] = Counts(**told[name])
         return cls(**told | {name: Histogram(**told[name]) for name in ("sides", "bits")})

@@ -81,7 +81,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
         os.fsync(written.fileno())
     scratch.rename(folder / plan.file)
     fsync_folder(folder)
-    (folder / f"{plan.file}.done").write_text(json.dumps([plan.digest, asdict(shard)]))
+    (folder / f"{plan.file}.done").write_text(json.dumps([plan.digest(photos), asdict(shard)]))
     return shard
 
 

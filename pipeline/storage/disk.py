@@ -138,14 +138,15 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def scratch_folder(target: Path) -> Iterator[Path]:
+def scratch_folder(target: Path, private: bool = False) -> Iterator[Path]:
     """A new folder beside `target`, locked while it is written; it is gone afterwards unless it was renamed.
 
-    What killed processes left there is removed, but not what a live one writes.
+    private: only its owner may read it. What killed processes left there is removed, but not what a live one writes; on a
+    file system without locks, which cannot tell them apart, nothing is.
     """
     _remove_leftovers(target)
     scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    scratch.mkdir()
+    scratch.mkdir(0o700 if private else 0o777)
     descriptor = os.open(scratch, os.O_RDONLY)
     try:
         lock(descriptor)
@@ -157,13 +158,14 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 def _remove_leftovers(target: Path) -> None:
     for leftover in target.parent.glob(f".{target.name}.*"):
-        # Somebody else removed it
+        # Somebody else removed it or writes it, or there are no locks
         with suppress(OSError):
             descriptor = os.open(leftover, os.O_RDONLY)
-            free = lock(descriptor)
-            os.close(descriptor)
-            if free:
-                shutil.rmtree(leftover)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+            shutil.rmtree(leftover)
 
 
 # Environment: how long to wait for a file that has to be there; the job scripts set it

@@ -80,6 +80,8 @@ def rows(counts: list[int], place: str | None) -> Iterator[dict[str, float]]:
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=measure, args=(cfg, Path(name) / "work", sender))
             process.start()
+            # So that its end, however it comes, ends the wait for its row
+            sender.close()
             yield receiver.recv()
             process.join()
 

@@ -1,7 +1,14 @@
 """The plan on disk: the same as with all images in memory, whatever the images are."""
 
+import errno
+import fcntl
 import hashlib
+import threading
 import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +21,7 @@ from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import AcceptedImage, RejectedFile
 from pipeline.sharding.sources import Source
 from pipeline.storage import sorting
-from tests.sharding.planning import image, planned, reference, results_of
+from tests.sharding.planning import Results, image, planned, reference, results_of
 
 WEIGHTS = {"a": 1.0, "b": 1.5, "c": 0.4}
 
@@ -128,3 +135,82 @@ def test_an_image_stays_on_its_side_of_the_split_when_others_are_added(tmp_path)
 def test_two_images_give_both_sides_one(tmp_path, share):
     made = planned(config(validation_fraction=share), results_of([image(1), image(2)]), tmp_path)
     assert made.splits == {"train": 1, "valid": 1, "test": 0}
+
+
+def test_of_look_alikes_the_largest_is_kept_and_then_the_first_by_digest(tmp_path):
+    alike = sorted((image(n, looks=5) for n in range(6)), key=lambda photo: photo.sha256)
+    alike = [replace(photo, width=300 + 100 * (n % 2)) for n, photo in enumerate(alike)]
+    made = planned(config(drop_near_duplicates=True), results_of(alike[::-1]), tmp_path)
+    assert made.paths("") == [alike[1].path]
+    # Files that were refused are listed from the largest to the smallest
+    assert [refusal.path for refusal in made.refused] == [alike[n].path for n in (3, 5, 0, 2, 4)]
+    assert {refusal.reason for refusal in made.refused} == {f"looks like {alike[1].path}"}
+
+
+def test_refused_files_come_by_reason_and_then_in_their_order(tmp_path):
+    small = [RejectedFile(f"{n}.png", "a", "too small") for n in (9, 1, 5)]
+    other = next(n for n in range(99) if selection_place(n) > 0.4)
+    found = [image(other, "left out", "c"), small[0], image(7, "first"), small[1], image(7, "second"), small[2]]
+    sources = [Source(name=name, path=name, weight=weight) for name, weight in WEIGHTS.items()]
+    made = planned(config(source=sources), results_of(found, WEIGHTS), tmp_path)
+    assert [refusal.path for refusal in made.refused] == ["9.png", "1.png", "second", "5.png", "left out"]
+
+
+def selection_place(number: int) -> float:
+    """In [0, 1): a source of smaller weight leaves the image out."""
+    digest = image(number).sha256
+    return int(hashlib.sha256(f"weight {digest}".encode()).hexdigest()[:8], 16) / 2**32
+
+
+@pytest.mark.parametrize("damage", ["summary gone", "summary cut", "images cut", "refused gone"])
+def test_a_damaged_plan_is_made_again(tmp_path, damage):
+    results = results_of([image(n) for n in range(40)])
+    plans, summary = plan.plan_shards(config(shard_mb=0.001), iter(results), tmp_path)
+    folder = tmp_path / plan.FOLDER
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    name = {"summary": plan.SUMMARY, "images": "train.jsonl", "refused": plan.REFUSED}[damage.split()[0]]
+    if damage.endswith("gone"):
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(whole[name][:-9])
+    assert plan.plan_shards(config(shard_mb=0.001), iter(results), tmp_path) == (plans, summary)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"plan", "plan.lock"}
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_jobs_that_plan_at_once_have_one_plan(tmp_path, monkeypatch, locks):
+    results = results_of([image(n) for n in range(40)])
+    together = threading.Barrier(1 if locks else 3)
+    made = []
+
+    def slow() -> Iterator[tuple]:
+        made.append(1)
+        together.wait(60)
+        yield from results
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refused)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(plan.plan_shards, config(), slow(), tmp_path) for _ in range(3)]
+        (first, *others) = [job.result() for job in jobs]
+    assert others == [first, first]
+    assert len(made) == (1 if locks else 3)
+    assert len([photo for each in first[0] for photo in each.photos()]) == 40
+
+
+def test_a_plan_that_was_replaced_is_told(tmp_path):
+    def made(results: Results, work: Path) -> list[plan.Plan]:
+        plan.remove(work)
+        return plan.plan_shards(config(), iter(results), work)[0]
+
+    before = made(results_of([image(n) for n in range(40)]), tmp_path)
+    plan.remove(tmp_path)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"train.jsonl: replaced by another job"):
+            before[0].photos()
+        # Lines of other lengths
+        made(results_of([image(n, f"{'long' * n}.png") for n in range(39)]), tmp_path)

@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -112,6 +113,21 @@ def test_files_of_a_folder_come_in_the_order_of_their_sorted_paths(tmp_path):
     found = list(sources.find_files(str(tmp_path)))
     assert found == sorted(p for p in tmp_path.rglob("*") if p.is_file() and "/." not in str(p))
     assert len(found) == 8
+
+
+def test_folders_that_may_not_be_read_are_left_out(tmp_path, monkeypatch):
+    write_images(tmp_path / "a", 1)
+    write_images(tmp_path / "closed", 1)
+    scandir = os.scandir
+
+    def refused(folder: Path):
+        # What the system does for everybody but the superuser
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert [path.parent.name for path in sources.find_files(str(tmp_path))] == ["a"]
 
 
 def test_lists_have_the_lines_that_splitlines_finds(tmp_path):

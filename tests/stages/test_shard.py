@@ -311,21 +311,21 @@ def test_files_that_change_meanwhile_are_examined_again_by_the_same_command(phot
     assert all(again[name] == fresh[name] for name in fresh if name.endswith((".tar", ".jsonl")))
 
 
-def test_the_list_of_files_is_readable_by_its_owner_alone(photos, tmp_path, monkeypatch):
+def test_list_and_plan_are_readable_by_their_owner_alone(photos, tmp_path, monkeypatch):
     (tmp_path / "urls.txt").write_text("".join(f"{photo}\n" for photo in photos.rglob("*.png")))
     modes = []
     rename = Path.rename
 
     def looked_at(self: Path, target: Path) -> Path:
-        if Path(target).name == "items.jsonl":
+        if Path(target).name in ("items.jsonl", "plan"):
             modes.append(self.stat().st_mode & 0o777)
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", looked_at)
-    monkeypatch.setattr(shard, "plan_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(shard, "write_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         shard.run(config(tmp_path / "urls.txt"), tmp_path / "run")
-    assert modes == [0o600]
+    assert modes == [0o600, 0o700]
     assert (tmp_path / "run" / "work" / listing.FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -336,6 +336,26 @@ def test_few_validation_images_are_told_unless_none_are_wanted(tmp_path, capsys,
     assert len(warnings) == (told is not None)
     if told:
         assert re.search(rf"({told}).* image\(s\), too few .* validation_fraction \(0\.3\)", warnings[0])
+
+
+def test_a_list_of_another_version_is_told(photos, tmp_path):
+    work = tmp_path / "run" / "work"
+    work.mkdir(parents=True)
+    (work / listing.FILE).write_text('{"name": "a.png", "location": "/there/a.png"}\n')
+    with pytest.raises(DataError, match=r"written by another version; remove .*work and run the same command"):
+        shard.run(config(photos), tmp_path / "run")
+
+
+def test_a_chunk_that_another_job_examines_again_is_told(photos, tmp_path):
+    cfg, folder = config(photos, chunk_size=4), tmp_path / "run"
+    shard.run_part(cfg, folder, "list")
+    shard.run_part(cfg, folder, "examine")
+    listed = listing.Listing(folder / "work", cfg.chunk_size)
+    results = passes.examined(cfg, listed, folder / "work")
+    next(results)
+    passes.examined_file(folder / "work", 3).unlink()
+    with pytest.raises(DataError, match=r"chunk 3 has not been examined; run the part `examine` first"):
+        list(results)
 
 
 def test_another_config_in_the_folder_is_refused(photos, tmp_path):
