@@ -101,8 +101,13 @@ def _report_peak(make: Callable[[], Callable[[], object]], sender: Connection) -
     call = make()
     for _ in range(2):
         call()
-    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    sender.send(int(status["VmHWM"].split()[0]) * 1024 - before)
+    sender.send(peak_resident_bytes() - before)
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 class _Flops(TorchDispatchMode):

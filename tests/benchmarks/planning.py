@@ -20,6 +20,7 @@ from pipeline.sharding.listing import Listing
 from pipeline.sharding.passes import examined, examined_file
 from pipeline.sharding.plan import plan_shards
 from pipeline.stages.shard import StageConfig
+from tests.benchmarks.measure import peak_resident_bytes
 
 CHUNK = 1024
 
@@ -55,13 +56,12 @@ def measure(cfg: StageConfig, work: Path, sender: Connection) -> None:
     listed = Listing(work, cfg.chunk_size)
     then = time.perf_counter()
     plans, summary = plan_shards(cfg, examined(cfg, listed, work), work)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     row = {
         "records": listed.num_items,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_listing": round(then - started, 1),
         "cpu_seconds": round(time.process_time(), 1),
-        "peak_mb": round(int(status["VmHWM"].split()[0]) * 1024 / 1e6),
+        "peak_mb": round(peak_resident_bytes() / 1e6),
         "images": sum(split.images for split in summary.splits.values()),
         "shards": len(plans),
         "refused": summary.refused,

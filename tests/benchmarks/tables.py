@@ -135,13 +135,15 @@ def kinds(rows: list[Row]) -> str:
 def targets(rows: list[Row]) -> str:
     """What was asked of the GAN step, and what it reached in fp32, in bf16, and in bf16 with the options that help."""
     ours, theirs, parts = [], [], []
-    for how, name in {"fp32": f"gan step, fp32, {PEER}", "bf16": f"gan step, bf16, {PEER}", "all": FASTEST}.items():
-        peer = named(rows, name)
-        free = named(rows, f"gan step, {how}, not deterministic")
-        ours.append((peer.get("ours_ms", free.get("ms")), peer.get("ours_peak_gb", free.get("peak_gb"))))
+    together = next((row for row in rows if str(row["name"]).startswith(TOGETHER)), {})
+    for peer, alone in (
+        (named(rows, f"gan step, fp32, {PEER}"), named(rows, "gan step, fp32, not deterministic")),
+        (named(rows, f"gan step, bf16, {PEER}"), named(rows, "gan step, bf16, not deterministic")),
+        (named(rows, FASTEST), together),
+    ):
+        ours.append((peer.get("ours_ms", alone.get("ms")), peer.get("ours_peak_gb", alone.get("peak_gb"))))
         theirs.append((peer.get("ms"), peer.get("peak_gb")))
-        parts.append(free.get("share_of_bound"))
-    parts[2] = next((row.get("share_of_bound") for row in rows if str(row["name"]).startswith(TOGETHER)), None)
+        parts.append(alone.get("share_of_bound"))
     speed = [[ratio(theirs[n][0], mine) for mine, _ in ours] for n in (0, 1)]
     memory = [ratio(mine, peer) for (_, mine), (_, peer) in zip(ours, theirs, strict=True)]
     return markdown(
