@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat
+import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from pipeline import losses
@@ -19,6 +20,9 @@ class DistortionConfig(Config):
     """Weight of the mean squared error of images in [0, 1]."""
     lpips: NonNegativeFloat = 1.0
     """Weight of LPIPS (AlexNet)."""
+    lpips_shift: int = Field(default=0, ge=0, le=16)
+    """How many rows and columns LPIPS leaves out, a random number of them at the top and left. AlexNet looks at every fourth
+    pixel, and a codec learns to be close as seen from these alone; 3 takes that away. 0: as published."""
     if_lpips_missing: Literal["stop", "skip"] = "stop"
     """What to do without LPIPS's weights: stop, or train without it."""
 
@@ -51,7 +55,17 @@ class Distortion(nn.Module):
         total = self.cfg.mse * losses.mse(x_hat, x)
         parts = {"psnr_db": losses.mean_psnr_db(x_hat.detach(), x)}
         if self.lpips is not None:
-            distance = self.lpips(x_hat, x).mean()
+            distance = self.lpips(*_shifted(self.cfg.lpips_shift, x_hat, x)).mean()
             total = total + self.cfg.lpips * distance
             parts["lpips"] = distance.detach()
         return total, parts
+
+
+def _shifted(most: int, *images: Tensor) -> tuple[Tensor, ...]:
+    """The images without `most` rows and columns, the same of each. Shapes: (B, 3, H, W)."""
+    if not most:
+        return images
+    # Of the CPU's generator, whose state checkpoints hold
+    top, left = torch.randint(most + 1, (2,)).tolist()
+    height, width = images[0].shape[2] - most, images[0].shape[3] - most
+    return tuple(image[..., top : top + height, left : left + width] for image in images)
