@@ -18,7 +18,7 @@ LICENSE ?=
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 
-setup: $(READY) ## Create .venv with the tested versions (about 6 GB, mostly torch)
+setup: $(READY) ## Create .venv with the tested versions (about 7 GB, mostly torch)
 
 $(READY): requirements/pins.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 on the PATH, or PYTHON=/path/to/python" >&2; exit 2; }

@@ -35,7 +35,7 @@ one first removes what the file has there: 'codecs={{}}' 'codecs={{mine: runs/mi
 
 \b
 Example:
-  illm {name} configs/{name}.yaml run=runs/{name}
+  illm {name} configs/{config}.yaml run=runs/{name}
 """
 
 # Exit code after Ctrl-C where there was nothing to save
@@ -81,7 +81,8 @@ def _stage(name: str, summary: str) -> None:
         if log.is_rank_zero():
             print(f"{name}: done: {artifact}")
 
-    command.__doc__ = f"{summary}\n\n{STAGE_HELP.format(name=name)}"
+    told = STAGE_HELP.format(name=name, config="sweep/rate_gan" if name == "sweep" else name)
+    command.__doc__ = f"{summary}\n\n{told}"
     app.command(name)(command)
 
 

@@ -193,7 +193,9 @@ def submit_ray(
     runs: RunsOption = Path("runs"),
     workers: WorkersOption = 1,
     gpus: WorkerGpusOption = 0,
-    address: Annotated[str, typer.Option(envvar="RAY_ADDRESS", help="Of the cluster.")] = "http://127.0.0.1:8265",
+    address: Annotated[
+        str, typer.Option(envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], help="Of the cluster's jobs.")
+    ] = "http://127.0.0.1:8265",
     wait: Annotated[bool, typer.Option("--wait", help="Show the job's output until it ends.")] = False,
     dry_run: DryRunOption = False,
 ) -> None:

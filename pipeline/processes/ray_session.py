@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from pipeline import redaction
+from pipeline.errors import UserError
+from pipeline.text import printable
+
 
 @contextmanager
 def running(workers: int | None = None) -> Iterator[None]:
@@ -15,7 +19,14 @@ def running(workers: int | None = None) -> Iterator[None]:
 
     Ray listens on every network interface, whatever address it is given, and runs what it is sent. So one of our own requires
     a token that only this process and those it starts know. Import ray inside: it looks for the token when it is imported.
+    Raises: UserError if RAY_ADDRESS is a URL.
     """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={printable(redaction.masked(address))} is where jobs are submitted, expected HOST:6379, the cluster itself; "
+            "name the other one in RAY_API_SERVER_ADDRESS"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     known = "ray" not in sys.modules or _token.cache_info().currsize
     if known and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ):

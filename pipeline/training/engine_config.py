@@ -28,7 +28,7 @@ class EngineConfig(Config):
     activation_checkpointing: Annotated[bool, Changeable()] = False
     """Recompute the activations of residual blocks in the backward pass: less memory, more time."""
     compile: Annotated[bool, Changeable()] = False
-    """Use torch.compile for all networks; needs a C++ compiler."""
+    """Use torch.compile for the trained networks and the frozen labeler; needs a C++ compiler."""
     cuda_graphs: Annotated[bool, Changeable()] = False
     """On a GPU, record what is compiled as CUDA graphs, which start all their kernels at once: for few crops per process."""
     fused_norms: Annotated[bool, Changeable()] = False

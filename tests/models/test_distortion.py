@@ -119,3 +119,40 @@ def test_distortion_adds_weighted_lpips(monkeypatch):
     total, parts = Distortion(DistortionConfig(mse=10, lpips=3))(x, y)
     assert total.item() == pytest.approx(10 * (x - y).square().mean().item() + 3 * model(x, y).mean().item(), rel=1e-5)
     assert parts["lpips"].item() == pytest.approx(model(x, y).mean().item(), rel=1e-5)
+
+
+def test_lpips_sees_both_images_shifted_alike_by_every_number_of_pixels():
+    x = torch.arange(2 * 3 * 20 * 24, dtype=torch.float32).reshape(2, 3, 20, 24)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(200):
+        a, b = distortion._shifted(3, x, -x)
+        assert a.shape == (2, 3, 17, 21)
+        assert torch.equal(a, -b)
+        seen.add((int(a[0, 0, 0, 0]) // 24, int(a[0, 0, 0, 0]) % 24))
+    assert seen == {(top, left) for top in range(4) for left in range(4)}
+
+
+def test_a_shifted_lpips_is_that_of_the_cropped_images_and_squared_error_sees_all(monkeypatch):
+    torch.manual_seed(0)
+    model = Lpips(None)
+    monkeypatch.setattr(distortion, "load_lpips", lambda: model)
+    x, y = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    loss = Distortion(DistortionConfig(mse=10, lpips=3, lpips_shift=2))
+    parts = [loss(x, y) for _ in range(40)]
+    for total, part in parts:
+        expected = 10 * (x - y).square().mean().item() + 3 * part["lpips"].item()
+        assert total.item() == pytest.approx(expected, rel=1e-5)
+    cropped = [
+        model(x[..., i : i + 62, j : j + 62], y[..., i : i + 62, j : j + 62]).mean() for i in range(3) for j in range(3)
+    ]
+    found = {min(range(9), key=lambda n: abs(cropped[n] - part["lpips"])) for _, part in parts}
+    assert len(found) > 5
+    assert all(min(abs(one - part["lpips"]) for one in cropped) < 1e-6 for _, part in parts)
+
+
+def test_without_a_shift_no_random_number_is_drawn(monkeypatch):
+    state = torch.get_rng_state()
+    a = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert distortion._shifted(0, a, a) == (a, a)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.processes import ray_session
 from pipeline.processes.pool import backend_for, map_chunks
 from tests.conftest import ROOT
@@ -91,6 +91,14 @@ def test_little_work_starts_no_process(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert backend_for("auto", 1, 1) == "ray"
     assert backend_for("processes", 1, 1) == "processes"
+
+
+def test_the_address_for_jobs_is_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    with pytest.raises(
+        UserError, match=r"RAY_ADDRESS=http://head:8265 is where jobs are submitted.* RAY_API_SERVER_ADDRESS"
+    ):
+        list(map_chunks(str, [1, 2], 2, "auto"))
 
 
 @pytest.mark.slow
