@@ -24,7 +24,7 @@ def running(workers: int | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"RAY_ADDRESS={printable(redaction.masked(address))} is where jobs are submitted, expected HOST:6379, the cluster itself; "
+            f"RAY_ADDRESS={printable(redaction.masked(address))} is where jobs are submitted, expected HOST:6379, the cluster; "
             "name the other one in RAY_API_SERVER_ADDRESS"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
