@@ -3,6 +3,7 @@
 import pytest
 
 from tests import results
+from tests.benchmarks import lpips_grid
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.quick
@@ -10,6 +11,10 @@ pytestmark = pytest.mark.quick
 
 def test_something_was_measured():
     assert results.names()
+
+
+def test_the_page_on_training_has_the_table_of_the_grid_of_lpips():
+    assert lpips_grid.table() in (ROOT / "docs/training.md").read_text()
 
 
 @pytest.mark.parametrize("name", results.names())
