@@ -50,8 +50,8 @@ def table() -> str:
     """As docs/training.md shows it."""
     lines = ["| codec | bpp | PSNR, dB | LPIPS | LPIPS elsewhere |", "|---|---|---|---|---|"]
     for row in json.loads(TARGET.read_text())["rows"]:
-        values = row["bpp"], f"{row['psnr_db']:.2f}", row["lpips"], row["lpips_elsewhere"]
-        lines.append(f"| {row['codec']} | {' | '.join(map(str, values))} |")
+        values = (f"{row['bpp']:.4f}", f"{row['psnr_db']:.2f}", f"{row['lpips']:.4f}", f"{row['lpips_elsewhere']:.4f}")
+        lines.append(f"| {row['codec']} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
