@@ -56,7 +56,7 @@ submit = $(ILLM) submit $(1) --stages "$(or $(STAGES),vqvae pretrain gan evaluat
 
 submit-slurm: $(READY) ## Submit STAGES to SLURM, each after the one before; ARGS="--dry-run" only shows
 	$(call submit,slurm)
-submit-ray: $(READY) ## Submit STAGES to the Ray cluster at RAY_ADDRESS
+submit-ray: $(READY) ## Submit STAGES to the Ray cluster at RAY_API_SERVER_ADDRESS
 	$(call submit,ray)
 doctor: $(READY) ## Check that this machine has what jobs need; ARGS="--nodes 2" looks at SLURM nodes
 	$(ILLM) doctor $(ARGS)

@@ -28,7 +28,9 @@ def submit(words: Sequence[str], address: str, wait: bool, dry_run: bool) -> int
         print(shlex.join(command))
         return 0
     # the token of a cluster that requires one is in ~/.ray/auth_token or $RAY_AUTH_TOKEN
-    environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    # Ray prefers an address in the environment to the option
+    environment = os.environ | {"RAY_AUTH_MODE": mode, "RAY_API_SERVER_ADDRESS": address}
     ended = subprocess.run(command, env=environment, check=False, capture_output=not wait, text=True)
     if ended.returncode and not wait:
         raise UserError(_why(ended.stdout + ended.stderr, address))

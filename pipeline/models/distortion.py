@@ -50,22 +50,24 @@ class Distortion(nn.Module):
         self.cfg = cfg
         self.lpips = load_lpips() if cfg.lpips else None
 
-    def forward(self, x_hat: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and its unweighted parts as metrics. Shapes: both (B, 3, H, W) in [0, 1]; scalars."""
+    def forward(self, x_hat: Tensor, x: Tensor, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and its unweighted parts as metrics. Shapes: both (B, 3, H, W) in [0, 1]; scalars.
+
+        seed: what LPIPS leaves out follows from it alone.
+        """
         total = self.cfg.mse * losses.mse(x_hat, x)
         parts = {"psnr_db": losses.mean_psnr_db(x_hat.detach(), x)}
         if self.lpips is not None:
-            distance = self.lpips(*_shifted(self.cfg.lpips_shift, x_hat, x)).mean()
+            distance = self.lpips(*_shifted(self.cfg.lpips_shift, seed, x_hat, x)).mean()
             total = total + self.cfg.lpips * distance
             parts["lpips"] = distance.detach()
         return total, parts
 
 
-def _shifted(most: int, *images: Tensor) -> tuple[Tensor, ...]:
+def _shifted(most: int, seed: int, *images: Tensor) -> tuple[Tensor, ...]:
     """The images without `most` rows and columns, the same of each. Shapes: (B, 3, H, W)."""
     if not most:
         return images
-    # Of the CPU's generator, whose state checkpoints hold
-    top, left = torch.randint(most + 1, (2,)).tolist()
+    top, left = torch.randint(most + 1, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
     height, width = images[0].shape[2] - most, images[0].shape[3] - most
     return tuple(image[..., top : top + height, left : left + width] for image in images)

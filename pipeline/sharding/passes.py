@@ -87,7 +87,7 @@ def _results(listing: Listing, work: Path) -> Iterator[AcceptedImage | RejectedF
         except FileNotFoundError:
             # Another job found that its files changed
             raise DataError(
-                f"{work.parent}: chunk {chunk} has not been examined; run the part `examine` first"
+                f"{work.parent}: chunk {chunk} is to be examined again; run the same command, or the part `examine`"
             ) from None
         for line in content.splitlines():
             kind, *values = json.loads(line)

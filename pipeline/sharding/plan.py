@@ -4,9 +4,9 @@ The plan is a folder of files, made once for all jobs, since a list of all image
 each split in the order of their digests, the files that were refused, and a summary.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,7 @@ from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import AcceptedImage, RejectedFile, described
 from pipeline.sharding.items import Item
 from pipeline.sharding.selection import Refusals, Results, parse, refusal_of, select
-from pipeline.sharding.summary import Summary
+from pipeline.sharding.summary import Summary, shard_digest
 from pipeline.storage import disk
 
 FOLDER = "plan"
@@ -34,6 +34,8 @@ class Plan:
     path: Path
     start: int
     end: int
+    # Of everything that determines its bytes
+    digest: str
     store: StoredFormat
     max_bytes: int
     # Folder with the bytes of what was fetched
@@ -47,17 +49,14 @@ class Plan:
         try:
             with self.path.open("rb") as stream:
                 stream.seek(self.start)
-                found = list(map(parse, stream.read(self.end - self.start).splitlines()))
+                found = [parse(line) for line in stream.read(self.end - self.start).splitlines()]
         except (FileNotFoundError, ValueError, TypeError, LookupError):
+            found = []
+        if shard_digest(self.store, (each.photo for each in found)) != self.digest:
             raise DataError(
                 f"{self.path}: replaced by another job, which examined files again; run the same command once that has ended"
-            ) from None
+            )
         return [(each.photo, each.item) for each in found]
-
-    def digest(self, photos: Iterable[tuple[AcceptedImage, Item]]) -> str:
-        """Digest of everything that determines the shard's bytes."""
-        rows = [f"{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}" for photo, _ in photos]
-        return hashlib.sha256("\n".join([self.store, *rows]).encode()).hexdigest()
 
     def done(self, folder: Path) -> Shard | None:
         """The shard, if it was written before by an equal plan."""
@@ -67,7 +66,7 @@ class Plan:
             whole = (folder / self.file).stat().st_size == shard.bytes and (folder / shard.table).is_file()
         except (OSError, ValueError, TypeError):
             return None
-        return shard if whole and plan == self.digest(self.photos()) else None
+        return shard if whole and plan == self.digest else None
 
 
 def plan_shards(cfg: ShardConfig, results: Results, work: Path) -> tuple[list[Plan], Summary]:
@@ -79,30 +78,28 @@ def plan_shards(cfg: ShardConfig, results: Results, work: Path) -> tuple[list[Pl
     target = work / FOLDER
     # Of an array of jobs, one makes it
     with disk.exclusive_lock(work / f"{FOLDER}.lock"), disk.naming(target):
-        summary = _read(target)
-        if summary is None:
-            remove(work)
-            summary = _make(cfg, results, target)
+        summary = _read(target) or _make(cfg, results, target)
     plans = [
         Plan(
             f"{split}-{number:06d}.tar",
             splits.file_of(target, split),
-            start,
-            end,
+            *place,
             cfg.format,
             int(cfg.max_file_mb * 1e6),
             str(work / "spool"),
         )
         for split in SPLITS
-        for number, (start, end) in enumerate(summary.splits[split].shards)
+        for number, place in enumerate(summary.splits[split].shards)
     ]
     return plans, summary
 
 
 def remove(work: Path) -> None:
     """Removes the plan, if there is one, at once for all who read it."""
-    with disk.scratch_folder(work / FOLDER) as scratch, suppress(FileNotFoundError):
-        (work / FOLDER).rename(scratch / FOLDER)
+    removed = disk.beside(work / FOLDER)
+    with suppress(FileNotFoundError):
+        (work / FOLDER).rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def refused(work: Path) -> Iterator[RejectedFile]:
@@ -118,7 +115,7 @@ def _read(folder: Path) -> Summary | None:
         ends = {split: told.shards[-1][1] if told.shards else 0 for split, told in summary.splits.items()}
         whole = all(splits.file_of(folder, split).stat().st_size == ends[split] for split in SPLITS)
         return summary if whole and (folder / REFUSED).is_file() else None
-    except (OSError, ValueError, TypeError, LookupError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, LookupError, AttributeError):
         return None
 
 
@@ -126,12 +123,12 @@ def _make(cfg: ShardConfig, results: Results, target: Path) -> Summary:
     # URLs of lists may hold credentials
     with disk.scratch_folder(target, private=True) as scratch:
         summary = _write(cfg, results, scratch)
-        try:
-            scratch.rename(target)
-        except OSError:
-            # Without locks another job was faster, and its plan is the same
-            if _read(target) is None:
-                raise
+        if target.exists():
+            # Without locks another job was faster, and its plan is the same; or there is a part of one
+            if made := _read(target):
+                return made
+            remove(target.parent)
+        scratch.rename(target)
     return summary
 
 

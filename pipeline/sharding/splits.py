@@ -64,7 +64,7 @@ def _write(
     """sides: of each group, from 1 on; 0: by a hash of what its images look like."""
     seen = {split: _Seen() for split in SPLITS}
     shard_bytes = int(cfg.shard_mb * 1e6)
-    with Counting(folder, selection.num_images, shard_bytes) as counting, ExitStack() as opened:
+    with Counting(folder, selection.num_images, shard_bytes, cfg.format) as counting, ExitStack() as opened:
         files = {split: opened.enter_context(disk.atomic_writer(file_of(folder, split))) for split in SPLITS}
         for line in selection.lines():
             image = parse(line)

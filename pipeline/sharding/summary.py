@@ -1,5 +1,6 @@
 """What a plan holds, in numbers: where its shards begin, and what the index and the data card say."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.data.shards import SPLITS, Split
+from pipeline.data.shards import SPLITS, Split, StoredFormat
 from pipeline.sharding.filters import AcceptedImage
 from pipeline.storage import disk
 
@@ -20,12 +21,12 @@ _BLOCK = 2**20
 
 @dataclass
 class SplitSummary:
-    """Images, draws per epoch and pixels of a split; start and end of each of its shards in the split's file."""
+    """Images, draws per epoch and pixels of a split; start and end of each of its shards in the split's file, and its digest."""
 
     images: int = 0
     draws: int = 0
     pixels: int = 0
-    shards: list[tuple[int, int]] = field(default_factory=list)
+    shards: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -79,7 +80,9 @@ class Summary:
     def read(cls, path: Path) -> "Summary":
         told = json.loads(path.read_text())
         told["splits"] = {
-            split: SplitSummary(**values | {"shards": [(start, end) for start, end in values["shards"]]})
+            split: SplitSummary(
+                **values | {"shards": [(start, end, digest) for start, end, digest in values["shards"]]}
+            )
             for split, values in told["splits"].items()
         }
         for name in ("by_source", "by_format", "by_note"):
@@ -87,14 +90,38 @@ class Summary:
         return cls(**told | {name: Histogram(**told[name]) for name in ("sides", "bits")})
 
 
+class _Digest:
+    """Of everything that determines a shard's bytes, image by image."""
+
+    def __init__(self, store: StoredFormat):
+        self._sha256 = hashlib.sha256(store.encode())
+
+    def add(self, photo: AcceptedImage) -> None:
+        self._sha256.update(
+            f"\n{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}".encode(errors="surrogatepass")
+        )
+
+    def hex(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def shard_digest(store: StoredFormat, photos: Iterable[AcceptedImage]) -> str:
+    """Digest of everything that determines the bytes of a shard of these images."""
+    digest = _Digest(store)
+    for photo in photos:
+        digest.add(photo)
+    return digest.hex()
+
+
 class Counting:
     """Makes the summary of a plan in a folder, image by image. A shard is consecutive images of about `shard_bytes`."""
 
-    def __init__(self, folder: Path, num_images: int, shard_bytes: int):
-        self._shard_bytes = shard_bytes
+    def __init__(self, folder: Path, num_images: int, shard_bytes: int, store: StoredFormat):
+        self._shard_bytes, self._store = shard_bytes, store
         self._splits = {split: SplitSummary() for split in SPLITS}
         # Start and end in the split's file, and bytes of images, of the shard that is being filled
         self._open = dict.fromkeys(SPLITS, (0, 0, 0))
+        self._digests = {split: _Digest(store) for split in SPLITS}
         self._by = {split: (Counts(), Counts(), Counts()) for split in SPLITS}
         self._sources: dict[str, int] = {}
         self._groups = np.zeros(num_images, bool)
@@ -115,9 +142,10 @@ class Counting:
         told.pixels += pixels
         start, end, filled = self._open[split]
         end, filled = end + line_bytes, filled + photo.size
+        self._digests[split].add(photo)
         if filled >= self._shard_bytes:
-            told.shards.append((start, end))
-            start, filled = end, 0
+            told.shards.append((start, end, self._digests[split].hex()))
+            start, filled, self._digests[split] = end, 0, _Digest(self._store)
         self._open[split] = start, end, filled
         by_source, by_format, by_note = self._by[split]
         by_source.add(photo.dataset, 1, photo.size)
@@ -132,7 +160,7 @@ class Counting:
     def summary(self) -> Summary:
         for split, (start, end, _) in self._open.items():
             if end > start:
-                self._splits[split].shards.append((start, end))
+                self._splits[split].shards.append((start, end, self._digests[split].hex()))
         look_alikes = sum(self._sources.values()) - int(self._groups.sum())
         by_source, by_format, by_note = (Counts.together(parts) for parts in zip(*self._by.values(), strict=True))
         sides, bits = _histogram(self._sides), _histogram(self._bits, log10=True)

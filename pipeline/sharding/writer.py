@@ -22,6 +22,7 @@ from pipeline.sharding import decode_limit
 from pipeline.sharding.filters import AcceptedImage, RejectedFile
 from pipeline.sharding.items import Item, read_item
 from pipeline.sharding.plan import Plan
+from pipeline.storage import disk
 from pipeline.storage.disk import fsync_folder, sha256, write_atomic
 
 
@@ -32,9 +33,20 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
     """
     if done := plan.done(folder):
         return done
-    changed: list[AcceptedImage] = []
     photos = plan.photos()
-    scratch = folder / f".{plan.file}"
+    # Another job may write the same shard
+    scratch = disk.beside(folder / plan.file)
+    try:
+        return _write(plan, photos, folder, scratch)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write(
+    plan: Plan, photos: list[tuple[AcceptedImage, Item]], folder: Path, scratch: Path
+) -> Shard | list[AcceptedImage]:
+    """Likewise, by way of the file `scratch`."""
+    changed: list[AcceptedImage] = []
     rows = []
     # Fixed owner and time make the tar a function of its content alone. An open file, since webdataset runs a path that
     # looks like `pipe:command` as a command.
@@ -66,7 +78,6 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
             about = {name: rows[-1][name] for name in ("width", "height", "sha256", "source", "dataset")}
             writer.write({"__key__": row.key, extension: content, "json": about})
     if changed:
-        scratch.unlink()
         return changed
     with tarfile.open(scratch) as tar:
         places = {member.name: member.offset_data for member in tar}
@@ -81,7 +92,7 @@ def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
         os.fsync(written.fileno())
     scratch.rename(folder / plan.file)
     fsync_folder(folder)
-    (folder / f"{plan.file}.done").write_text(json.dumps([plan.digest(photos), asdict(shard)]))
+    write_atomic(folder / f"{plan.file}.done", json.dumps([plan.digest, asdict(shard)]).encode())
     return shard
 
 

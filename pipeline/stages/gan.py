@@ -26,7 +26,7 @@ from pipeline.registry import resolve
 from pipeline.stages.train import TrainingConfig, mean_over_parts, train
 from pipeline.stages.validation import Examples, Realism, rate_and_quality, validation_means
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime
+from pipeline.training.runtime import Runtime, step_seed
 
 # Weight of the adversarial loss and the discriminator's optimizer: MS-ILLM for "label", HiFiC for "patch"
 PUBLISHED_WEIGHTS = {"label": 0.008, "patch": 0.15}
@@ -159,7 +159,10 @@ class GanTask:
         learns, share = step >= self.cfg.discriminator_warmup_steps, 1 / len(parts)
         seen = [self._encode_and_label(part) for part in parts]
         metrics = mean_over_parts(
-            [self._reconstruct(*pair, learns, share, pair[0] is parts[-1]) for pair in zip(parts, seen, strict=True)]
+            [
+                self._reconstruct(*pair, step, learns, share, pair[0] is parts[-1])
+                for pair in zip(parts, seen, strict=True)
+            ]
         )
         metrics["generator_grad_norm"] = self.generator.update(step) if learns else torch.zeros_like(metrics["loss"])
         if self.adversary is not None:
@@ -186,7 +189,7 @@ class GanTask:
         return seen
 
     def _reconstruct(
-        self, part: Batch, frozen: FrozenOutputs, learns: bool, share: float, last: bool
+        self, part: Batch, frozen: FrozenOutputs, step: int, learns: bool, share: float, last: bool
     ) -> dict[str, Tensor]:
         """Reconstructions and both networks' losses on them, over one part of the batch, which counts with its share."""
         stride = 2 if self.adversary else 1
@@ -195,7 +198,7 @@ class GanTask:
             x_hat = self.generator.model(y_hat)
             # Every loss enters by its gradient at the reconstructions, so that their strengths can be compared.
             seen = x_hat.detach().requires_grad_(learns)
-            loss, metrics = self.distortion(seen, x)
+            loss, metrics = self.distortion(seen, x, step_seed(self.cfg.seed, step))
             (gradient,) = torch.autograd.grad(loss, seen) if learns else (torch.zeros_like(seen),)
             if self.adversary is not None:
                 judged, adversarial = self.adversary.fake_step(x_hat, y_hat, frozen.labels[0::2], share)

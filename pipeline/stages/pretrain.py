@@ -24,7 +24,7 @@ from pipeline.stages.train import TrainingConfig, mean_over_parts, train
 from pipeline.stages.validation import Examples, Realism, rate_and_quality, validation_means
 from pipeline.training.metrics import REMEDY
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime
+from pipeline.training.runtime import Runtime, step_seed
 
 
 class FixedRate(Config):
@@ -205,7 +205,7 @@ class PretrainTask:
         noise = self.codec.noise_like(x, self.runtime.generators(self.cfg.seed, part.positions))
         with self.trainable.accumulate(last):
             out = self.trainable.model(x, noise)
-            distortion, metrics = self.distortion(out.x_hat, x)
+            distortion, metrics = self.distortion(out.x_hat, x, step_seed(self.cfg.seed, step))
             bpp, rounded_bpp = out.bits / num_pixels, out.rounded_bits / num_pixels
             rate = losses.target_rate_loss(bpp, rounded_bpp, self.rate.term(step))
             loss = distortion + rate

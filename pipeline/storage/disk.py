@@ -145,15 +145,30 @@ def scratch_folder(target: Path, private: bool = False) -> Iterator[Path]:
     file system without locks, which cannot tell them apart, nothing is.
     """
     _remove_leftovers(target)
-    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    scratch.mkdir(0o700 if private else 0o777)
-    descriptor = os.open(scratch, os.O_RDONLY)
+    scratch, descriptor = _new_locked(target, 0o700 if private else 0o777)
     try:
-        lock(descriptor)
         yield scratch
     finally:
         os.close(descriptor)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _new_locked(target: Path, mode: int) -> tuple[Path, int]:
+    """A new folder beside `target`, and its descriptor, which holds its lock."""
+    while True:
+        scratch = beside(target)
+        scratch.mkdir(mode)
+        # Before it is locked, others take it for a leftover
+        with suppress(FileNotFoundError):
+            descriptor = os.open(scratch, os.O_RDONLY)
+            if lock(descriptor) and scratch.is_dir():
+                return scratch, descriptor
+            os.close(descriptor)
+
+
+def beside(target: Path) -> Path:
+    """A hidden name that nothing has, in the folder of `target`."""
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -163,9 +178,9 @@ def _remove_leftovers(target: Path) -> None:
             descriptor = os.open(leftover, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover)
             finally:
                 os.close(descriptor)
-            shutil.rmtree(leftover)
 
 
 # Environment: how long to wait for a file that has to be there; the job scripts set it

@@ -252,6 +252,12 @@ class Generators:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
+def step_seed(seed: int, step: int) -> int:
+    """A seed for what is drawn once per step, on every rank and for every part of the batch alike."""
+    # Images draw theirs by their positions, from 0 on
+    return mix_seed(seed, -1 - step)
+
+
 def mix_seed(seed: int, number: int) -> int:
     """A 63-bit seed from two numbers; neighboring inputs give unrelated seeds (splitmix64's finalizer)."""
     value = (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) % 2**64

@@ -8,7 +8,6 @@ import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.filters import AcceptedImage, RejectedFile
 from pipeline.sharding.sources import Source
 from pipeline.storage import sorting
-from tests.sharding.planning import Results, image, planned, reference, results_of
+from tests.sharding.planning import image, planned, reference, results_of
 
 WEIGHTS = {"a": 1.0, "b": 1.5, "c": 0.4}
 
@@ -202,15 +201,28 @@ def test_jobs_that_plan_at_once_have_one_plan(tmp_path, monkeypatch, locks):
     assert len([photo for each in first[0] for photo in each.photos()]) == 40
 
 
-def test_a_plan_that_was_replaced_is_told(tmp_path):
-    def made(results: Results, work: Path) -> list[plan.Plan]:
-        plan.remove(work)
-        return plan.plan_shards(config(), iter(results), work)[0]
+@pytest.mark.parametrize("others", [39, 40])
+def test_a_plan_that_was_replaced_is_told(tmp_path, others):
+    """Also by one of fewer images, whose lines still fit, and by one of other images in lines of the same lengths."""
 
-    before = made(results_of([image(n) for n in range(40)]), tmp_path)
-    plan.remove(tmp_path)
-    for _ in range(2):
+    def made(numbers: range) -> list[plan.Plan]:
+        plan.remove(tmp_path)
+        return plan.plan_shards(config(validation_fraction=0), iter(results_of([image(n) for n in numbers])), tmp_path)[
+            0
+        ]
+
+    (before,) = made(range(10, 50))
+    assert len(before.photos()) == 40
+    for replace_it in (lambda: plan.remove(tmp_path), lambda: made(range(50 - others + 1, 51))):
+        replace_it()
         with pytest.raises(DataError, match=r"train.jsonl: replaced by another job"):
-            before[0].photos()
-        # Lines of other lengths
-        made(results_of([image(n, f"{'long' * n}.png") for n in range(39)]), tmp_path)
+            before.photos()
+
+
+def test_many_jobs_may_remove_a_plan_at_once(tmp_path):
+    """As the tasks of an array do at their start."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            (tmp_path / plan.FOLDER).mkdir()
+            list(pool.map(lambda _: plan.remove(tmp_path), range(16)))
+    assert list(tmp_path.iterdir()) == []
