@@ -354,7 +354,7 @@ def test_a_chunk_that_another_job_examines_again_is_told(photos, tmp_path):
     results = passes.examined(cfg, listed, folder / "work")
     next(results)
     passes.examined_file(folder / "work", 3).unlink()
-    with pytest.raises(DataError, match=r"chunk 3 has not been examined; run the part `examine` first"):
+    with pytest.raises(DataError, match=r"chunk 3 is to be examined again; run the same command, or the part `examine`"):
         list(results)
 
 
