@@ -117,11 +117,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "link", "other"]:
-    if entry.is_symlink():
-        return "link"
     if entry.is_dir(follow_symlinks=False):
         return "folder"
-    return "file" if entry.is_file(follow_symlinks=False) else "other"
+    return "link" if entry.is_symlink() else "file" if entry.is_file(follow_symlinks=False) else "other"
 
 
 def _items(path: str, source: Source) -> Iterator[Item]:
