@@ -354,7 +354,9 @@ def test_a_chunk_that_another_job_examines_again_is_told(photos, tmp_path):
     results = passes.examined(cfg, listed, folder / "work")
     next(results)
     passes.examined_file(folder / "work", 3).unlink()
-    with pytest.raises(DataError, match=r"chunk 3 is to be examined again; run the same command, or the part `examine`"):
+    with pytest.raises(
+        DataError, match=r"chunk 3 is to be examined again; run the same command, or the part `examine`"
+    ):
         list(results)
 
 
