@@ -90,27 +90,16 @@ class Summary:
         return cls(**told | {name: Histogram(**told[name]) for name in ("sides", "bits")})
 
 
-class _Digest:
-    """Of everything that determines a shard's bytes, image by image."""
-
-    def __init__(self, store: StoredFormat):
-        self._sha256 = hashlib.sha256(store.encode())
-
-    def add(self, photo: AcceptedImage) -> None:
-        self._sha256.update(
-            f"\n{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}".encode(errors="surrogatepass")
-        )
-
-    def hex(self) -> str:
-        return self._sha256.hexdigest()
-
-
 def shard_digest(store: StoredFormat, photos: Iterable[AcceptedImage]) -> str:
     """Digest of everything that determines the bytes of a shard of these images."""
-    digest = _Digest(store)
+    digest = hashlib.sha256(store.encode())
     for photo in photos:
-        digest.add(photo)
-    return digest.hex()
+        digest.update(_determining(photo))
+    return digest.hexdigest()
+
+
+def _determining(photo: AcceptedImage) -> bytes:
+    return f"\n{photo.sha256} {photo.repeats} {photo.dataset} {photo.path}".encode(errors="surrogatepass")
 
 
 class Counting:
@@ -121,7 +110,7 @@ class Counting:
         self._splits = {split: SplitSummary() for split in SPLITS}
         # Start and end in the split's file, and bytes of images, of the shard that is being filled
         self._open = dict.fromkeys(SPLITS, (0, 0, 0))
-        self._digests = {split: _Digest(store) for split in SPLITS}
+        self._digests = {split: hashlib.sha256(store.encode()) for split in SPLITS}
         self._by = {split: (Counts(), Counts(), Counts()) for split in SPLITS}
         self._sources: dict[str, int] = {}
         self._groups = np.zeros(num_images, bool)
@@ -142,10 +131,10 @@ class Counting:
         told.pixels += pixels
         start, end, filled = self._open[split]
         end, filled = end + line_bytes, filled + photo.size
-        self._digests[split].add(photo)
+        self._digests[split].update(_determining(photo))
         if filled >= self._shard_bytes:
-            told.shards.append((start, end, self._digests[split].hex()))
-            start, filled, self._digests[split] = end, 0, _Digest(self._store)
+            told.shards.append((start, end, self._digests[split].hexdigest()))
+            start, filled, self._digests[split] = end, 0, hashlib.sha256(self._store.encode())
         self._open[split] = start, end, filled
         by_source, by_format, by_note = self._by[split]
         by_source.add(photo.dataset, 1, photo.size)
@@ -160,7 +149,7 @@ class Counting:
     def summary(self) -> Summary:
         for split, (start, end, _) in self._open.items():
             if end > start:
-                self._splits[split].shards.append((start, end, self._digests[split].hex()))
+                self._splits[split].shards.append((start, end, self._digests[split].hexdigest()))
         look_alikes = sum(self._sources.values()) - int(self._groups.sum())
         by_source, by_format, by_note = (Counts.together(parts) for parts in zip(*self._by.values(), strict=True))
         sides, bits = _histogram(self._sides), _histogram(self._bits, log10=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.images import Pixels, decode
+from pipeline.evaluation import metrics
 from pipeline.models.lpips import Lpips, load_lpips
 from tests.benchmarks.measure import hardware
 
@@ -38,10 +39,9 @@ def measure(word: str, images: list[Pixels], lpips: Lpips) -> dict[str, float | 
     for pixels in images:
         content = codec.compress(pixels)
         x_hat = codec.decompress(content)
-        error = float(np.mean((x_hat.astype(np.float64) - pixels) ** 2))
         whole, *shifted = grid(lpips, tensor(x_hat), tensor(pixels))
-        bpp = 8 * len(content) / (pixels.shape[0] * pixels.shape[1])
-        rows.append((bpp, 10 * np.log10(255**2 / error), whole, statistics.mean(shifted)))
+        bpp = metrics.bits_per_pixel(len(content), *pixels.shape[:2])
+        rows.append((bpp, metrics.psnr_db(x_hat, pixels), whole, statistics.mean(shifted)))
     bpp, psnr_db, whole, shifted = (round(float(np.mean(column)), 4) for column in zip(*rows, strict=True))
     return {"codec": name, "bpp": bpp, "psnr_db": psnr_db, "lpips": whole, "lpips_elsewhere": shifted}
 

@@ -7,6 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,10 @@ from PIL import Image
 from pipeline.artifacts import ownership
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data.reader import ShardReader
+from pipeline.data.shards import Shard
 from pipeline.errors import ArtifactError, DataError
 from pipeline.registry import resolve
-from pipeline.sharding import filters, listing, passes, writer
+from pipeline.sharding import filters, listing, passes, plan, writer
 from pipeline.stages import shard
 from pipeline.stages.shard import StageConfig
 from pipeline.storage import disk, fetch
@@ -358,6 +362,33 @@ def test_a_chunk_that_another_job_examines_again_is_told(photos, tmp_path):
         DataError, match=r"chunk 3 is to be examined again; run the same command, or the part `examine`"
     ):
         list(results)
+
+
+def test_two_jobs_may_write_the_same_shard(photos, tmp_path):
+    """Of one plan, as a task of an array that was taken for dead, and of two plans, when files were examined again meanwhile."""
+    cfg, work = config(photos, chunk_size=8), tmp_path / "run" / "work"
+    for what in ("list", "examine"):
+        shard.run_part(cfg, tmp_path / "run", what)
+    listed = listing.Listing(work, cfg.chunk_size)
+    plans, _ = plan.plan_shards(cfg, passes.examined(cfg, listed, work), work)
+    for number in range(5):
+        folder = tmp_path / f"shards{number}"
+        folder.mkdir()
+        together = threading.Barrier(4)
+
+        def write(_: int, folder: Path = folder, together: threading.Barrier = together) -> Shard:
+            together.wait(60)
+            made = writer.write(plans[0], folder)
+            assert isinstance(made, Shard)
+            return made
+
+        with ThreadPoolExecutor(4) as pool:
+            first, *others = pool.map(write, range(4))
+        assert others == [first] * 3
+        assert disk.sha256(folder / first.file) == first.sha256
+        assert {path.name for path in folder.iterdir()} == {first.file, first.table, f"{first.file}.done"}
+        assert plans[0].done(folder) == first
+        assert replace(plans[0], digest="another plan's").done(folder) is None
 
 
 def test_another_config_in_the_folder_is_refused(photos, tmp_path):
