@@ -33,11 +33,12 @@ def near_few(count: int, rng: Generator) -> Hashes:
 
 
 def code_words(count: int, rng: Generator) -> Hashes:
-    """Words of the extended Hamming code of 64 bits, any two of which differ in four bits or more."""
-    bits = rng.integers(0, 2, (count, 64), dtype=np.uint8)
-    places = np.arange(64)
-    checks = [0, *(1 << power for power in range(6))]
-    bits[:, checks] = 0
+    """The first words of the extended Hamming code of 64 bits, any two of which differ in four bits or more, in any order."""
+    places, checks = np.arange(64), [0, *(1 << power for power in range(6))]
+    bits = np.zeros((count, 64), np.uint8)
+    numbers = rng.permutation(np.arange(count))
+    for power, place in enumerate(np.setdiff1d(places, checks)):
+        bits[:, place] = numbers >> power & 1
     for check in checks[1:]:
         bits[:, check] = bits[:, places & check > 0].sum(axis=1) % 2
     bits[:, 0] = bits.sum(axis=1) % 2

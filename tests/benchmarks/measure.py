@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from tests.support.memory import peak_resident_bytes
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUDA = DEVICE.type == "cuda"
 TINY = bool(os.environ.get("TINY"))
@@ -102,12 +104,6 @@ def _report_peak(make: Callable[[], Callable[[], object]], sender: Connection) -
     for _ in range(2):
         call()
     sender.send(peak_resident_bytes() - before)
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process has held."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 class _Flops(TorchDispatchMode):

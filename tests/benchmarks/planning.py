@@ -20,7 +20,7 @@ from pipeline.sharding.listing import Listing
 from pipeline.sharding.passes import examined, examined_file
 from pipeline.sharding.plan import plan_shards
 from pipeline.stages.shard import StageConfig
-from tests.benchmarks.measure import peak_resident_bytes
+from tests.support.memory import peak_resident_bytes
 
 CHUNK = 1024
 
