@@ -41,7 +41,6 @@ class ChannelNorm(nn.Module):
         k = (self.channels - 1) / self.channels
         weight = self.scale.flatten() * k**0.5
         y = F.layer_norm(x.permute(0, 2, 3, 1), (self.channels,), weight, self.shift.flatten(), self.eps * k)
-        y = y.permute(0, 3, 1, 2)
-        if self.activation == "relu":
-            return F.relu_(y)
-        return y if self.activation is None else F.silu(y)
+        # Before the view: an in-place operation on a view has its gradient copied twice
+        y = F.relu_(y) if self.activation == "relu" else y if self.activation is None else F.silu(y)
+        return y.permute(0, 3, 1, 2)

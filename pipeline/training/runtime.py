@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError, UserError
 from pipeline.log import logger
+from pipeline.models.gemm import use_products
 from pipeline.training.collectives import ControlGroup, init_process_group, timeout_of
 from pipeline.training.device import Precision, best_precision, settle_arithmetic, usable_gpu
 from pipeline.training.engine_config import EngineConfig, choose_kernels
@@ -174,9 +175,11 @@ class Runtime:
             logger.warning(f"ranks hold different weights at step {step}; those of rank 0 are saved")
 
     def place(self, module: nn.Module) -> nn.Module:
-        """`module` on this device, its 4-d weights in the memory layout that convolutions like best."""
+        """`module` on this device, with the kernels and the memory layout that are fastest there."""
         if self.device.type == "cuda":
             choose_kernels(module, self.cfg)
+        elif self.device.type == "cpu":
+            use_products(module)
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def frozen(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
