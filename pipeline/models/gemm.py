@@ -5,7 +5,6 @@ into the layout of the weights, which takes as long as a tenth of it all. In the
 of memory, and products give outputs and gradients in the layout that they are kept in. Results are equal but for rounding.
 """
 
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +22,16 @@ Pair = tuple[int, int]
 def use_products(network: nn.Module) -> None:
     """From now on, convolutions of the network are computed as matrix products where it `pays`."""
     for module in network.modules():
-        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or module.groups > 1 or set(module.dilation) != {1}:
-            continue
-        if module.padding_mode == "zeros" and isinstance(module.padding, tuple) and max(module.kernel_size) > 1:
-            forward = _convolution if isinstance(module, nn.Conv2d) else _transposed
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+        # A class and not a bound method as its forward: such a circle would keep gigabytes until Python looks for circles
+        if type(module) is nn.Conv2d and _can(module):
+            module.__class__ = ProductConv2d
+        elif type(module) is nn.ConvTranspose2d and _can(module):
+            module.__class__ = ProductConvTranspose2d
+
+
+def _can(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+    return plain and isinstance(layer.padding, tuple) and max(layer.kernel_size) > 1
 
 
 def pays(positions: int, weight: Tensor) -> bool:
@@ -77,27 +81,30 @@ class _Geometry(NamedTuple):
         return y
 
 
-def _convolution(self: nn.Conv2d, x: Tensor) -> Tensor:
-    # Once: a weight that is computed, as under spectral norm, may change each time
-    weight, bias = self.weight, self.bias
-    kernel, stride, padding = _pairs(self)
-    sizes = zip(x.shape[2:], padding, kernel, stride, strict=True)
-    height, width = ((n + 2 * p - k) // s + 1 for n, p, k, s in sizes)
-    if not pays(len(x) * height * width, weight):
-        return self._conv_forward(x, weight, bias)
-    geometry = _Geometry(kernel, stride, padding, (height, width), (x.shape[2], x.shape[3]))
-    return _Product.apply(*_cast(x, weight, bias), geometry, False)
+class ProductConv2d(nn.Conv2d):
+    """Shapes as of nn.Conv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = _pairs(self)
+        sizes = zip(x.shape[2:], padding, kernel, stride, strict=True)
+        height, width = ((n + 2 * p - k) // s + 1 for n, p, k, s in sizes)
+        if not pays(len(x) * height * width, self.weight):
+            return super().forward(x)
+        geometry = _Geometry(kernel, stride, padding, (height, width), (x.shape[2], x.shape[3]))
+        return _Product.apply(*_cast(x, self.weight, self.bias), geometry, False)
 
 
-def _transposed(self: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    weight, bias = self.weight, self.bias
-    kernel, stride, padding = _pairs(self)
-    if not pays(len(x) * x.shape[2] * x.shape[3], weight):
-        return F.conv_transpose2d(x, weight, bias, stride, padding, self.output_padding)
-    sizes = zip(x.shape[2:], stride, padding, kernel, self.output_padding, strict=True)
-    height, width = ((n - 1) * s - 2 * p + k + more for n, s, p, k, more in sizes)
-    geometry = _Geometry(kernel, stride, padding, (x.shape[2], x.shape[3]), (height, width))
-    return _Product.apply(*_cast(x, weight, bias), geometry, True)
+class ProductConvTranspose2d(nn.ConvTranspose2d):
+    """Shapes as of nn.ConvTranspose2d, without `output_size`."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        if not pays(len(x) * x.shape[2] * x.shape[3], self.weight):
+            return super().forward(x)
+        kernel, stride, padding = _pairs(self)
+        sizes = zip(x.shape[2:], stride, padding, kernel, self.output_padding, strict=True)
+        height, width = ((n - 1) * s - 2 * p + k + more for n, s, p, k, more in sizes)
+        geometry = _Geometry(kernel, stride, padding, (x.shape[2], x.shape[3]), (height, width))
+        return _Product.apply(*_cast(x, self.weight, self.bias), geometry, True)
 
 
 def _pairs(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[Pair, Pair, Pair]:

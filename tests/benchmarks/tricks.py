@@ -1,19 +1,23 @@
 """What each trick gains on its own: our full-size GAN step with it, against the same step without it."""
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.models import gemm
 from pipeline.models.labeler import Labeler, LabelerConfig
 from pipeline.models.layers import ChannelNorm
 from pipeline.stages.gan import Adversary, GanTask
+from pipeline.training.device import best_precision
 from pipeline.training.engine_config import EngineConfig
 from pipeline.training.runtime import Runtime
 from tests.benchmarks.measure import DEVICE, Row, faster, peak_memory_gb
-from tests.benchmarks.steps import BATCH, CROP, Step, our_gan
+from tests.benchmarks.steps import BATCH, CROP, Step, our_gan, our_pretrain
 
 UNIT = f"crops of {CROP}x{CROP} /s"
 COUNT = 2 if DEVICE.type == "cpu" else 20
@@ -41,8 +45,8 @@ class DecodesAll(GanTask):
         return seen
 
 
-def changed(owner: object, name: str, value: object, make: Callable[[], Step]) -> Step:
-    """What `make` builds while `owner.name` is another."""
+def changed(owner: object, name: str, value: object, make: Callable[[], Any]) -> Any:
+    """What `make` builds or does while `owner.name` is another."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -105,15 +109,23 @@ def rows() -> Iterator[Row]:
     }
     for name, make in options.items():
         yield faster(f"gan step, {name}", make(), plain, BATCH["gan"], UNIT, "without", COUNT)
+    # A step holds gigabytes
     del plain
-    less = peak_memory_gb(partial(our_gan, EngineConfig(activation_checkpointing=True)))
-    yield Row(
-        "gan step's peak memory, engine.activation_checkpointing (less is better)",
-        less,
-        "GB",
-        peak_memory_gb(our_gan),
-        "without",
-    )
+    if DEVICE.type == "cpu":
+        yield from products()
+    name = "engine.activation_checkpointing"
+    less, more = peak_memory_gb(partial(our_gan, EngineConfig(activation_checkpointing=True))), peak_memory_gb(our_gan)
+    yield Row(f"gan step's peak memory, {name} (less is better)", less, "GB", more, "without")
+
+
+def products() -> Iterator[Row]:
+    """Steps whose wide convolutions are matrix products, against PyTorch's own convolutions."""
+    for stage, make in {"gan": our_gan, "pretrain": our_pretrain}.items():
+        for precision in dict.fromkeys(("fp32", best_precision())):
+            step = make(EngineConfig(precision=precision))
+            without = partial(changed, gemm, "LEAST_WEIGHTS", sys.maxsize, step)
+            name = "convolutions as PyTorch has them"
+            yield faster(f"{stage} step, {precision}", step, without, BATCH[stage], UNIT, name, 2 * COUNT)
 
 
 def plain_images() -> Step:

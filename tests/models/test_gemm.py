@@ -1,7 +1,9 @@
 """Convolutions as matrix products give the same numbers, but for the order of sums, and the same gradients."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -140,13 +142,25 @@ def test_autocast_computes_in_bf16_and_sums_overlaps_in_fp32(always):
             assert ours_off <= 1.5 * theirs_off + 2e-3 * truth.abs().max()
 
 
-def test_a_weight_under_spectral_norm_is_computed_once():
+def test_a_weight_under_spectral_norm_is_left_alone(always):
     layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
     plain = copy.deepcopy(layer)
     use_products(layer)
     x = torch.randn(1, 3, 5, 5)
     for _ in range(3):
         torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=0)
+
+
+def test_a_network_is_freed_at_once():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 3))
+    use_products(network)
+    gc.disable()
+    try:
+        seen = weakref.ref(network[0].weight)
+        del network
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_training_on_a_cpu_uses_it_where_it_pays():
