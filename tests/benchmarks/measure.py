@@ -62,6 +62,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 def pairs(ours: Callable[[], object], peer: Callable[[], object], count: int) -> tuple[float, float]:
     """Median seconds of each, over alternating calls after one call of each."""
+    # A step of before holds gigabytes, and may hang in a circle
+    gc.collect()
     seconds(ours), seconds(peer)
     times = [(seconds(ours), seconds(peer)) for _ in range(count)]
     mine, theirs = zip(*times, strict=True)

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md from the rows in docs/bench: `make tables`.
+"""Writes the tables of docs/performance.md and docs/data.md from the rows in docs/bench: `make tables`.
 
 A table stands between `<!-- rows: NAMES -->` and `<!-- end of rows -->`. NAMES are groups of cpu.json, or `gpus`: then every
 other file is a machine, with a heading and its tables.
@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE, BENCH = ROOT / "docs/performance.md", ROOT / "docs/bench"
+PAGES = (PAGE, ROOT / "docs/data.md")
 BETWEEN = re.compile(r"(<!-- rows: (?P<names>[^>]+) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
 Row = dict[str, object]
 
@@ -203,5 +204,6 @@ def digits(value: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"written: {PAGE.relative_to(ROOT)}")
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"written: {page.relative_to(ROOT)}")
