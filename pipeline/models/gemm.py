@@ -1,8 +1,8 @@
 """On a CPU: convolutions with many weights and few positions, each computed as one matrix product of all its windows.
 
-There, oneDNN's own convolutions reach about half of the speed of a matrix product, and the gradient of the weights is then turned
-into the layout of the weights, which takes as long as a tenth of it all. In the channels_last layout the rows of a window are runs
-of memory, and products give outputs and gradients in the layout that they are kept in. Results are equal but for rounding.
+There, products are faster than oneDNN's convolutions (docs/performance.md), and the gradient of the weights needs no copy: in the
+channels_last layout the rows of a window are runs of memory, and products give outputs and gradients in the layout that they are
+kept in. F.unfold and F.fold are of the other layout. Results are equal but for rounding.
 """
 
 from typing import Any, NamedTuple
@@ -59,11 +59,9 @@ class _Geometry(NamedTuple):
         """Shapes: x (B, C, *large); returns (B * positions, C * kernel), channels last."""
         top, left = self.padding
         bottom, right = (c - p - n for c, p, n in zip(self.covered, self.padding, self.large, strict=True))
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).contiguous()
-        batch, down, across, channel = padded.stride()
-        steps = (batch, down * self.stride[0], across * self.stride[1], down, across, channel)
-        views = padded.as_strided((len(x), *self.small, *self.kernel, x.shape[1]), steps)
-        return views.reshape(len(x) * self.small[0] * self.small[1], -1)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
+        views = padded.unfold(1, self.kernel[0], self.stride[0]).unfold(2, self.kernel[1], self.stride[1])
+        return views.permute(0, 1, 2, 4, 5, 3).reshape(len(x) * self.small[0] * self.small[1], -1)
 
     def sums(self, windows: Tensor, batch: int) -> Tensor:
         """The adjoint of `windows`. Shapes: windows (B * positions, C * kernel); returns (B, C, *large)."""

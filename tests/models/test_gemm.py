@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models import gemm
 from pipeline.models.codec import Codec, CodecConfig
@@ -117,16 +118,67 @@ def test_what_follows_may_work_in_place(always):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_frozen_convolution_computes_the_input_gradient_alone(always):
-    layer = nn.Conv2d(3, 4, 3).requires_grad_(False)
+class Products(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "mm" in function.__name__
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(("of_weight", "of_input"), [(True, True), (True, False), (False, True)])
+def test_only_the_gradients_that_are_wanted_are_computed(always, kind, of_weight, of_input):
+    layer = kind(3, 4, 3).requires_grad_(of_weight)
     use_products(layer)
-    x = torch.randn(1, 3, 5, 5, requires_grad=True)
-    layer(x).sum().backward()
-    assert layer.weight.grad is None
-    assert x.grad.abs().sum() > 0
+    x = torch.randn(1, 3, 5, 5, requires_grad=of_input)
+    y = layer(x).sum()
+    with Products() as products:
+        y.backward()
+    assert products.count == of_weight + of_input
 
 
-def test_autocast_computes_in_bf16_and_sums_overlaps_in_fp32(always):
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 1),
+        nn.ConvTranspose2d(4, 4, 3, dilation=2),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_left_alone(always, layer):
+    kind = type(layer)
+    use_products(layer)
+    assert type(layer) is kind
+
+
+def test_a_compiled_network_has_the_convolution_itself(always):
+    layer = nn.Conv2d(3, 4, 3)
+    use_products(layer)
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.zeros(1, 3, 5, 5))
+    with torch.profiler.profile() as profile:
+        layer_again = torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.zeros(1, 3, 5, 5))
+    torch.testing.assert_close(layer_again, y)
+    assert "aten::convolution" in {event.key for event in profile.key_averages()}
+
+
+def test_overlaps_are_summed_in_fp32_under_bf16(always):
+    layer = nn.ConvTranspose2d(1, 1, 17, bias=False)
+    nn.init.ones_(layer.weight)
+    use_products(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.ones(1, 1, 17, 17))
+    # 17 x 17 ones meet in the middle, 288 in bf16, which cannot count beyond 256 by ones
+    assert y[0, 0, 16, 16].item() == 288
+
+
+def test_autocast_computes_in_bf16(always):
     torch.manual_seed(0)
     for layer in (nn.Conv2d(64, 48, 3, padding=1), nn.ConvTranspose2d(64, 48, 3, stride=2, padding=1)):
         plain, precise = copy.deepcopy(layer), copy.deepcopy(layer).double()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from pipeline.models.layers import ChannelNorm
@@ -23,3 +24,17 @@ def test_channel_norm_equals_its_definition():
     slight = constant + torch.tensor([0.01, -0.01, 0, 0, 0]).view(1, 5, 1, 1)
     var, mean = torch.var_mean(slight, dim=1, keepdim=True, correction=1)
     assert torch.allclose(norm(slight), norm.scale * (slight - mean) / torch.sqrt(var + 1e-3) + norm.shift, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", None])
+def test_no_operation_of_the_norm_works_in_place_on_a_view(activation):
+    """Its gradient would be copied twice."""
+    x = torch.randn(2, 6, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    seen, left = set(), [ChannelNorm(6, activation)(x).grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None:
+            seen.add(node.name())
+            left += [above for above, _ in node.next_functions]
+    assert "NativeLayerNormBackward0" in seen
+    assert not any("CopySlices" in name for name in seen)
