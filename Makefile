@@ -12,7 +12,7 @@ VALID ?=
 LICENSE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo codecs results smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
+.PHONY: help setup demo codecs claim results smoke stage-shard stage-vqvae stage-pretrain stage-gan stage-evaluate promote sweep \
   submit-slurm submit-ray doctor describe fetch-weights mlflow format check quick test test-cluster test-both coverage test-all bench gpu-day gpu-pack tables clean
 
 help: ## Show this help
@@ -97,6 +97,15 @@ codecs: $(READY) ## Train, shrink, measure and promote the package's three codec
 	code=0; for q in low medium high; do \
 	  $(ILLM) promote configs/shipped/promote-$$q.yaml run=runs/small/promote-$$q $(if $(LICENSE),$(call quoted,license=$(LICENSE))) || code=$$?; \
 	done; exit $$code
+
+claim: $(READY) ## Compare no, label and PatchGAN discriminators over weights and seeds, from one codec on the photos in DATA: hours; resumes
+	@test -n $(call quoted,$(DATA)) || { echo "needs DATA=folder of photos" >&2; exit 2; }
+	$(ILLM) shard configs/small/shard.yaml run=runs/small/shard source=$(call quoted,$(DATA))
+	$(ILLM) pretrain configs/small/pretrain-claim.yaml run=runs/small/claim-base
+	$(ILLM) sweep configs/small/sweep-claim.yaml run=runs/small/claim $(if $(VALID),images=$(call quoted,$(VALID))) $(SET)
+	mkdir -p docs/results
+	cp runs/small/claim/artifact/trials.csv docs/results/claim.csv
+	cp runs/small/claim/artifact/gan_weights.png docs/images/claim.png
 
 format: $(READY) ## Format the code
 	$(VENV)/bin/ruff format .
