@@ -4,9 +4,8 @@ So the order does not depend on ranks or workers, and a run resumes by naming th
 neither, which is why training reads samples by index and not through its pipeline.
 """
 
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -14,13 +13,14 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import psutil
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from pipeline.config import Changeable, Config, Input
 from pipeline.data import transforms
+from pipeline.data.decoded_cache import DecodedCache
 from pipeline.data.images import Pixels
-from pipeline.data.order import SampleOrder
+from pipeline.data.order import PartedOrder, SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.transforms import in_unit_range, to_float
 from pipeline.errors import DataError, UnreachableError
@@ -46,6 +46,9 @@ class LoaderConfig(Config):
     """One crop per image, the same in every epoch, so that what is computed from it can be cached."""
     shuffle_shards: PositiveInt = 64
     """Number of shards whose samples are shuffled together; they have to be on disk at the same time."""
+    shard_parts: PositiveInt = 1
+    """Number of parts of the shards, for as many nodes: each fetches the remote shards of one part only. An image meets only those
+    of its part in the shuffle, and data.batch_size becomes part of the order."""
     shard_cache_gb: Annotated[PositiveFloat, Changeable()] = 50.0
     """Space under $ILLM_CACHE for remote shards, in GB; best is twice the size of data.shuffle_shards shards."""
     num_workers: Annotated[NonNegativeInt, Changeable()] = 4
@@ -58,6 +61,14 @@ class LoaderConfig(Config):
     """Side of a validation crop in pixels; null: data.crop_size."""
     max_bad_samples: NonNegativeInt = 100
     """Number of unreadable samples per training process after which the stage stops."""
+
+    @model_validator(mode="after")
+    def parts_divide_the_batch(self) -> "LoaderConfig":
+        if self.batch_size % self.shard_parts:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size}, expected a multiple of data.shard_parts, {self.shard_parts}"
+            )
+        return self
 
 
 BATCHES_AHEAD = 4
@@ -130,16 +141,23 @@ class Crops:
 
     def __init__(self, cfg: LoaderConfig, reader: ShardReader, seed: int):
         self.cfg, self.reader, self.seed = cfg, reader, seed
-        self.order = SampleOrder(reader.draws, seed, cfg.shuffle_shards)
+        self.order = PartedOrder(reader.draws, seed, cfg.shuffle_shards, cfg.shard_parts, cfg.batch_size)
+        if not all(map(len, self.order.streams)):
+            raise DataError(
+                f"data.shard_parts is {cfg.shard_parts}, but the training images are in {len(reader.shards)} shard(s); lower it, "
+                "or make smaller shards (shard_mb)"
+            )
         self.cache = DecodedCache(cfg.decoded_cache_mb * 2**20)
-        self._at: tuple[int, int] | None = None
+        # Of each stream: the group that was asked for last
+        self._groups: dict[SampleOrder, tuple[int, int]] = {}
 
     def load(self, position: int, out: Pixels) -> LoadedCrop:
         """Writes the crop at `position` into `out` (crop, crop, 3)."""
-        number = image = self.order.at(position)
+        stream, place = self.order.locate(position)
+        number = image = stream.at(place)
         rng = np.random.default_rng([self.seed, image, 0] if self.cfg.fixed_crops else [self.seed, position])
         bad: list[str] = []
-        # An unreadable sample is replaced by a random other one, the same in every run
+        # An unreadable sample is replaced by a random other one of its part, the same in every run
         while len(bad) < 10:
             try:
                 out[...] = self._crop(number, rng)
@@ -149,15 +167,19 @@ class Crops:
                 raise
             except DataError:
                 bad.append(self.reader.name(number))
-                number = int(rng.integers(len(self.reader)))
+                number = stream.nth(int(rng.integers(len(stream))))
         return LoadedCrop(position, image, bad, False)
 
-    def look_ahead(self, position: int) -> None:
-        """Fetches the shards that the stream needs from `position` on, and the next ones, in the background."""
-        if (at := self.order.group_at(position)) != self._at:
-            self._at = at
-            for epoch, group in (at, self.order.group_after(*at)):
-                self.reader.prepare(self.order.shards_of(epoch, group))
+    def look_ahead(self, positions: Sequence[int]) -> None:
+        """Fetches the shards that are needed at these positions, which are in order, and the next ones, in the background."""
+        firsts: dict[SampleOrder, int] = {}
+        for stream, place in map(self.order.locate, positions):
+            firsts.setdefault(stream, place)
+        for stream, place in firsts.items():
+            if (at := stream.group_at(place)) != self._groups.get(stream):
+                self._groups[stream] = at
+                for epoch, group in (at, stream.group_after(*at)):
+                    self.reader.prepare(stream.shards_of(epoch, group))
 
     def _crop(self, number: int, rng: np.random.Generator) -> Pixels:
         sample, size = self.reader.sample(number)[1], self.cfg.crop_size
@@ -179,30 +201,6 @@ class Crops:
             pixels = self.reader.pixels(number, shrink)
             self.cache.put((number, shrink), pixels)
         return pixels
-
-
-class DecodedCache:
-    """The most recently used decoded images, by number and shrinkage, up to a number of bytes."""
-
-    def __init__(self, max_bytes: int):
-        self.max_bytes, self.bytes = max_bytes, 0
-        self.images: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, index: tuple[int, int]) -> Pixels | None:
-        with self._lock:
-            if index in self.images:
-                self.images.move_to_end(index)
-            return self.images.get(index)
-
-    def put(self, index: tuple[int, int], pixels: Pixels) -> None:
-        with self._lock:
-            # Another thread may have decoded it meanwhile
-            if index not in self.images:
-                self.images[index] = pixels
-                self.bytes += pixels.nbytes
-            while self.bytes > self.max_bytes:
-                self.bytes -= self.images.popitem(last=False)[1].nbytes
 
 
 def positions(share: BatchShard, start: int) -> Iterator[list[int]]:
@@ -252,7 +250,7 @@ def _ahead(
     waiting: deque[tuple[Tensor, list[Future[LoadedCrop]]]] = deque()
     try:
         for batch in batches:
-            crops.look_ahead(batch[0])
+            crops.look_ahead(batch)
             pixels = torch.empty(len(batch), size, size, 3, dtype=torch.uint8, pin_memory=pinned)
             jobs = list(zip(batch, pixels.numpy(), strict=True))
             if not workers:

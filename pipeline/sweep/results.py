@@ -105,7 +105,7 @@ def headline_figure(
             # of trials that differ in their seed alone
             x, x_error, y, y_error = zip(
                 *(
-                    (*_mean_and_error(p[distortion] for p in mine), *_mean_and_error(p[fidelity] for p in mine))
+                    (*mean_and_error(p[distortion] for p in mine), *mean_and_error(p[fidelity] for p in mine))
                     for _, mine in sorted(by_weight.items())
                 ),
                 strict=True,
@@ -136,12 +136,12 @@ def _lines(points: Sequence[Point], base: Mapping[str, Any] | None) -> dict[str,
         if p["settings"]["gan.gan_weight"] == 0:
             without.setdefault(name_of(p["settings"] | {"gan.discriminator": None}), p)
             continue
-        line = lines.setdefault((_discriminator_of(p, base), *_others(p), *_rate(p, rates)), {})
+        line = lines.setdefault((discriminator_of(p, base), *_others(p), *_rate(p, rates)), {})
         line.setdefault(p["settings"]["gan.gan_weight"], []).append(p)
     for p in without.values():
         rest = (*_others(p), *_rate(p, rates))
         alike = [line for (_, *others), line in lines.items() if (*others,) == rest]
-        for line in alike or [lines.setdefault((_discriminator_of(p, base), *rest), {})]:
+        for line in alike or [lines.setdefault((discriminator_of(p, base), *rest), {})]:
             line.setdefault(0.0, []).append(p)
     return {", ".join(names): line for names, line in lines.items()}
 
@@ -151,7 +151,8 @@ def _rate(point: Point, rates: Mapping[int, float]) -> list[str]:
     return [f"{rates[point['rate_group']]:.2f} bpp"] if len(rates) > 1 else []
 
 
-def _discriminator_of(point: Point, base: Mapping[str, Any] | None) -> str:
+def discriminator_of(point: Point, base: Mapping[str, Any] | None) -> str:
+    """What the figure calls it."""
     given = point["settings"].get("gan.discriminator") or base or {}
     kind = given.get("kind", "label")
     return KINDS.get(kind, kind) + ("" if given.get("conditional", True) else ", unconditional")
@@ -164,7 +165,7 @@ def _others(point: Point) -> list[str]:
     return [f"{key.split('.', 1)[1]} {_cell(key, value)}" for key, value in sorted(others.items())]
 
 
-def _mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval by Student's t; 0 for a single value."""
     found = np.fromiter(values, float)
     if len(found) < 2:

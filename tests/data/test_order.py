@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pipeline.data import loader, transforms
 from pipeline.data.loader import BatchShard, LoaderConfig, positions
-from pipeline.data.order import SampleOrder
+from pipeline.data.order import PartedOrder, SampleOrder
 from pipeline.data.reader import ShardReader
+from pipeline.errors import DataError
 from tests.conftest import ROOT, write_images
 from tests.data.test_shards import make
 
@@ -70,6 +71,31 @@ def test_a_position_far_away_costs_nothing_to_find():
     assert order._numbers.cache_info().currsize == 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=3, max_size=12),
+    parts=st.sampled_from([1, 2, 3]),
+    each=st.integers(1, 4),
+    mixed=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_each_part_of_a_batch_has_every_sample_of_its_shards_once_per_epoch(counts, parts, each, mixed, epoch):
+    order = PartedOrder(counts, 7, mixed, parts, parts * each)
+    starts = np.cumsum([0, *counts])
+    for part in range(parts):
+        mine = [n for s in range(part, len(counts), parts) for n in range(starts[s], starts[s + 1])]
+        # the stream of a part, place by place: `each` of them in every batch
+        batches = [divmod(place, each) for place in range(epoch * len(mine), (epoch + 1) * len(mine))]
+        places = [batch * parts * each + part * each + rest for batch, rest in batches]
+        assert sorted(order.at(place) for place in places) == mine
+        assert [order.streams[part].nth(place) for place in range(len(mine))] == mine
+
+
+def test_one_part_is_the_order_of_all_shards():
+    alone, parted = SampleOrder([5, 0, 7], 3, 2), PartedOrder([5, 0, 7], 3, 2, 1, 4)
+    assert [parted.at(position) for position in range(30)] == [alone.at(position) for position in range(30)]
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("order")
@@ -83,9 +109,10 @@ def shards(tmp_path_factory):
     workers=st.integers(0, 5),
     mixed=st.integers(1, 6),
     start=st.integers(0, 5),
+    parts=st.sampled_from([1, 2, 3]),
     decoded_cache_mb=st.sampled_from([0, 1]),
 )
-def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, start, decoded_cache_mb):
+def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, start, parts, decoded_cache_mb):
     def stream(ranks: int, rank: int, workers: int, decoded_cache_mb: int) -> list[np.ndarray]:
         cfg = LoaderConfig(
             shards="",
@@ -93,6 +120,7 @@ def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, 
             crop_size=64,
             num_workers=workers,
             shuffle_shards=mixed,
+            shard_parts=parts,
             decoded_cache_mb=decoded_cache_mb,
             downscale_prob=0.5,
         )
@@ -103,6 +131,14 @@ def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, 
     together = [stream(ranks, rank, workers, decoded_cache_mb) for rank in range(ranks)]
     for step, whole in enumerate(alone):
         assert np.array_equal(whole, np.concatenate([parts[step] for parts in together]))
+
+
+def test_more_parts_than_shards_are_refused(shards):
+    cfg = LoaderConfig(shards="x", batch_size=40, crop_size=64, shard_parts=40)
+    with pytest.raises(DataError, match=r"data.shard_parts is 40, but the training images are in \d shard"):
+        next(loader.batches(cfg, ShardReader(shards, "train"), 0, BatchShard.of(40, 0, 1), 0))
+    with pytest.raises(ValueError, match=r"data.batch_size is 6, expected a multiple of data.shard_parts, 4"):
+        LoaderConfig(shards="x", batch_size=6, shard_parts=4)
 
 
 def test_scaled_crops_are_those_of_torchvision(shards):

@@ -147,10 +147,33 @@ def test_shards_of_the_next_group_come_before_they_are_needed(server):
     cfg = LoaderConfig(shards=name, batch_size=4, crop_size=64, num_workers=1, shuffle_shards=2)
     reader = ShardReader(resolve.read(name, "shards"), "train")
     samples = loader.Crops(cfg, reader, 3)
-    samples.look_ahead(0)
-    wanted = {reader.shards[s].file for group in (0, 1) for s in samples.order.shards_of(0, group)}
+    samples.look_ahead(range(4))
+    wanted = {reader.shards[s].file for group in (0, 1) for s in samples.order.streams[0].shards_of(0, group)}
     assert len(wanted) == 4
     wait_until(lambda: {p.rsplit("/")[-1] for p in server.requests if p.endswith(".tar")} == wanted, "the shards")
+
+
+def test_with_parts_a_node_fetches_its_own_shards_only(run_folder, tmp_path, monkeypatch):
+    """Two nodes with two processes each, 40 steps: some epochs. Their crops are those of one process with local shards."""
+    reader = ShardReader(resolve.read(str(run_folder), "shards"), "train")
+    options = {"batch_size": 8, "crop_size": 64, "num_workers": 1, "shuffle_shards": 2, "shard_parts": 2}
+
+    def stream(name: str, rank: int, ranks: int) -> torch.Tensor:
+        cfg = LoaderConfig(shards=name, **options)
+        shards = ShardReader(resolve.read(name, "shards"), "train")
+        batches = loader.batches(cfg, shards, 3, BatchShard.of(8, rank, ranks), 0)
+        return torch.stack([batch.x for batch in itertools.islice(batches, 40)])
+
+    by_rank, fetched = [], []
+    for node in range(2):
+        monkeypatch.setenv("ILLM_CACHE", str(tmp_path / f"node-{node}"))
+        with serving(run_folder.parent) as server:
+            by_rank += [stream(f"{server.url}/run", 2 * node + process, 4) for process in range(2)]
+            fetched.append({path.rsplit("/")[-1] for path in server.requests if "train-" in path})
+    files = [{name for s in reader.shards[node::2] for name in (s.file, s.table)} for node in range(2)]
+    assert fetched == files
+    assert len(files[0]) > 2
+    assert torch.equal(torch.cat(by_rank, dim=1), stream(str(run_folder), 0, 1))
 
 
 def test_a_shard_that_is_not_the_listed_one_is_never_used(run_folder, tmp_path):
