@@ -103,9 +103,7 @@ claim: $(READY) ## Compare no, label and PatchGAN discriminators over weights an
 	$(ILLM) shard configs/small/shard.yaml run=runs/small/shard source=$(call quoted,$(DATA))
 	$(ILLM) pretrain configs/small/pretrain-claim.yaml run=runs/small/claim-base
 	$(ILLM) sweep configs/small/sweep-claim.yaml run=runs/small/claim $(if $(VALID),images=$(call quoted,$(VALID))) $(SET)
-	mkdir -p docs/results
-	cp runs/small/claim/artifact/trials.csv docs/results/claim.csv
-	cp runs/small/claim/artifact/gan_weights.png docs/images/claim.png
+	$(VENV)/bin/python -m tests.benchmarks.claim runs/small/claim
 
 format: $(READY) ## Format the code
 	$(VENV)/bin/ruff format .

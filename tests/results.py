@@ -3,11 +3,10 @@
 `make results DATA=folder NAME=name` writes these files; `tests/test_results.py` compares the page with them.
 """
 
-import csv
 import json
 
 from pipeline.evaluation.metric_table import METRICS, format_value
-from pipeline.sweep.results import discriminator_of, mean_and_error
+from tests.benchmarks import claim
 from tests.conftest import ROOT
 
 HOME = ROOT / "docs/results"
@@ -39,27 +38,6 @@ def eight_bits() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def claim() -> str:
-    """Of `make claim`: for each discriminator and GAN weight the mean over seeds with half its 95 % interval."""
-    metrics = ("bpp", "psnr_db", "vgg_fd_64", "lpips", "dists")
-    found: dict[tuple[str, float], list[dict[str, str]]] = {}
-    with (HOME / "claim.csv").open(encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            weight = float(row["gan.gan_weight"])
-            kind = discriminator_of({"settings": {"gan.discriminator": json.loads(row["gan.discriminator"])}}, None)
-            found.setdefault((kind if weight else "none", weight), []).append(row)
-    lines = [["discriminator", "GAN weight", "seeds", *(METRICS[metric].name for metric in metrics)]]
-    lines.append(["---"] * len(lines[0]))
-    for (kind, weight), rows in sorted(found.items(), key=lambda pair: (pair[0][0] != "none", pair[0])):
-        shown = []
-        for metric in metrics:
-            mean, error = mean_and_error(float(row[metric]) for row in rows)
-            shown.append(f"{format_value(metric, mean)} ± {format_value(metric, error)}")
-        # the encoder is frozen, so the rate of all trials is the same
-        lines.append([kind, f"{weight:g}", str(len(rows)), shown[0].split(" ")[0], *shown[1:]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def names() -> list[str]:
     """Of the sets that were measured."""
     return sorted({path.name.rsplit("-", 2)[0] for path in HOME.glob("*-*-totals.json")})
@@ -68,7 +46,7 @@ def names() -> list[str]:
 if __name__ == "__main__":
     for name in names():
         print(f"{name}\n\n{table(name)}\n")
-    if (HOME / "claim.csv").is_file():
-        print(f"claim\n\n{claim()}\n")
+    if (HOME / claim.TABLE.name).is_file():
+        print(f"the comparison of discriminators\n\n{claim.table(HOME / claim.TABLE.name)}\n")
     if (HOME / "compact-totals.json").is_file():
         print(eight_bits())
