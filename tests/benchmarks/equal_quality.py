@@ -7,11 +7,13 @@ runs/quality and resume.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.data.loader import LoaderConfig, validation_crops
 from pipeline.data.reader import ShardReader
+from pipeline.evaluation.metric_table import format_value
 from pipeline.models import serialization
 from pipeline.registry import resolve
 from tests.benchmarks.short_runs import illm, validated, write_rows
@@ -35,7 +37,7 @@ RUNS_OF = {
     "fine-tuning, bf16": ("gan", 1, ["engine.precision=bf16"]),
     "fine-tuning, bf16, labels in bf16": ("gan", 1, ["engine.precision=bf16", "labeler_precision=bf16"]),
 }
-METRICS = ("val/bpp", "val/psnr_db", "val/lpips", "val/fooling_rate")
+METRICS = {"val/bpp": "bpp", "val/psnr_db": "PSNR, dB", "val/lpips": "LPIPS"}
 
 
 def trained(name: str, seed: int, steps: int, inputs: dict[str, str]) -> dict[str, float]:
@@ -61,17 +63,26 @@ def agreement(shards: str, labeler: str) -> float:
         return float((network.label(crops) == labels).float().mean())
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """As docs/engines.md shows it: both seeds."""
+    lines = [f"| {rows[0]['steps']} steps | {' | '.join(METRICS.values())} |", "|---|---|---|---|"]
+    for name in RUNS_OF:
+        seeds = [row for row in rows if row["name"] == name]
+        values = [", ".join(format_value(m.removeprefix("val/"), row[m]) for row in seeds) for m in METRICS]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def main(shards: str, codec: str, labeler: str, steps: str = "300") -> None:
     inputs = {"shards": shards, "codec": codec, "labeler": labeler}
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "seed": seed, "steps": int(steps), **trained(name, seed, int(steps), inputs)}
         for name in RUNS_OF
         for seed in SEEDS
     ]
     rows.append({"name": "labels equal in bf16", "share": agreement(shards, labeler)})
     write_rows(TARGET, rows)
-    for row in rows:
-        print(row)
+    print(table(rows))
 
 
 if __name__ == "__main__":
