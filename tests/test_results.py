@@ -3,7 +3,7 @@
 import pytest
 
 from tests import results
-from tests.benchmarks import lpips_grid
+from tests.benchmarks import claim, lpips_grid
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.quick
@@ -20,3 +20,7 @@ def test_the_page_on_training_has_the_table_of_the_grid_of_lpips():
 @pytest.mark.parametrize("name", results.names())
 def test_the_page_has_the_table_of_each_set(name):
     assert results.table(name) in (ROOT / "docs/results.md").read_text()
+
+
+def test_the_page_has_the_comparison_of_discriminators():
+    assert claim.table(ROOT / claim.TABLE) in (ROOT / "docs/results.md").read_text()

@@ -1,58 +1,49 @@
 """How pictures change with the GAN weight: python -m tests.benchmarks.gan_weights OUT.jpg SWEEP IMAGE:LEFT,TOP
 
-SWEEP: the run folder of `make claim`. A row of crops for each discriminator, of the trials of the first seed: the original, the
-codec without a discriminator, and with growing weight. Under each crop stands the weight with the PSNR of the whole image.
+SWEEP: the run folder of `make claim`; IMAGE: a file. A row of crops for each discriminator, by the codecs of the first seed: the
+original, without a discriminator, and with growing weight. Under each crop stands the weight with the PSNR of the whole image.
 """
 
-import csv
-import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.sweep.results import discriminator_of
+from pipeline.bitstream.codec import ImageCodec
+from pipeline.data.images import Pixels
+from pipeline.evaluation.metrics import psnr_db
+from tests.benchmarks.claim import NO_DISCRIMINATOR, groups
 from tests.benchmarks.crops import GAP, SIDE, TEXT, stacked
 
 
-def rows_of(sweep: Path) -> dict[str, dict[float, Path]]:
-    """Discriminator -> GAN weight -> the evaluation of that trial."""
-    found: dict[str, dict[float, Path]] = {}
-    without = {}
-    with (sweep / "artifact/trials.csv").open(encoding="utf-8") as stream:
-        trials = list(csv.DictReader(stream))
-    for trial in trials:
-        if trial["gan.seed"] != min(t["gan.seed"] for t in trials):
-            continue
-        weight, evaluation = float(trial["gan.gan_weight"]), sweep / "trials" / trial["name"] / "evaluate/artifact"
-        settings = {"gan.discriminator": json.loads(trial["gan.discriminator"])}
-        if weight:
-            found.setdefault(discriminator_of({"settings": settings}, None), {})[weight] = evaluation
-        else:
-            without[0.0] = evaluation
-    return {kind: without | found[kind] for kind in sorted(found)}
+def reconstructions(sweep: Path, pixels: Pixels) -> dict[str, dict[str, Pixels]]:
+    """Discriminator -> GAN weight, as it is told -> the decoded file."""
+    found: dict[str, dict[str, Pixels]] = {}
+    for (kind, weight), rows in groups(sweep / "artifact/trials.csv").items():
+        first = min(rows, key=lambda row: int(row["gan.seed"]))
+        codec = ImageCodec.load(str(sweep / "trials" / first["name"] / "gan"))
+        found.setdefault(kind, {})[f"weight {weight:g}"] = codec.decompress(codec.compress(pixels))
+    without = found.pop(NO_DISCRIMINATOR)
+    return {kind: without | found[kind] for kind in found}
 
 
-def strip(kind: str, evaluations: dict[float, Path], image: str, left: int, top: int) -> Image.Image:
-    first = next(iter(evaluations.values()))
-    columns = [("original", first / "reconstructions/original")]
-    for weight, evaluation in sorted(evaluations.items()):
-        with (evaluation / "per_image.csv").open(encoding="utf-8") as stream:
-            psnr = next(float(row["psnr_db"]) for row in csv.DictReader(stream) if row["image"] == image)
-        columns.append((f"{weight:g}, {psnr:.1f} dB", evaluation / "reconstructions/fine-tuned"))
-    page = Image.new("RGB", (len(columns) * (SIDE + GAP) - GAP, SIDE + TEXT), "white")
-    for number, (told, folder) in enumerate(columns):
-        with Image.open(folder / f"{image}.png") as whole:
-            page.paste(whole.convert("RGB").crop((left, top, left + SIDE, top + SIDE)), (number * (SIDE + GAP), 0))
-        text = f"{kind}: {told}" if number == 0 else told
+def strip(kind: str, columns: dict[str, Pixels], pixels: Pixels, left: int, top: int) -> Image.Image:
+    page = Image.new("RGB", ((len(columns) + 1) * (SIDE + GAP) - GAP, SIDE + TEXT), "white")
+    told = {kind: pixels} | {f"{name}, {psnr_db(found, pixels):.2f} dB": found for name, found in columns.items()}
+    for number, (text, shown) in enumerate(told.items()):
+        crop = Image.fromarray(shown).crop((left, top, left + SIDE, top + SIDE))
+        page.paste(crop, (number * (SIDE + GAP), 0))
         ImageDraw.Draw(page).text((number * (SIDE + GAP) + 2, SIDE + 2), text, "black", font_size=12)
     return page
 
 
 def main(out: str, sweep: str, crop: str) -> None:
-    image, at = crop.split(":")
+    image, at = crop.rsplit(":", 1)
     left, top = map(int, at.split(","))
-    strips = [strip(kind, evaluations, image, left, top) for kind, evaluations in rows_of(Path(sweep)).items()]
+    pixels = np.array(Image.open(image).convert("RGB"))
+    rows = reconstructions(Path(sweep), pixels)
+    strips = [strip(kind, columns, pixels, left, top) for kind, columns in rows.items()]
     stacked(strips).save(out, quality=90, subsampling=0)
 
 
