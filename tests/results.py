@@ -32,7 +32,7 @@ def table(name: str) -> str:
 def eight_bits() -> str:
     """Each codec as trained and as shipped, see configs/shipped/evaluate-compact.yaml."""
     rows = json.loads((HOME / "compact-totals.json").read_text())
-    metrics = ("bpp", "psnr_db", "ms_ssim", "lpips")
+    metrics = ("bpp", "psnr_db", "lpips")
     lines = [["codec", *(METRICS[metric].name for metric in metrics)], ["---"] * (len(metrics) + 1)]
     lines += [[codec, *(format_value(metric, row[metric]) for metric in metrics)] for codec, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

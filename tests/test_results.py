@@ -24,3 +24,7 @@ def test_the_page_has_the_table_of_each_set(name):
 
 def test_the_page_has_the_comparison_of_discriminators():
     assert claim.table(ROOT / claim.TABLE) in (ROOT / "docs/results.md").read_text()
+
+
+def test_the_page_has_what_eight_bits_cost():
+    assert results.eight_bits() in (ROOT / "docs/results.md").read_text()
