@@ -68,7 +68,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {rows[0]['steps']} steps | {' | '.join(METRICS.values())} |", "|---|---|---|---|"]
     for name in RUNS_OF:
         seeds = [row for row in rows if row["name"] == name]
-        values = [", ".join(format_value(m.removeprefix("val/"), row[m]) for row in seeds) for m in METRICS]
+        # validation of fine-tuning is without LPIPS
+        values = [", ".join(format_value(m.removeprefix("val/"), row[m]) for row in seeds if m in row) for m in METRICS]
         lines.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(lines)
 

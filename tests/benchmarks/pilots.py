@@ -6,6 +6,7 @@ files of IMAGES, a folder. Runs go to runs/pilots and resume; delete that folder
 
 import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,17 +44,32 @@ PILOTS = {
 
 
 def pilot(number: int, changed: list[str], shards: str, steps: int) -> float:
-    """Trains it if it is not trained yet. Returns how many crops per second it took, the median of what it logged."""
+    """Trains it if it is not trained yet. Returns how many crops per second it took, the median of what it logged.
+
+    A training that diverged stops by itself and has no artifact. Raises: CalledProcessError if it failed before its first step.
+    """
     run = RUNS / f"{number:02}"
     schedule = ["optimizer.warmup_steps=50", "engine.ema_decay=0.99", f"fit.validate_every={steps}"]
     words = [f"run={run}", f"data.shards={shards}", f"fit.steps={steps}", *schedule, *changed]
-    illm("pretrain", "configs/small/pretrain-base.yaml", *words)
+    try:
+        illm("pretrain", "configs/small/pretrain-base.yaml", *words)
+    except subprocess.CalledProcessError:
+        if not trained_at_all(run):
+            raise
     return statistics.median(recorded(run)[SPEED])
+
+
+def trained_at_all(run: Path) -> bool:
+    return (run / "tracking.jsonl").is_file() and SPEED in recorded(run)
 
 
 def measure(images: str) -> dict[str, dict[str, float]]:
     """On files of all pilots' codecs, decoded again."""
-    codecs = {f"p{number:02}": str(RUNS / f"{number:02}") for number in range(len(PILOTS))}
+    codecs = {
+        f"p{number:02}": str(RUNS / f"{number:02}")
+        for number in range(len(PILOTS))
+        if (RUNS / f"{number:02}/artifact").is_dir()
+    }
     config = {"stage": "evaluate", "images": images, "codecs": codecs, "anchors": [], "metrics": ["lpips"]}
     (RUNS / "evaluate.yaml").write_text(yaml.safe_dump(config))
     illm("evaluate", str(RUNS / "evaluate.yaml"), f"run={RUNS / 'evaluate'}")
@@ -65,7 +81,7 @@ def table(rows: list[dict[str, object]]) -> str:
     """As docs/results.md shows it."""
     lines = ["| pilot | crops/s | bpp | PSNR, dB | LPIPS |", "|---|---|---|---|---|"]
     for row in rows:
-        values = " | ".join(format_value(metric, row[metric]) for metric in METRICS)  # type: ignore[arg-type]
+        values = " | ".join(format_value(m, row[m]) if m in row else "diverged" for m in METRICS)  # type: ignore[arg-type]
         lines.append(f"| {row['pilot']} | {row['crops_per_s']:.1f} | {values} |")
     return "\n".join(lines)
 
@@ -81,7 +97,9 @@ def main(shards: str, images: str, steps: str = "600") -> None:
         for number, (name, changed) in enumerate(PILOTS.items())
     ]
     totals = measure(images)
-    rows = [row | {metric: totals[f"p{number:02}"][metric] for metric in METRICS} for number, row in enumerate(rows)]
+    for number, row in enumerate(rows):
+        measured = totals.get(f"p{number:02}", {})
+        row.update({metric: measured[metric] for metric in METRICS if metric in measured})
     write_rows(TARGET, rows)
     print(table(rows))
 
