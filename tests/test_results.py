@@ -1,9 +1,11 @@
 """The page of results says what was measured."""
 
+import json
+
 import pytest
 
 from tests import results
-from tests.benchmarks import claim, lpips_grid
+from tests.benchmarks import claim, lpips_grid, pilots
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.quick
@@ -28,3 +30,9 @@ def test_the_page_has_the_comparison_of_discriminators():
 
 def test_the_page_has_what_eight_bits_cost():
     assert results.eight_bits() in (ROOT / "docs/results.md").read_text()
+
+
+@pytest.mark.parametrize(("measured", "page"), [(pilots, "results.md")])
+def test_the_pages_have_the_tables_of_short_trainings(measured, page):
+    rows = json.loads((ROOT / measured.TARGET).read_text())
+    assert measured.table(rows) in (ROOT / "docs" / page).read_text()
