@@ -83,11 +83,6 @@ class PartedOrder:
         self.streams = [SampleOrder(counts, seed, shuffle_shards, visited) for visited in every]
         self._each = batch_size // parts
 
-    def at(self, position: int) -> int:
-        """The number of the sample at `position`."""
-        stream, place = self.locate(position)
-        return stream.at(place)
-
     def locate(self, position: int) -> tuple[SampleOrder, int]:
         """The stream that fills `position`, and the position in that stream."""
         batch, place = divmod(position, self._each * len(self.streams))

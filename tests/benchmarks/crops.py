@@ -20,14 +20,21 @@ def row(run: str, image: str, left: int, top: int, models: list[str]) -> Image.I
         rates = {(r["image"], r["model"]): float(r["bpp"]) for r in csv.DictReader(stream)}
     # the codec's own name differs from run to run: "ours" is the first
     ours = next(iter(rates))[1]
-    strip = Image.new("RGB", ((len(models) + 1) * (SIDE + GAP) - GAP, SIDE + TEXT), "white")
-    for number, model in enumerate(["original", *(ours if m == "ours" else m for m in models)]):
+    columns = []
+    for model in ["original", *(ours if m == "ours" else m for m in models)]:
         with Image.open(artifact / "reconstructions" / model / f"{image}.png") as whole:
-            strip.paste(whole.convert("RGB").crop((left, top, left + SIDE, top + SIDE)), (number * (SIDE + GAP), 0))
-        rate = rates.get((image, model))
-        told = model if rate is None else f"{model}, {rate:.3f} bpp"
-        ImageDraw.Draw(strip).text((number * (SIDE + GAP) + 2, SIDE + 2), told, "black", font_size=12)
-    return strip
+            rate = rates.get((image, model))
+            columns.append((model if rate is None else f"{model}, {rate:.3f} bpp", whole.convert("RGB")))
+    return strip(columns, left, top)
+
+
+def strip(columns: list[tuple[str, Image.Image]], left: int, top: int) -> Image.Image:
+    """The same crop of several pictures side by side, each with its text below."""
+    page = Image.new("RGB", (len(columns) * (SIDE + GAP) - GAP, SIDE + TEXT), "white")
+    for number, (told, whole) in enumerate(columns):
+        page.paste(whole.crop((left, top, left + SIDE, top + SIDE)), (number * (SIDE + GAP), 0))
+        ImageDraw.Draw(page).text((number * (SIDE + GAP) + 2, SIDE + 2), told, "black", font_size=12)
+    return page
 
 
 def stacked(strips: list[Image.Image]) -> Image.Image:

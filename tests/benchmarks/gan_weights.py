@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.images import Pixels
 from pipeline.evaluation.metrics import psnr_db
 from tests.benchmarks.claim import NO_DISCRIMINATOR, groups
-from tests.benchmarks.crops import GAP, SIDE, TEXT, stacked
+from tests.benchmarks.crops import stacked, strip
 
 
 def reconstructions(sweep: Path, pixels: Pixels) -> dict[str, dict[str, Pixels]]:
@@ -28,22 +28,15 @@ def reconstructions(sweep: Path, pixels: Pixels) -> dict[str, dict[str, Pixels]]
     return {kind: without | found[kind] for kind in found}
 
 
-def strip(kind: str, columns: dict[str, Pixels], pixels: Pixels, left: int, top: int) -> Image.Image:
-    page = Image.new("RGB", ((len(columns) + 1) * (SIDE + GAP) - GAP, SIDE + TEXT), "white")
-    told = {kind: pixels} | {f"{name}, {psnr_db(found, pixels):.2f} dB": found for name, found in columns.items()}
-    for number, (text, shown) in enumerate(told.items()):
-        crop = Image.fromarray(shown).crop((left, top, left + SIDE, top + SIDE))
-        page.paste(crop, (number * (SIDE + GAP), 0))
-        ImageDraw.Draw(page).text((number * (SIDE + GAP) + 2, SIDE + 2), text, "black", font_size=12)
-    return page
-
-
 def main(out: str, sweep: str, crop: str) -> None:
     image, at = crop.rsplit(":", 1)
     left, top = map(int, at.split(","))
     pixels = np.array(Image.open(image).convert("RGB"))
     rows = reconstructions(Path(sweep), pixels)
-    strips = [strip(kind, columns, pixels, left, top) for kind, columns in rows.items()]
+    strips = []
+    for kind, found in rows.items():
+        told = {kind: pixels} | {f"{name}, {psnr_db(ours, pixels):.2f} dB": ours for name, ours in found.items()}
+        strips.append(strip([(text, Image.fromarray(shown)) for text, shown in told.items()], left, top))
     stacked(strips).save(out, quality=90, subsampling=0)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.errors import UserError
 from pipeline.evaluation.metric_table import format_value
 from tests.benchmarks.short_runs import illm, recorded, write_rows
 
@@ -46,21 +47,19 @@ PILOTS = {
 def pilot(number: int, changed: list[str], shards: str, steps: int) -> float:
     """Trains it if it is not trained yet. Returns how many crops per second it took, the median of what it logged.
 
-    A training that diverged stops by itself and has no artifact. Raises: CalledProcessError if it failed before its first step.
+    A training that diverges ends with exit code 2 after some steps, without an artifact. Raises: CalledProcessError if it ended in
+    another way.
     """
     run = RUNS / f"{number:02}"
     schedule = ["optimizer.warmup_steps=50", "engine.ema_decay=0.99", f"fit.validate_every={steps}"]
     words = [f"run={run}", f"data.shards={shards}", f"fit.steps={steps}", *schedule, *changed]
     try:
         illm("pretrain", "configs/small/pretrain-base.yaml", *words)
-    except subprocess.CalledProcessError:
-        if not trained_at_all(run):
+    except subprocess.CalledProcessError as error:
+        began = (run / "tracking.jsonl").is_file() and SPEED in recorded(run)
+        if error.returncode != UserError.exit_code or not began:
             raise
     return statistics.median(recorded(run)[SPEED])
-
-
-def trained_at_all(run: Path) -> bool:
-    return (run / "tracking.jsonl").is_file() and SPEED in recorded(run)
 
 
 def measure(images: str) -> dict[str, dict[str, float]]:
