@@ -137,6 +137,20 @@ def test_crops_depend_on_seed_and_position_alone(shards, ranks, workers, mixed, 
         assert np.array_equal(whole, np.concatenate([parts[step] for parts in together]))
 
 
+def test_an_unreadable_sample_is_replaced_by_one_of_its_part(tmp_path):
+    made = make(write_images(tmp_path / "photos", 10), tmp_path / "artifact", shard_mb=0.06)
+    reader = ShardReader(made, "train")
+    for shard in reader.shards[::2]:
+        tar = reader.folder / shard.file
+        tar.chmod(0o644)
+        tar.write_bytes(bytes(shard.bytes))
+    cfg = LoaderConfig(shards="x", batch_size=2, crop_size=64, shard_parts=2)
+    # the first part has no readable sample; one of the other part would do if it were asked for
+    with pytest.raises(DataError, match="unreadable samples"):
+        next(loader.batches(cfg, reader, 0, BatchShard.of(2, 0, 2), 0))
+    next(loader.batches(cfg, reader, 0, BatchShard.of(2, 1, 2), 0))
+
+
 def test_more_parts_than_shards_are_refused(shards):
     cfg = LoaderConfig(shards="x", batch_size=40, crop_size=64, shard_parts=40)
     with pytest.raises(DataError, match=r"data.shard_parts is 40, but the training images are in \d shard"):
