@@ -48,6 +48,7 @@ def backend_for(on: Backend, num_chunks: int, workers: int) -> Backend:
 
 
 def _in_threads(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    _keep_freed_memory()
     with ThreadPoolExecutor(workers) as pool:
         try:
             yield from _in_pool(pool, work, chunks, range(len(chunks)), 2 * workers)
@@ -74,7 +75,7 @@ def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> 
     while left:
         # Not fork: a child of a process with threads may hang in a lock that another thread held
         pool = ProcessPoolExecutor(
-            min(workers, len(left)), mp_context=get_context("forkserver"), initializer=_end_with_parent
+            min(workers, len(left)), mp_context=get_context("forkserver"), initializer=_begin_process
         )
         try:
             for number, result in _in_pool(pool, work, chunks, sorted(left), 2 * workers):
@@ -87,6 +88,21 @@ def _in_processes(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> 
                 raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_process() -> None:
+    _keep_freed_memory()
+    _end_with_parent()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep the memory of an image for the next one: up to 64 MB instead of 256 kB.
+
+    Its limits for what it returns to the kernel rise with the largest block that was freed so far, up to 32 MB. A process that has
+    done little else takes every image's pages anew, and the kernel clears them: a quarter of its time.
+    """
+    block = bytearray(31 << 20)
+    del block
 
 
 def _end_with_parent() -> None:
@@ -107,6 +123,7 @@ def _on_ray(work: Callable[[T], R], chunks: Sequence[T], workers: int) -> Iterat
 
         @ray.remote(num_cpus=1, max_retries=RETRIES)
         def task(chunk: T) -> R:
+            _keep_freed_memory()
             return work(chunk)
 
         at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
