@@ -18,14 +18,14 @@ RUNS = Path("runs/calibrated")
 ASKED = {
     f"{kind}-{bpp}": (kind, bpp, f"{{kind: {kind}, bpp: {bpp}{more}}}")
     for kind, more in (("calibrated", ""), ("target", ", warmup_steps: 0"))
-    for bpp in (0.15, 0.3, 0.4)
+    for bpp in (0.2, 0.4)
 }
 
 
 def trained(name: str, rate: str, shards: str, steps: int) -> str:
     """Trains it if it is not trained yet; returns its run folder."""
     run = str(RUNS / name)
-    validation = ["data.num_validation_crops=14", "data.validation_crop_size=512", "fit.validate_every=25"]
+    validation = ["data.num_validation_crops=14", "data.validation_crop_size=512", "fit.validate_every=50"]
     words = [f"run={run}", f"data.shards={shards}", f"rate={rate}", f"fit.steps={steps}", *validation]
     illm("pretrain", "configs/small/pretrain-mine.yaml", *words)
     return run
