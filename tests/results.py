@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 
 from pipeline.evaluation.metric_table import METRICS, format_value
 from tests.benchmarks import claim
@@ -31,8 +32,17 @@ def table(name: str) -> str:
 
 def eight_bits() -> str:
     """Each codec as trained and as shipped, see configs/shipped/evaluate-compact.yaml."""
-    rows = json.loads((HOME / "compact-totals.json").read_text())
-    metrics = ("bpp", "psnr_db", "lpips")
+    return _evaluation("compact", ("bpp", "psnr_db", "lpips"))
+
+
+def own_images() -> str:
+    """The package's codec before and after it learned from other photos, see docs/own-images.md."""
+    return _evaluation("mine", ("bpp", "psnr_db", "ms_ssim", "lpips", "dists"))
+
+
+def _evaluation(name: str, metrics: Sequence[str]) -> str:
+    """A row for each codec of one evaluation's totals."""
+    rows = json.loads((HOME / f"{name}-totals.json").read_text())
     lines = [["codec", *(METRICS[metric].name for metric in metrics)], ["---"] * (len(metrics) + 1)]
     lines += [[codec, *(format_value(metric, row[metric]) for metric in metrics)] for codec, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -46,7 +56,6 @@ def names() -> list[str]:
 if __name__ == "__main__":
     for name in names():
         print(f"{name}\n\n{table(name)}\n")
-    if (HOME / claim.TABLE.name).is_file():
-        print(f"the comparison of discriminators\n\n{claim.table(HOME / claim.TABLE.name)}\n")
-    if (HOME / "compact-totals.json").is_file():
-        print(eight_bits())
+    print(f"the comparison of discriminators\n\n{claim.table(HOME / claim.TABLE.name)}\n")
+    print(f"8 bits\n\n{eight_bits()}\n")
+    print(f"own images\n\n{own_images()}")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests import results
-from tests.benchmarks import claim, equal_quality, lpips_grid, pilots
+from tests.benchmarks import calibrated, claim, discriminators, equal_quality, lpips_grid, pilots
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.quick
@@ -32,7 +32,19 @@ def test_the_page_has_what_eight_bits_cost():
     assert results.eight_bits() in (ROOT / "docs/results.md").read_text()
 
 
-@pytest.mark.parametrize(("measured", "page"), [(pilots, "results.md"), (equal_quality, "engines.md")])
+def test_the_page_on_own_images_has_what_they_gave():
+    assert results.own_images() in (ROOT / "docs/own-images.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("measured", "page"),
+    [
+        (pilots, "results.md"),
+        (equal_quality, "engines.md"),
+        (discriminators, "training.md"),
+        (calibrated, "training.md"),
+    ],
+)
 def test_the_pages_have_the_tables_of_short_trainings(measured, page):
     rows = json.loads((ROOT / measured.TARGET).read_text())
     assert measured.table(rows) in (ROOT / "docs" / page).read_text()
