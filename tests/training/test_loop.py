@@ -147,7 +147,8 @@ def test_a_removed_run_folder_is_told(tmp_path, monkeypatch):
 
     def train_step(task, parts, step):
         if step == 7:
-            shutil.rmtree(tmp_path / "run")
+            # At once: another thread may be writing a checkpoint into it
+            (tmp_path / "run").rename(tmp_path / "gone")
         return take_step(task, parts, step)
 
     monkeypatch.setattr(Line, "train_step", train_step)
