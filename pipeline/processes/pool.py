@@ -96,10 +96,10 @@ def _begin_process() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc keep the memory of an image for the next one: up to 64 MB instead of 256 kB.
+    """Lets glibc keep the memory of an image for the next one: up to 62 MB.
 
-    Its limits for what it returns to the kernel rise with the largest block that was freed so far, up to 32 MB. A process that has
-    done little else takes every image's pages anew, and the kernel clears them: a quarter of its time.
+    It returns what is free beyond twice the largest block, below 32 MB, that was freed so far. An image takes several such blocks.
+    So in a new process its pages go back to the kernel, which clears those of the next image: a quarter of the time.
     """
     block = bytearray(31 << 20)
     del block

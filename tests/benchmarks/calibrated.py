@@ -9,10 +9,8 @@ import statistics
 import sys
 from pathlib import Path
 
-import yaml
-
 from pipeline.evaluation.measurement import read_csv
-from tests.benchmarks.short_runs import illm, write_rows
+from tests.benchmarks.short_runs import evaluated, illm, write_rows
 
 TARGET = Path("docs/results/calibrated.json")
 RUNS = Path("runs/calibrated")
@@ -36,11 +34,8 @@ def trained(name: str, rate: str, shards: str, steps: int) -> str:
 
 def measured(codecs: dict[str, str], shards: str) -> dict[str, list[tuple[float, float]]]:
     """Bits per pixel of each photo's file, and its PSNR in dB, by codec."""
-    config = {"stage": "evaluate", "images": shards, "codecs": codecs, "anchors": [], "metrics": ["lpips"]}
-    (RUNS / "evaluate.yaml").write_text(yaml.safe_dump(config))
-    illm("evaluate", str(RUNS / "evaluate.yaml"), f"run={RUNS / 'evaluate'}")
     found: dict[str, list[tuple[float, float]]] = {}
-    for one in read_csv(RUNS / "evaluate/artifact/per_image.csv"):
+    for one in read_csv(evaluated(RUNS, shards, codecs) / "per_image.csv"):
         found.setdefault(one.model, []).append((one.bpp, one.psnr_db))
     return found
 

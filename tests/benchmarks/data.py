@@ -212,7 +212,7 @@ def job(source: Path, folder: Path, on: str, workers: int) -> float:
     """Seconds of one run."""
     out = folder / "sharding"
     # Forty chunks, so that what one worker does while others have no more to do is little
-    chunk = len(list(source.rglob("*.jpg"))) // 40
+    chunk = max(1, len(list(source.rglob("*.jpg"))) // 40)
     cfg = StageConfig(source=str(source), min_side=64, shard_mb=10, chunk_size=chunk, backend=on, num_workers=workers)
     taken = seconds(lambda: shard.run(cfg, out))
     shutil.rmtree(out)

@@ -10,11 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 from pipeline.errors import UserError
 from pipeline.evaluation.metric_table import format_value
-from tests.benchmarks.short_runs import illm, recorded, write_rows
+from tests.benchmarks.short_runs import evaluated, illm, recorded, write_rows
 
 TARGET = Path("docs/results/pilots.json")
 RUNS = Path("runs/pilots")
@@ -69,10 +67,7 @@ def measure(images: str) -> dict[str, dict[str, float]]:
         for number in range(len(PILOTS))
         if (RUNS / f"{number:02}/artifact").is_dir()
     }
-    config = {"stage": "evaluate", "images": images, "codecs": codecs, "anchors": [], "metrics": ["lpips"]}
-    (RUNS / "evaluate.yaml").write_text(yaml.safe_dump(config))
-    illm("evaluate", str(RUNS / "evaluate.yaml"), f"run={RUNS / 'evaluate'}")
-    totals: dict[str, dict[str, float]] = json.loads((RUNS / "evaluate/artifact/totals.json").read_text())
+    totals: dict[str, dict[str, float]] = json.loads((evaluated(RUNS, images, codecs) / "totals.json").read_text())
     return totals
 
 

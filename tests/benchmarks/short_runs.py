@@ -1,9 +1,11 @@
-"""Trainings of minutes, which pilots.py, discriminators.py and equal_quality.py compare: each is a stage's command, and resumes."""
+"""Trainings of minutes, which pilots.py and others compare: each is a stage's command, and resumes."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 
 def illm(*words: str) -> None:
@@ -24,6 +26,14 @@ def validated(run: Path) -> dict[str, float]:
     """What the last validation of a finished run measured."""
     metrics: dict[str, float] = json.loads((run / "artifact/manifest.json").read_text(encoding="utf-8"))["metrics"]
     return metrics
+
+
+def evaluated(runs: Path, images: str, codecs: dict[str, str]) -> Path:
+    """Measures codecs on files of some images, in the run folder runs/evaluate; returns its artifact."""
+    config = {"stage": "evaluate", "images": images, "codecs": codecs, "anchors": [], "metrics": ["lpips"]}
+    (runs / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    illm("evaluate", str(runs / "evaluate.yaml"), f"run={runs / 'evaluate'}")
+    return runs / "evaluate/artifact"
 
 
 def write_rows(target: Path, rows: list[dict[str, object]]) -> None:
