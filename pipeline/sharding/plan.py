@@ -4,6 +4,7 @@ The plan is a folder of files, made once for all jobs, since a list of all image
 each split in the order of their digests, the files that were refused, and a summary.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -123,13 +124,17 @@ def _make(cfg: ShardConfig, results: Results, target: Path) -> Summary:
     # URLs of lists may hold credentials
     with disk.scratch_folder(target, private=True) as scratch:
         summary = _write(cfg, results, scratch)
-        if target.exists():
+        while True:
+            try:
+                scratch.rename(target)
+                return summary
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
             # Without locks another job was faster, and its plan is the same; or there is a part of one
             if made := _read(target):
                 return made
             remove(target.parent)
-        scratch.rename(target)
-    return summary
 
 
 def _write(cfg: ShardConfig, results: Results, folder: Path) -> Summary:

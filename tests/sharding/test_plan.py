@@ -177,10 +177,11 @@ def test_a_damaged_plan_is_made_again(tmp_path, damage):
     assert {path.name for path in tmp_path.iterdir()} == {"plan", "plan.lock"}
 
 
-@pytest.mark.parametrize("locks", [True, False])
-def test_jobs_that_plan_at_once_have_one_plan(tmp_path, monkeypatch, locks):
+@pytest.mark.parametrize(("locks", "there"), [(True, False), (False, False), (False, True)])
+def test_jobs_that_plan_at_once_have_one_plan(tmp_path, monkeypatch, locks, there):
+    """there: with a part of a plan in the way, as a power cut leaves it."""
     results = results_of([image(n) for n in range(40)])
-    together = threading.Barrier(1 if locks else 3)
+    together = threading.Barrier(1 if locks else 6)
     made = []
 
     def slow() -> Iterator[tuple]:
@@ -193,12 +194,18 @@ def test_jobs_that_plan_at_once_have_one_plan(tmp_path, monkeypatch, locks):
 
     if not locks:
         monkeypatch.setattr(fcntl, "flock", refused)
-    with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(plan.plan_shards, config(), slow(), tmp_path) for _ in range(3)]
-        (first, *others) = [job.result() for job in jobs]
-    assert others == [first, first]
-    assert len(made) == (1 if locks else 3)
-    assert len([photo for each in first[0] for photo in each.photos()]) == 40
+    for work in (tmp_path / str(n) for n in range(1 if locks else 10)):
+        made.clear()
+        (work / plan.FOLDER).mkdir(parents=True)
+        if there:
+            (work / plan.FOLDER / "train.jsonl").write_text("{}\n")
+        with ThreadPoolExecutor(6) as pool:
+            jobs = [pool.submit(plan.plan_shards, config(), slow(), work) for _ in range(6)]
+            (first, *others) = [job.result() for job in jobs]
+        assert others == [first] * 5
+        assert len(made) == (1 if locks else 6)
+        assert len([photo for each in first[0] for photo in each.photos()]) == 40
+        assert {path.name for path in work.iterdir()} == {plan.FOLDER, f"{plan.FOLDER}.lock"}
 
 
 @pytest.mark.parametrize("others", [39, 40])
