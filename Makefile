@@ -89,7 +89,8 @@ codecs: $(READY) ## Train, shrink, measure and promote the package's three codec
 	$(ILLM) shard configs/small/shard.yaml run=runs/small/shard source=$(call quoted,$(DATA))
 	$(ILLM) pretrain configs/small/pretrain-base.yaml run=runs/small/base $(SET)
 	set -e; for q in low medium high; do \
-	  $(ILLM) pretrain configs/small/pretrain-$$q.yaml run=runs/small/$$q $(SET); \
+	  $(ILLM) pretrain configs/small/pretrain-$$q.yaml run=runs/small/$$q-first $(SET); \
+	  $(ILLM) pretrain configs/small/pretrain-$$q.yaml run=runs/small/$$q init_from=runs/small/$$q-first fit.steps=9000 $(SET); \
 	  test -d runs/small/$$q-8bit/artifact || $(ILLM) compact runs/small/$$q runs/small/$$q-8bit; \
 	  $(ILLM) evaluate configs/shipped/evaluate-$$q.yaml run=runs/small/evaluate-$$q images=$(call quoted,$(or $(VALID),runs/small/shard)) "codecs={$$q: runs/small/$$q-8bit}" "anchors=[jpeg, webp]"; \
 	done

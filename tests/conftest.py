@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from PIL import Image
 
 from pipeline import log
@@ -32,6 +33,9 @@ REAL_TORCH_HOME = os.environ.setdefault("ILLM_TESTS_REAL_TORCH_HOME", os.environ
 os.environ["TORCH_HOME"] = str(Path(tempfile.gettempdir()) / "illm-tests-without-weights")
 # The suite is about the CPU, also where there is a GPU: two processes cannot share one
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Another machine, or a busy one, is not slower by a bound that was chosen in advance
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 # Networks under test are tiny, and processes whose threads fight for two cores are several times slower
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # and the threads of those that have several do not spin while they wait for each other

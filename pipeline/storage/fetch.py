@@ -4,6 +4,7 @@ import io
 import random
 import re
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,19 +81,27 @@ def content(url: str, max_bytes: int = 2**30) -> bytes:
 def download(url: str, target: Path, size: int, sha256: str) -> None:
     """Writes a file of known size and digest to `target`; resumes from what an earlier attempt left beside it.
 
+    Callers lock out others who download it. On a file system without locks each downloads a file of its own, and resumes nothing.
     Raises: DataError if it cannot be fetched or is another file.
     """
-    part = target.with_name(f"{target.name}.part")
-    for last in (False, True):
-        with part.open("ab") as stream:
-            pull(url, stream, size, attempts=TRAINING_ATTEMPTS)
-        if part.stat().st_size == size and disk.sha256(part) == sha256:
-            part.rename(target)
-            return
-        found = part.stat().st_size
-        part.unlink()
-        if last:
-            raise DataError(f"{url}: {found} bytes that are not the {size} bytes of the index; make or copy it again")
+    resumable = disk.can_lock(target.parent)
+    part = target.with_name(f"{target.name}.part" if resumable else f"{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        for last in (False, True):
+            with part.open("ab") as stream:
+                pull(url, stream, size, attempts=TRAINING_ATTEMPTS)
+            if part.stat().st_size == size and disk.sha256(part) == sha256:
+                part.rename(target)
+                return
+            found = part.stat().st_size
+            part.unlink()
+            if last:
+                raise DataError(
+                    f"{url}: {found} bytes that are not the {size} bytes of the index; make or copy it again"
+                )
+    finally:
+        if not resumable:
+            part.unlink(missing_ok=True)
 
 
 def pull(url: str, stream: BinaryIO, max_bytes: int, offset: int = 0, size: int = -1, attempts: int = ATTEMPTS) -> None:

@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monkeypatch, capsys, cli_log):
-    monkeypatch.setenv(ownership.WAIT_ENV, "0.2")
+    monkeypatch.setenv(ownership.WAIT_ENV, "1")
     with holder(tmp_path) as process:
         before = contents(tmp_path)
         with (
@@ -55,7 +55,7 @@ def test_a_live_process_keeps_its_folder_and_a_dead_one_loses_it(tmp_path, monke
         ):
             pass
         assert contents(tmp_path) == before
-        assert "waiting up to 0.2 s for process" in capsys.readouterr().err
+        assert "waiting up to 1 s for process" in capsys.readouterr().err
         process.kill()
         process.wait()
         with ownership.held(tmp_path) as still_ours:

@@ -38,7 +38,7 @@ def test_pushing_by_hand():
     assert stack.words().tolist() == START.tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     parts=st.lists(
         st.tuples(st.lists(st.integers(0, 1000), min_size=2, max_size=40), st.lists(st.integers(0, 39), max_size=60)),
@@ -67,7 +67,7 @@ def test_both_make_and_read_the_same_streams(parts, bits):
         assert stack.words().tolist() == START.tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(words=st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=20), count=st.integers(0, 300))
 def test_both_read_the_same_symbols_from_any_words(words, count):
     counts = counts_of([1, 500, 3, 0, 40])

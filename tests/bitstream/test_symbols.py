@@ -95,7 +95,7 @@ def test_every_flipped_bit_is_noticed(coder):
             coder.decode(bytes(damaged), meant.z.shape, lambda z: indexes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(stream=st.binary(max_size=80))
 def test_any_bytes_are_refused_and_never_crash(stream):
     _, indexes = drawn(0, 1)

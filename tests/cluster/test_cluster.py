@@ -242,16 +242,16 @@ def test_the_launcher_passes_signals_on_and_exits_like_its_ranks(project):
         return subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
 
     wrong = started("run=runs/wrong", "data.batch_size=3")
-    told = wrong.communicate(timeout=120)[1]
+    told = wrong.communicate(timeout=300)[1]
     assert wrong.returncode == 2, told
     assert "data.batch_size is 3, expected a multiple of 2" in told
     run = started("run=runs/stopped", "fit.steps=100000", "fit.checkpoint_every=10")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list((project / "runs/stopped/checkpoints").glob("step-*")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     run.send_signal(signal.SIGTERM)
-    told = run.communicate(timeout=120)[1]
+    told = run.communicate(timeout=300)[1]
     assert run.returncode == 75, told
     assert "preempted at step" in told
     assert "2 x cpu, DDP" in told

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, write_images
 from tests.data.test_shards import make
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda c: sum(c) > 0),
     seed=st.integers(0, 2**31),
@@ -31,7 +31,7 @@ def test_every_sample_comes_once_per_epoch(counts, seed, mixed, epoch):
     assert again.at(first + len(order) - 1) == order.at(first + len(order) - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=st.sampled_from([1, 2, 3, 4, 6, 12]), start=st.integers(0, 40), steps=st.integers(1, 5))
 def test_ranks_divide_every_global_batch(ranks, start, steps):
     streams = [positions(BatchShard.of(12, rank, ranks), 12 * start) for rank in range(ranks)]
@@ -75,7 +75,7 @@ def numbers_at(order: PartedOrder, positions) -> list[int]:
     return [stream.at(place) for stream, place in map(order.locate, positions)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(1, 9), min_size=3, max_size=12),
     parts=st.sampled_from([1, 2, 3]),
@@ -107,7 +107,7 @@ def shards(tmp_path_factory):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     ranks=st.sampled_from([1, 2, 3, 4, 6]),
     workers=st.integers(0, 5),

@@ -46,7 +46,7 @@ def random_exact(seed: int, channels: int, width: int) -> ExactScales:
     return exact
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     channels=st.integers(1, 12),

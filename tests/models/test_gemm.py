@@ -53,7 +53,7 @@ pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
     more=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     data=st.randoms(use_true_random=False),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_convolution(transposed, bias, batch, channels, size, kernel, stride, padding, more, data):
     with pytest.MonkeyPatch.context() as patch:
         small_ones_too(patch)

@@ -30,7 +30,7 @@ def test_images_that_look_alike_have_hashes_close_by_and_others_far_off():
     assert min((first ^ other).bit_count() for other in others) > 12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 6), st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2**12 - 1)), min_size=1, max_size=40))
 def test_groups_are_those_of_comparing_every_pair(distance, parts):
     hashes = [(high << 61) | (low * 0x1001) for high, low in parts]

@@ -225,7 +225,7 @@ KINDS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes the filter that images.py sets
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damaged_images_are_refused_or_decoded_and_nothing_else(kind, data):
     content = bytearray(KINDS[kind][: data.draw(st.integers(0, len(KINDS[kind])))])

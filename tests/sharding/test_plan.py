@@ -43,7 +43,7 @@ def images(draw: st.DrawFn) -> AcceptedImage | RejectedFile:
     )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     found=st.lists(images(), min_size=1, max_size=60),
     distance=st.sampled_from([None, 0, 1, 3]),

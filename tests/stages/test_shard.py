@@ -389,6 +389,9 @@ def test_two_jobs_may_write_the_same_shard(photos, tmp_path):
         assert {path.name for path in folder.iterdir()} == {first.file, first.table, f"{first.file}.done"}
         assert plans[0].done(folder) == first
         assert replace(plans[0], digest="another plan's").done(folder) is None
+        with (folder / first.table).open("a") as table:
+            table.write("{}\n")
+        assert plans[0].done(folder) is None
 
 
 def test_another_config_in_the_folder_is_refused(photos, tmp_path):

@@ -1,6 +1,9 @@
+import errno
+import fcntl
 import hashlib
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -91,6 +94,22 @@ def test_a_download_goes_on_after_a_kill_and_is_verified(server, tmp_path):
     assert target.read_bytes() == CONTENT
     with pytest.raises(DataError, match="not the 300000 bytes of the index"):
         fetch.download(f"{server.url}/file", tmp_path / "other", len(CONTENT), "0" * 64)
+
+
+def test_without_locks_each_downloads_a_file_of_its_own(server, tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    server.break_after = 100_000
+    target, digest = tmp_path / "target", hashlib.sha256(CONTENT).hexdigest()
+    target.with_name("target.part").write_bytes(b"somebody else's")
+    for _ in range(5):
+        with ThreadPoolExecutor(6) as pool:
+            jobs = [pool.submit(fetch.download, f"{server.url}/file", target, len(CONTENT), digest) for _ in range(6)]
+            assert [job.result() for job in jobs] == [None] * 6
+        assert target.read_bytes() == CONTENT
+    assert {path.name for path in tmp_path.iterdir()} == {"served", "target", "target.part"}
 
 
 def test_inflating_has_a_bound_and_damage_is_told(tmp_path):

@@ -6,7 +6,7 @@ from pipeline.storage import sorting
 from pipeline.storage.sorting import SortedLines
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.binary(max_size=8).filter(lambda line: b"\n" not in line), max_size=80), run=st.integers(1, 100)
 )

@@ -298,14 +298,14 @@ def test_a_trace_of_some_steps_can_be_asked_for(tmp_path, capsys, cli_log):
 def test_speed_and_memory_are_logged_without_validation_and_saving(tmp_path):
     class Slow(Line):
         def validate(self) -> dict[str, float]:
-            time.sleep(0.5)
+            time.sleep(1)
             return super().validate()
 
     runtime = Runtime()
     task, logged = Slow(runtime, 20, set()), {}
     cfg = FitConfig(steps=20, log_every=5, validate_every=5, checkpoint_every=10)
     fit(task, batches, runtime, tmp_path, cfg, lambda step, m: logged.setdefault(step, {}).update(m))
-    assert all(logged[step]["system/images_per_s"] > 20 for step in (10, 15, 20))  # with validation it would be 10
+    assert all(logged[step]["system/images_per_s"] > 5 for step in (10, 15, 20))  # with validation it would be less
     assert logged[10]["system/checkpoint_stall_s"] < 0.5
     assert 0 <= logged[10]["system/data_wait_fraction"] < 1
     assert logged[10]["system/peak_memory_gb"] > 0.1
