@@ -43,7 +43,7 @@ def compress(
     output: OutputOption = None,
     quality: Annotated[
         Quality | None,
-        typer.Option("--quality", "-q", help="About 0.11, 0.33 or 0.50 bits per pixel. Without: medium."),
+        typer.Option("--quality", "-q", help="About 0.11, 0.33 or 0.51 bits per pixel. Without: medium."),
     ] = None,
     codec: CodecOption = None,
     force: ForceOption = False,
