@@ -11,7 +11,6 @@ import sys
 import tarfile
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,22 +123,11 @@ def _keep(wanted: pretrained.WeightsFile, content: bytes) -> Path:
     return path
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Others who ask for the lock on the folder wait until the end of the block."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        disk.lock(descriptor, wait=True)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _sdist() -> Path:
     """The verified source distribution, in the cache folder. Raises: DataError if no index has it."""
     path = pretrained.folder() / SDIST
     reasons = []
-    with _locked(path.parent):
+    with disk.exclusive_lock(path.parent):
         if path.is_file() and disk.sha256(path) == SDIST_SHA256:
             return path
         for index in indexes():

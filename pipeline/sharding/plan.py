@@ -64,12 +64,10 @@ class Plan:
         try:
             plan, fields = json.loads((folder / f"{self.file}.done").read_text())
             shard = Shard(**fields)
-            whole = (folder / self.file).stat().st_size == shard.bytes and (
-                folder / shard.table
-            ).stat().st_size == shard.table_bytes
+            sizes = [(folder / name).stat().st_size for name in (shard.file, shard.table)]
         except (OSError, ValueError, TypeError):
             return None
-        return shard if whole and plan == self.digest else None
+        return shard if plan == self.digest and sizes == [shard.bytes, shard.table_bytes] else None
 
 
 def plan_shards(cfg: ShardConfig, results: Results, work: Path) -> tuple[list[Plan], Summary]:

@@ -139,13 +139,16 @@ def can_lock(folder: Path) -> bool:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Others who ask for the lock on the same file wait until the end of the block; the file stays.
+    """Others who ask for the lock on the same file or folder wait until the end of the block. A file is made, and stays.
 
     A file system without locks locks nothing.
     """
-    with path.open("w") as stream:
-        lock(stream.fileno(), wait=True)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        lock(descriptor, wait=True)
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
