@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.config import Changeable, Config, Input
@@ -23,6 +24,7 @@ from pipeline.data.images import Pixels
 from pipeline.data.order import PartedOrder, SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.transforms import in_unit_range, to_float
+from pipeline.data.windows import Window
 from pipeline.errors import DataError, UnreachableError
 from pipeline.log import ANY_RANK, logger
 
@@ -170,6 +172,10 @@ class Crops:
                 number = stream.nth(int(rng.integers(len(stream))))
         return LoadedCrop(position, image, bad, False)
 
+    def load_all(self, jobs: list[tuple[int, Pixels]]) -> list[LoadedCrop]:
+        """`load` for each of several positions."""
+        return [self.load(*job) for job in jobs]
+
     def look_ahead(self, positions: Sequence[int]) -> None:
         """Fetches the shards that are needed at these positions, which are in order, and the next ones, in the background."""
         firsts: dict[SampleOrder, int] = {}
@@ -189,18 +195,21 @@ class Crops:
             scale = transforms.random_scale(sample.height, sample.width, size, self.cfg.downscale_prob, rng)
             window = transforms.random_square(sample.height, sample.width, round(size * scale), rng)
         if scale == 1:
-            crop = transforms.cut(self._pixels(number, 1), window, size)
+            crop = transforms.pad_to(self._part(number, window, 1), size, size)
         else:
             shrink = transforms.shrink_for(window, size) if sample.plain_jpeg else 1
-            crop = transforms.scaled(self._pixels(number, shrink), window, size, shrink)
+            crop = transforms.scaled(self._part(number, transforms.shrunk(window, shrink), shrink), size)
         return transforms.mirrored(crop) if self.cfg.flip and rng.random() < 0.5 else crop
 
-    def _pixels(self, number: int, shrink: int) -> Pixels:
+    def _part(self, number: int, window: Window, shrink: int) -> Pixels:
+        """What an image at 1 / shrink of its size shows in a window. All of it is decoded only where it is kept."""
+        if not self.cache.max_bytes:
+            return self.reader.part(number, window, shrink)
         pixels = self.cache.get((number, shrink))
         if pixels is None:
             pixels = self.reader.pixels(number, shrink)
             self.cache.put((number, shrink), pixels)
-        return pixels
+        return window.of(pixels)
 
 
 def positions(share: BatchShard, start: int) -> Iterator[list[int]]:
@@ -246,8 +255,8 @@ def _ahead(
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
     size = crops.cfg.crop_size
-    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader")
-    waiting: deque[tuple[Tensor, list[Future[LoadedCrop]]]] = deque()
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader", initializer=_alone)
+    waiting: deque[tuple[Tensor, list[Future[list[LoadedCrop]]]]] = deque()
     try:
         for batch in batches:
             crops.look_ahead(batch)
@@ -256,12 +265,21 @@ def _ahead(
             if not workers:
                 yield pixels, [crops.load(*job) for job in jobs]
                 continue
-            waiting.append((pixels, [pool.submit(crops.load, *job) for job in jobs]))
+            each = -(-len(jobs) // workers)
+            parts = [jobs[at : at + each] for at in range(0, len(jobs), each)]
+            waiting.append((pixels, [pool.submit(crops.load_all, part) for part in parts]))
             if len(waiting) > BATCHES_AHEAD:
                 pixels, loading = waiting.popleft()
-                yield pixels, [sample.result() for sample in loading]
+                yield pixels, [sample for part in loading for sample in part.result()]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone() -> None:
+    """Keeps torch from dividing this thread's work among others of its own, as many as there are cores for each that asks."""
+    # Torch sets the number at its first use in a thread
+    torch.get_num_threads()
+    threadpool_limits(1, user_api="openmp")
 
 
 def validation_crops(cfg: LoaderConfig, reader: ShardReader) -> Tensor:

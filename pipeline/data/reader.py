@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.artifacts.artifact import Artifact, refuse_outside
 from pipeline.data.images import EXTENSIONS, Pixels, decode, decode_jpeg
 from pipeline.data.shards import KEY_LENGTH, Shard, ShardSample, Split
+from pipeline.data.windows import Window, decode_window
 from pipeline.errors import DataError, UnreachableError
 from pipeline.storage import disk
 from pipeline.storage.cache import ShardCache
@@ -73,8 +74,11 @@ class ShardReader:
             if self.cache:
                 content = self.cache.read(shard.file, shard.bytes, shard.sha256, sample.offset, sample.size)
             else:
-                with (self.folder / shard.file).open("rb", buffering=0) as stream:
-                    content = os.pread(stream.fileno(), sample.size, sample.offset)
+                file = os.open(f"{self.folder}/{shard.file}", os.O_RDONLY)
+                try:
+                    content = os.pread(file, sample.size, sample.offset)
+                finally:
+                    os.close(file)
         except OSError as error:
             raise UnreachableError(f"{self._name(shard, sample)}: cannot be read ({error.strerror})") from None
         if hashlib.sha256(content).hexdigest() != sample.sha256:
@@ -83,10 +87,18 @@ class ShardReader:
 
     def pixels(self, number: int, shrink: int = 1) -> Pixels:
         """The decoded image; if it is a plain JPEG file, at 1 / shrink of its size (see `decode_jpeg`)."""
-        content, (_, sample) = self.read(number), self.sample(number)
+        shard, sample = self.sample(number)
+        content = self._bytes(shard, sample)
         if sample.plain_jpeg:
             return decode_jpeg(content, sample.width, sample.height, shrink)
         return decode(content).pixels
+
+    def part(self, number: int, window: Window, shrink: int = 1) -> Pixels:
+        """What `pixels` has in that window; of a plain JPEG file at its own size, nothing else is decoded."""
+        shard, sample = self.sample(number)
+        if sample.plain_jpeg and shrink == 1:
+            return decode_window(self._bytes(shard, sample), sample.width, sample.height, window)
+        return window.of(self.pixels(number, shrink))
 
     def image(self, number: int) -> tuple[ShardSample, bytes]:
         """The image of that number among all of them, each counted once. Raises: IndexError beyond the last."""

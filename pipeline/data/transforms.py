@@ -1,7 +1,7 @@
 """Cropping, scaling and flipping of one image: pure functions of pixels and a random generator."""
 
 import io
-from typing import NamedTuple
+import math
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.images import Pixels
+from pipeline.data.windows import Window
 
 
 def recompressed(pixels: Pixels, quality: int) -> Pixels:
@@ -54,18 +55,8 @@ def spread_crops(pixels: Pixels, size: int, count: int) -> list[Pixels]:
     return [pixels[t : t + size, s : s + size] for t, s in (corners[i] for i in chosen)]
 
 
-# Torch divides larger operations among threads of its own, for each thread that calls it: as many again as there are cores
-# Elements
-_UNDIVIDED = 2**15 - 1
-
-
-class Window(NamedTuple):
-    """A part of an image, in its pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+# Logarithms of the aspects of a random window
+_LOWEST, _HIGHEST = math.log(3 / 4), math.log(4 / 3)
 
 
 def random_window(height: int, width: int, rng: np.random.Generator) -> Window:
@@ -75,8 +66,8 @@ def random_window(height: int, width: int, rng: np.random.Generator) -> Window:
     """
     for _ in range(10):
         area = height * width * rng.uniform(0.08, 1)
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        aspect = math.exp(rng.uniform(_LOWEST, _HIGHEST))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Window(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
     side = min(height, width)
@@ -104,20 +95,16 @@ def shrink_for(window: Window, size: int) -> int:
     return max(shrink for shrink in (1, 2, 4, 8) if shrink == 1 or min(window.height, window.width) >= shrink * size)
 
 
-def cut(pixels: Pixels, window: Window, size: int) -> Pixels:
-    """The window as it is, padded by reflection to (size, size) where the image is too small."""
-    part = pixels[window.top : window.top + window.height, window.left : window.left + window.width]
-    return pad_to(part, size, size)
-
-
-def scaled(pixels: Pixels, window: Window, size: int, shrink: int = 1) -> Pixels:
-    """The window scaled bilinearly, and without aliasing, to (size, size).
-
-    shrink: `pixels` are that many times smaller than the image that the window was chosen in.
-    """
+def shrunk(window: Window, shrink: int) -> Window:
+    """Where the window is in the image at 1 / shrink of its size: all pixels that it touches."""
     top, left = window.top // shrink, window.left // shrink
     bottom, right = -(-(window.top + window.height) // shrink), -(-(window.left + window.width) // shrink)
-    part = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None].permute(0, 3, 1, 2)
+    return Window(top, left, bottom - top, right - left)
+
+
+def scaled(pixels: Pixels, size: int) -> Pixels:
+    """Scaled bilinearly, and without aliasing, to (size, size)."""
+    part = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     # On bytes: several times Pillow's speed
     small = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
     return small[0].permute(1, 2, 0).numpy()
@@ -125,11 +112,7 @@ def scaled(pixels: Pixels, window: Window, size: int, shrink: int = 1) -> Pixels
 
 def mirrored(pixels: Pixels) -> Pixels:
     """Left and right exchanged."""
-    image, out = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2), np.empty(pixels.shape, np.uint8)
-    rows = max(1, _UNDIVIDED // (3 * pixels.shape[1]))
-    for top in range(0, pixels.shape[0], rows):
-        out[top : top + rows] = image[:, :, top : top + rows].flip(-1)[0].permute(1, 2, 0).numpy()
-    return out
+    return torch.from_numpy(pixels).flip(1).numpy()
 
 
 def to_float(pixels: Pixels) -> Tensor:

@@ -1,7 +1,8 @@
-"""Does decoding only what a crop needs pay? python -m tests.benchmarks.windows FOLDER, with pyvips and pyvips-binary installed.
+"""From which size on does a part of a JPEG file cost more than all of it? python -m tests.benchmarks.windows FOLDER
 
-A window of 256x256 of each photo in FOLDER, cut out of the whole image that simplejpeg decodes, and decoded by pyvips, which stops
-after the window's last row. Writes docs/results/windows.json: CPU time per window, medians of alternating rounds.
+Windows of 256x256, and random ones by their share of the image, of photos in FOLDER: cut out of the whole image that simplejpeg
+decodes, and decoded by nvImageCodec without the rest. Writes docs/results/windows.json: CPU time per window, medians of
+alternating rounds.
 """
 
 import io
@@ -13,61 +14,66 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyvips
-import simplejpeg
 from PIL import Image
 
+from pipeline.data import images, transforms, windows
+from pipeline.data.windows import Window
 from tests.benchmarks.measure import hardware
 
 TARGET = Path("docs/results/windows.json")
 SIDE, ROUNDS = 256, 5
-Window = tuple[bytes, int, int]
+Place = tuple[bytes, int, int, Window]
 
 
-def whole(window: Window) -> np.ndarray:
-    content, top, left = window
-    return simplejpeg.decode_jpeg(content)[top : top + SIDE, left : left + SIDE].copy()
+def whole(place: Place) -> np.ndarray:
+    content, width, height, window = place
+    return window.of(images.decode_jpeg(content, width, height))
 
 
-def in_part(window: Window) -> np.ndarray:
-    content, top, left = window
-    return pyvips.Image.new_from_buffer(content, "", access="sequential").crop(left, top, SIDE, SIDE).numpy()
+def in_part(place: Place) -> np.ndarray:
+    content, width, height, window = place
+    part = windows._decode_part(windows.PARTIAL, content, (height, width), window)
+    assert part is not None
+    return part
 
 
-def windows(folder: Path, long: int) -> list[Window]:
-    """Four random ones of each photo, re-encoded with that longer side."""
-    rng, found = np.random.default_rng(0), []
+def places(folder: Path, long: int) -> dict[str, list[Place]]:
+    """Of each photo, re-encoded with that longer side: four windows of 256x256, and random ones by their share of it."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[Place]] = {"256x256": []}
     for path in sorted(folder.iterdir())[:24]:
         with Image.open(path) as opened:
             scale = long / max(opened.size)
-            size = round(opened.width * scale), round(opened.height * scale)
+            width, height = round(opened.width * scale), round(opened.height * scale)
             stream = io.BytesIO()
-            opened.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(stream, "JPEG", quality=90)
-        if min(size) >= SIDE:
-            places = [(int(rng.integers(size[1] - SIDE + 1)), int(rng.integers(size[0] - SIDE + 1))) for _ in range(4)]
-            found += [(stream.getvalue(), *place) for place in places]
+            opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(stream, "JPEG", quality=90)
+        content = stream.getvalue()
+        for _ in range(4):
+            found["256x256"].append((content, width, height, transforms.random_square(height, width, SIDE, rng)))
+        for _ in range(20):
+            window = transforms.random_window(height, width, rng)
+            fifth = 20 * (5 * window.height * window.width // (height * width))
+            found.setdefault(f"{fifth} to {fifth + 20} %", []).append((content, width, height, window))
     return found
 
 
-def milliseconds(decode: Callable[[Window], np.ndarray], given: list[Window]) -> float:
+def milliseconds(decode: Callable[[Place], np.ndarray], given: list[Place]) -> float:
     started = time.process_time()
-    for window in given:
-        decode(window)
+    for place in given:
+        decode(place)
     return 1000 * (time.process_time() - started) / len(given)
 
 
 def main(folder: str) -> None:
-    pyvips.cache_set_max(0)
     rows = []
     for long in (500, 2048):
-        given = windows(Path(folder), long)
-        assert all(np.array_equal(whole(window), in_part(window)) for window in given)
-        pairs = [(milliseconds(whole, given), milliseconds(in_part, given)) for _ in range(ROUNDS)]
-        ours, peer = (statistics.median(times) for times in zip(*pairs, strict=True))
-        name = f"CPU time for a window of {SIDE}x{SIDE}, {long} long"
-        about = {"ours": ours, "unit": "ms", "peer": peer, "peer_name": "pyvips, in part", "ratio": ours / peer}
-        rows.append({"group": "windows", "name": name, **about, "hardware": hardware()})
-        print(rows[-1])
+        for name, given in sorted(places(Path(folder), long).items()):
+            assert all(np.array_equal(whole(place), in_part(place)) for place in given)
+            pairs = [(milliseconds(in_part, given), milliseconds(whole, given)) for _ in range(ROUNDS)]
+            ours, peer = (statistics.median(times) for times in zip(*pairs, strict=True))
+            about = {"ours": ours, "unit": "ms", "peer": peer, "peer_name": "the whole image", "ratio": ours / peer}
+            rows.append({"group": "windows", "name": f"{name}, {long} long", **about, "hardware": hardware()})
+            print(rows[-1])
     TARGET.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
