@@ -62,11 +62,11 @@ def picture(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def write_images(folder: Path, count: int = 8) -> Path:
-    """A folder of PNG files with a subfolder."""
+def write_images(folder: Path, count: int = 8, suffix: str = ".png") -> Path:
+    """A folder of image files with a subfolder."""
     (folder / "more").mkdir(parents=True)
     for i in range(count):
-        Image.fromarray(picture(50 + i, 180, 200)).save(folder / ("more" if i % 2 else ".") / f"image{i}.png")
+        Image.fromarray(picture(50 + i, 180, 200)).save(folder / ("more" if i % 2 else ".") / f"image{i}{suffix}")
     return folder
 
 

@@ -24,7 +24,7 @@ from pipeline.data.images import Pixels
 from pipeline.data.order import PartedOrder, SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.transforms import in_unit_range, to_float
-from pipeline.data.windows import Window
+from pipeline.data.windows import Window, partial_decoder
 from pipeline.errors import DataError, UnreachableError
 from pipeline.log import ANY_RANK, logger
 
@@ -150,6 +150,8 @@ class Crops:
                 "or make smaller shards (shard_mb)"
             )
         self.cache = DecodedCache(cfg.decoded_cache_mb * 2**20)
+        # Before there are threads
+        partial_decoder()
         # Of each stream: the group that was asked for last
         self._groups: dict[SampleOrder, tuple[int, int]] = {}
 
@@ -202,7 +204,7 @@ class Crops:
         return transforms.mirrored(crop) if self.cfg.flip and rng.random() < 0.5 else crop
 
     def _part(self, number: int, window: Window, shrink: int) -> Pixels:
-        """What an image at 1 / shrink of its size shows in a window. All of it is decoded only where it is kept."""
+        """What an image at 1 / shrink of its size shows in a window. Where images are kept, all of it is decoded."""
         if not self.cache.max_bytes:
             return self.reader.part(number, window, shrink)
         pixels = self.cache.get((number, shrink))
@@ -255,7 +257,7 @@ def _ahead(
     a signal to the job reaches no helper, and no process is forked while other threads hold locks.
     """
     size = crops.cfg.crop_size
-    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader", initializer=_alone)
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="loader", initializer=_one_openmp_thread)
     waiting: deque[tuple[Tensor, list[Future[list[LoadedCrop]]]]] = deque()
     try:
         for batch in batches:
@@ -275,8 +277,8 @@ def _ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _alone() -> None:
-    """Keeps torch from dividing this thread's work among others of its own, as many as there are cores for each that asks."""
+def _one_openmp_thread() -> None:
+    """Keeps torch from dividing this thread's scaling and flipping among as many threads as there are cores."""
     # Torch sets the number at its first use in a thread
     torch.get_num_threads()
     threadpool_limits(1, user_api="openmp")

@@ -94,7 +94,7 @@ class ShardReader:
         return decode(content).pixels
 
     def part(self, number: int, window: Window, shrink: int = 1) -> Pixels:
-        """What `pixels` has in that window; of a plain JPEG file at its own size, nothing else is decoded."""
+        """What `pixels` has in that window; of a plain JPEG file at its own size with as little of the rest as pays."""
         shard, sample = self.sample(number)
         if sample.plain_jpeg and shrink == 1:
             return decode_window(self._bytes(shard, sample), sample.width, sample.height, window)

@@ -32,7 +32,7 @@ def whole(place: Place) -> np.ndarray:
 
 def in_part(place: Place) -> np.ndarray:
     content, width, height, window = place
-    part = windows._decode_part(windows.PARTIAL, content, (height, width), window)
+    part = windows.decode_part(content, width, height, window)
     assert part is not None
     return part
 
@@ -52,8 +52,8 @@ def places(folder: Path, long: int) -> dict[str, list[Place]]:
             found["256x256"].append((content, width, height, transforms.random_square(height, width, SIDE, rng)))
         for _ in range(20):
             window = transforms.random_window(height, width, rng)
-            fifth = 20 * (5 * window.height * window.width // (height * width))
-            found.setdefault(f"{fifth} to {fifth + 20} %", []).append((content, width, height, window))
+            percent = min(80, 20 * (5 * window.height * window.width // (height * width)))
+            found.setdefault(f"{percent} to {percent + 20} %", []).append((content, width, height, window))
     return found
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.artifacts.artifact import Artifact
-from pipeline.data import loader, transforms
+from pipeline.data import loader, transforms, windows
 from pipeline.data.loader import BatchShard, LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
@@ -40,6 +40,25 @@ def test_two_ranks_and_workers_see_the_crops_of_one(shards):
     for one, (first, second) in zip(alone, pairs, strict=True):
         assert torch.equal(one.x, torch.cat([first.x, second.x]))
         assert one.positions == first.positions + second.positions
+
+
+def test_crops_of_jpeg_files_are_the_same_however_they_are_decoded(tmp_path, monkeypatch):
+    shards = make(write_images(tmp_path / "photos", 12, ".jpg"), tmp_path / "artifact", shard_mb=0.02)
+    parts: list[object] = []
+    decode_part = windows.decode_part
+    monkeypatch.setattr(windows, "decode_part", lambda *given: parts.append(decode_part(*given)) or parts[-1])
+
+    def pixels(**changes: object) -> torch.Tensor:
+        return torch.cat([batch.x for batch in stream(shards, config(batch_size=7, **changes), 12)])
+
+    expected = pixels()
+    assert len(parts) > 20
+    if windows.partial_decoder() is not None:
+        assert all(part is not None for part in parts)
+    for changes in ({"num_workers": 3}, {"num_workers": 16}, {"decoded_cache_mb": 50}):
+        assert torch.equal(pixels(**changes), expected)
+    monkeypatch.setattr(windows, "partial_decoder", lambda: None)
+    assert torch.equal(pixels(), expected)
 
 
 def test_the_stream_resumes_at_any_position(shards):

@@ -173,7 +173,7 @@ def test_scaled_crops_are_those_of_torchvision(shards):
     assert np.array_equal(transforms.mirrored(pixels), pixels[:, ::-1])
 
 
-def test_loading_starts_no_threads_besides_its_own(shards):
+def test_loading_starts_no_threads_besides_its_own(tmp_path):
     """Torch's own, one team per calling thread, would be hundreds on a large machine."""
     program = """
 import os, sys, torch
@@ -189,6 +189,7 @@ for _ in range(20):
     next(batches)
 print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
 """
+    shards = make(write_images(tmp_path / "photos", suffix=".jpg"), tmp_path / "artifact")
     command = [sys.executable, "-c", program, shards.path.parent]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "2 8\n"
