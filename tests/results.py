@@ -14,8 +14,8 @@ HOME = ROOT / "docs/results"
 QUALITIES = ("low", "medium", "high")
 
 
-def table(name: str) -> str:
-    """Of a set of images: a row for each of the package's codecs and each conventional one at its sizes."""
+def table(name: str, all_codecs: bool = True) -> str:
+    """Of a set of images: a row for each of the package's codecs and, with `all_codecs`, each conventional one at its sizes."""
     measured = [quality for quality in QUALITIES if (HOME / f"{name}-{quality}-totals.json").is_file()]
     read = [json.loads((HOME / f"{name}-{quality}-totals.json").read_text()) for quality in measured]
     metrics = [
@@ -25,8 +25,9 @@ def table(name: str) -> str:
     lines[0][1] = "bpp"
     for quality, rows in zip(measured, read, strict=True):
         for codec, row in rows.items():
-            shown = f"**{codec}**" if codec == quality else codec
-            lines.append([shown, *(format_value(metric, row.get(metric)) for metric in metrics)])
+            if all_codecs or codec == quality:
+                shown = f"**{codec}**" if codec == quality else codec
+                lines.append([shown, *(format_value(metric, row.get(metric)) for metric in metrics)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -57,5 +58,6 @@ if __name__ == "__main__":
     for name in names():
         print(f"{name}\n\n{table(name)}\n")
     print(f"the comparison of discriminators\n\n{claim.table(HOME / claim.TABLE.name)}\n")
+    print(f"the package's card\n\n{table('kodak', all_codecs=False)}\n")
     print(f"8 bits\n\n{eight_bits()}\n")
     print(f"own images\n\n{own_images()}")

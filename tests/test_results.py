@@ -24,6 +24,10 @@ def test_the_page_has_the_table_of_each_set(name):
     assert results.table(name) in (ROOT / "docs/results.md").read_text()
 
 
+def test_the_card_of_the_package_has_what_was_measured():
+    assert results.table("kodak", all_codecs=False) in (ROOT / "pipeline/shipped/README.md").read_text()
+
+
 def test_the_page_has_the_comparison_of_discriminators():
     assert claim.table(ROOT / claim.TABLE) in (ROOT / "docs/results.md").read_text()
 
