@@ -265,7 +265,7 @@ def _ahead(
             pixels = torch.empty(len(batch), size, size, 3, dtype=torch.uint8, pin_memory=pinned)
             jobs = list(zip(batch, pixels.numpy(), strict=True))
             if not workers:
-                yield pixels, [crops.load(*job) for job in jobs]
+                yield pixels, crops.load_all(jobs)
                 continue
             each = -(-len(jobs) // workers)
             parts = [jobs[at : at + each] for at in range(0, len(jobs), each)]

@@ -71,6 +71,11 @@ def test_a_small_part_is_decoded_alone_and_a_large_one_with_the_rest(monkeypatch
         decode_window(content, 100, 100, Window(0, 0, 90, 90))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="nvImageCodec is asked for on Linux only")
+def test_the_library_works_here():
+    assert windows.partial_decoder() is not None
+
+
 def test_without_the_library_the_whole_image_is_decoded(monkeypatch):
     content, window = jpeg(70, 90), Window(8, 9, 30, 40)
     with_it = decode_window(content, 90, 70, window)
@@ -82,7 +87,10 @@ def test_a_library_that_does_not_work_is_named_and_not_used(monkeypatch, caplog)
     monkeypatch.setattr(windows.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=__file__))
     for library, problem in (
         (ModuleType("nvimgcodec"), "no attribute 'Region'"),
-        (SimpleNamespace(Region=tuple, CodeStream=bytes), ""),
+        (
+            SimpleNamespace(Region=lambda *sides: sides, CodeStream=lambda _: SimpleNamespace(codec_name="png")),
+            "it does not decode",
+        ),
     ):
         caplog.clear()
         monkeypatch.setattr(windows, "_imported", lambda folder, library=library: library)
