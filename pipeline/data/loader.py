@@ -7,7 +7,6 @@ neither, which is why training reads samples by index and not through its pipeli
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -19,11 +18,12 @@ from torch import Tensor
 
 from pipeline.config import Changeable, Config, Input
 from pipeline.data import transforms
+from pipeline.data.batch import Batch, BatchShard, positions
 from pipeline.data.decoded_cache import DecodedCache
 from pipeline.data.images import Pixels
 from pipeline.data.order import PartedOrder, SampleOrder
 from pipeline.data.reader import ShardReader
-from pipeline.data.transforms import in_unit_range, to_float
+from pipeline.data.transforms import to_float
 from pipeline.data.windows import Window, partial_decoder
 from pipeline.errors import DataError, UnreachableError
 from pipeline.log import ANY_RANK, logger
@@ -74,47 +74,6 @@ class LoaderConfig(Config):
 
 
 BATCHES_AHEAD = 4
-
-
-@dataclass(frozen=True)
-class Batch:
-    """x (B, 3, crop, crop): pixels in 0..255 while they are uint8, on their device in [0, 1]; positions: the place in the
-    endless sample stream of each of the B crops; images: the number of the image that each was meant to come from."""
-
-    x: Tensor
-    positions: list[int]
-    images: list[int]
-
-    def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
-        """Sent as bytes, a quarter of what floats take, and without waiting for the device where they are pinned."""
-        x = self.x.to(device, non_blocking=True)
-        x = x if x.is_floating_point() else in_unit_range(x)
-        return Batch(x.contiguous(memory_format=memory_format), self.positions, self.images)
-
-    def split(self, parts: int) -> "list[Batch]":
-        """Equal parts, in order."""
-        size = len(self.positions) // parts
-        spans = [slice(start, start + size) for start in range(0, size * parts, size)]
-        return [Batch(self.x[span], self.positions[span], self.images[span]) for span in spans]
-
-
-@dataclass(frozen=True)
-class BatchShard:
-    """The part of every global batch that this process takes: `size` crops after the first `rank * size`."""
-
-    rank: int
-    size: int
-    ranks: int
-
-    @classmethod
-    def of(cls, batch_size: int, rank: int, ranks: int, multiple: int = 1) -> "BatchShard":
-        """Raises: DataError if `batch_size` does not split evenly into multiples of `multiple`."""
-        if batch_size % (ranks * multiple):
-            raise DataError(
-                f"data.batch_size is {batch_size}, expected a multiple of {ranks * multiple} "
-                f"({ranks} process(es) x {multiple}); it counts the crops of all processes together"
-            )
-        return cls(rank, batch_size // ranks, ranks)
 
 
 def check_memory(cfg: LoaderConfig, share: BatchShard) -> None:
@@ -212,14 +171,6 @@ class Crops:
             pixels = self.reader.pixels(number, shrink)
             self.cache.put((number, shrink), pixels)
         return window.of(pixels)
-
-
-def positions(share: BatchShard, start: int) -> Iterator[list[int]]:
-    """This process's part of one global batch after another, from position `start` of the stream."""
-    while True:
-        first = start + share.rank * share.size
-        yield list(range(first, first + share.size))
-        start += share.size * share.ranks
 
 
 def batches(

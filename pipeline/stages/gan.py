@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.artifacts import run_folder
 from pipeline.config import Input
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.models import discriminator as discriminators
 from pipeline.models import serialization
 from pipeline.models.codec import Codec

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import config, stages
 from pipeline.artifacts import run_folder
 from pipeline.artifacts.manifest import a_kind
-from pipeline.data.loader import BatchShard
+from pipeline.data.batch import BatchShard
 from pipeline.errors import ConfigError, UserError
 from pipeline.registry import resolve
 from pipeline.stages import TRAINING, makers_of

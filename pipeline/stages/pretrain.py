@@ -12,7 +12,7 @@ from pipeline import losses
 from pipeline.artifacts import run_folder
 from pipeline.artifacts.artifact import Artifact
 from pipeline.config import Config, Input, differences, flatten
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.losses import RateTerm
 from pipeline.models import initial, serialization

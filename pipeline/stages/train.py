@@ -15,7 +15,8 @@ from pipeline.artifacts.manifest import Kind
 from pipeline.artifacts.run_folder import Inputs
 from pipeline.config import Config
 from pipeline.data import loader
-from pipeline.data.loader import Batch, BatchShard, LoaderConfig
+from pipeline.data.batch import Batch, BatchShard
+from pipeline.data.loader import LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.log import logger
 from pipeline.stages.validation import Examples, ValidationConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import losses
 from pipeline.artifacts import run_folder
 from pipeline.data import transforms
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.data.transforms import to_float
 from pipeline.models import initial, serialization
 from pipeline.models.initial import Init

@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from pipeline.config import Changeable, Config
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.errors import Preempted, TrainingError
 from pipeline.processes.signals import stop_signals
 from pipeline.storage import disk

@@ -10,7 +10,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwar
 from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor, nn
 
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.errors import TrainingError, UserError
 from pipeline.log import logger
 from pipeline.models.gemm import use_products

@@ -27,7 +27,8 @@ from torchvision import transforms
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader
-from pipeline.data.loader import BatchShard, LoaderConfig
+from pipeline.data.batch import BatchShard
+from pipeline.data.loader import LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.registry import resolve
 from pipeline.stages import shard

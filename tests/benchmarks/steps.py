@@ -16,7 +16,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from pipeline.data.loader import Batch, LoaderConfig
+from pipeline.data.batch import Batch
+from pipeline.data.loader import LoaderConfig
 from pipeline.models.codec import Codec, CodecConfig
 from pipeline.models.discriminator import LabelDiscriminatorConfig
 from pipeline.models.distortion import DistortionConfig

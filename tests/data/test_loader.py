@@ -6,7 +6,8 @@ import torch
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader, transforms, windows
-from pipeline.data.loader import BatchShard, LoaderConfig
+from pipeline.data.batch import Batch, BatchShard
+from pipeline.data.loader import LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError
 from pipeline.registry import resolve
@@ -26,7 +27,7 @@ def config(**changes: object) -> LoaderConfig:
 
 def stream(
     shards: Artifact, cfg: LoaderConfig, steps: int, rank: int = 0, ranks: int = 1, start: int = 0
-) -> list[loader.Batch]:
+) -> list[Batch]:
     share = BatchShard.of(cfg.batch_size, rank, ranks)
     batches = loader.batches(cfg, ShardReader(shards, "train"), 7, share, start)
     return list(itertools.islice(batches, steps))

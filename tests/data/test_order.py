@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import loader, transforms
-from pipeline.data.loader import BatchShard, LoaderConfig, positions
+from pipeline.data.batch import BatchShard, positions
+from pipeline.data.loader import LoaderConfig
 from pipeline.data.order import PartedOrder, SampleOrder
 from pipeline.data.reader import ShardReader
 from pipeline.data.windows import Window
@@ -178,13 +179,14 @@ def test_loading_starts_no_threads_besides_its_own(tmp_path):
     program = """
 import os, sys, torch
 from pipeline.data import loader
+from pipeline.data.batch import BatchShard
 from pipeline.data.reader import ShardReader
 from pipeline.registry import resolve
 torch.set_num_threads(8)
 cfg = loader.LoaderConfig(shards="", batch_size=4, crop_size=256, num_workers=2)
 reader = ShardReader(resolve.read(sys.argv[1], "shards"), "train")
 before = len(os.listdir("/proc/self/task"))
-batches = loader.batches(cfg, reader, 0, loader.BatchShard(0, 4, 1), 0)
+batches = loader.batches(cfg, reader, 0, BatchShard(0, 4, 1), 0)
 for _ in range(20):
     next(batches)
 print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())

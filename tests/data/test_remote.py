@@ -13,7 +13,8 @@ import torch
 
 from pipeline.artifacts.artifact import Artifact
 from pipeline.data import loader
-from pipeline.data.loader import BatchShard, LoaderConfig
+from pipeline.data.batch import BatchShard
+from pipeline.data.loader import LoaderConfig
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ArtifactError, DataError, UnreachableError
 from pipeline.registry import resolve

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline.artifacts.artifact import publish
 from pipeline.artifacts.manifest import Manifest
-from pipeline.data.loader import BatchShard, LoaderConfig, batches
+from pipeline.data.batch import BatchShard
+from pipeline.data.loader import LoaderConfig, batches
 from pipeline.data.reader import ShardReader
 from pipeline.errors import DataError, UnreachableError
 from pipeline.evaluation.held_out import HeldOut

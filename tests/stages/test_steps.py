@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import losses
-from pipeline.data.loader import Batch, LoaderConfig
+from pipeline.data.batch import Batch
+from pipeline.data.loader import LoaderConfig
 from pipeline.models import serialization
 from pipeline.registry import resolve
 from pipeline.stages.gan import GanTask

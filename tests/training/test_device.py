@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.data.loader import Batch, LoaderConfig
+from pipeline.data.batch import Batch
+from pipeline.data.loader import LoaderConfig
 from pipeline.errors import TrainingError
 from pipeline.models.labeler import Labeler
 from pipeline.stages.gan import GanTask

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.artifacts import ownership
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.errors import ArtifactError, Preempted, TakenOver, TrainingError
 from pipeline.processes import signals
 from pipeline.training import checkpoint
