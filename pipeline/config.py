@@ -87,7 +87,8 @@ def read_yaml(path: Path, may_extend: bool = True, below: tuple[Path, ...] = ())
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file (the reference ones are in configs/)") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    # A ValueError: a date such as 2024-31-12
+    except (yaml.YAMLError, ValueError, IsADirectoryError) as error:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; name another config file") from None
@@ -192,7 +193,7 @@ def _override(values: dict[str, Any], word: str) -> str | None:
         return f"{word!r}: expected key=value, for example fit.steps=100"
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     *parents, last = key.split(".")
     section = values
@@ -209,7 +210,7 @@ def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             yield from leaves(f"{prefix}.{key}" if prefix else str(key), inner)
     else:
-        yield prefix, json.dumps(value) if isinstance(value, list | dict) else value
+        yield prefix, json.dumps(value, default=str) if isinstance(value, list | dict) else value
 
 
 def _explain(cls: type[Config], error: dict[str, Any]) -> str:

@@ -43,6 +43,15 @@ def test_overrides_win_over_the_file_and_numbers_in_exponent_form_are_numbers(tm
     assert cfg == Outer(steps=3, inner=Inner(learning_rate=3e-4), mode=Fast(kind="fast", speed=2))
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("steps=2024-31-12", "steps: input should be a valid integer"), ("inner=[2024-01-01]", "inner: ")],
+)
+def test_dates_are_values_like_others(tmp_path, word, told):
+    with pytest.raises(ConfigError, match=told):
+        config.load(Outer, written(tmp_path, "steps: 3\n"), [word])
+
+
 def test_all_mistakes_are_told_at_once_with_the_nearest_name(tmp_path):
     path = written(tmp_path, "steps: 0\ninner: {learning_rat: 1, precision: no}\nmode: {kind: slow, patiense: 1}\n")
     with pytest.raises(ConfigError) as error:
@@ -99,7 +108,7 @@ def test_a_config_that_cannot_be_read_is_one_clear_mistake(tmp_path):
             config.load(Outer, tmp_path / name)
 
 
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\x00"])
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [", "\x00", "steps: 2024-31-12"])
 def test_what_is_no_mapping_is_one_clear_mistake(tmp_path, text):
     with pytest.raises(ConfigError, match=r"c\.yaml"):
         config.load(Outer, written(tmp_path, text))

@@ -17,6 +17,8 @@ from pipeline.storage import disk
 RUN_FILE = "run.yaml"
 # Files of tracking: the id of the folder's MLflow run, its records, and how many of them were delivered
 RUN_ID_FILE, RECORDS, DELIVERED = "mlflow-run-id", "tracking.jsonl", "tracking.delivered"
+# Of an evaluation: where results of single images wait for the others
+MEASURED = "measured"
 BATCH_SIZE = "data.batch_size"
 
 
@@ -111,7 +113,12 @@ def _progress(folder: Path) -> str:
     """What the folder holds of a run's work, in words; empty if there is nothing to lose."""
     if (folder / "artifact").exists():
         return "an artifact"
-    held = {"checkpoints/step-*": "checkpoints", "work/items.jsonl": "a list of images", "trials/*": "trials"}
+    held = {
+        "checkpoints/step-*": "checkpoints",
+        "work/items.jsonl": "a list of images",
+        "trials/*": "trials",
+        f"{MEASURED}/*": "measurements",
+    }
     return next((words for pattern, words in held.items() if any(folder.glob(pattern))), "")
 
 

@@ -40,6 +40,13 @@ def _none_or_one(gpus: float) -> float:
     return gpus
 
 
+def _words_of(sbatch: str) -> list[str]:
+    try:
+        return shlex.split(sbatch)
+    except ValueError as error:
+        raise UserError(f"--sbatch {sbatch}: {error}; expected options as in a shell") from None
+
+
 WorkerGpusOption = Annotated[float, typer.Option(help="Of each worker: 0 or 1.", callback=_none_or_one)]
 
 
@@ -63,7 +70,7 @@ def submit_slurm(
 
     steps = plan.plan(stages.split(), configs, runs, words or [], nodes * max(gpus, 1))
     _tell_done(steps)
-    resources = slurm.Resources(nodes, gpus, cpus, time, partition, shlex.split(sbatch))
+    resources = slurm.Resources(nodes, gpus, cpus, time, partition, _words_of(sbatch))
     for line in slurm.submit(slurm.jobs_of(steps, resources), runs, dry_run):
         print(line)
 
@@ -86,7 +93,7 @@ def submit_slurm_shard(
 
     folder, overrides = folder_and_overrides(words or [])
     plan.check_sources(config, overrides)
-    resources = slurm.Resources(options=shlex.split(sbatch))
+    resources = slurm.Resources(options=_words_of(sbatch))
     for line in slurm.submit(slurm.shard_jobs(config, folder, overrides, jobs, resources), folder, dry_run):
         print(line)
 
@@ -112,7 +119,7 @@ def submit_slurm_sweep(
         checks.check(cfg)
     else:
         stage.begin_array(cfg, folder)
-    resources = slurm.Resources(gpus=gpus, options=shlex.split(sbatch))
+    resources = slurm.Resources(gpus=gpus, options=_words_of(sbatch))
     for line in slurm.submit(
         slurm.sweep_jobs(folder, len(space.enumerate_trials(cfg)), max_parallel, resources), folder, dry_run
     ):

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -99,9 +100,9 @@ def _packages(_folder: Path) -> Iterator[Finding]:
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
-    folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".doctor-{uuid.uuid4().hex}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         before = time.time()
         disk.write_atomic(probe, b"x")
         skew = probe.stat().st_mtime - before
@@ -109,7 +110,8 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield Finding("FAIL", "run folder", f"{folder.resolve()}: {error.strerror}", "choose a folder you may write to")
         return
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
     yield Finding("ok", "run folder", f"{folder.resolve()}: can be written")
     if abs(skew) > SKEW:
         yield Finding("FAIL", "clock", f"{skew:+.0f} s between this machine and its file server", "set the clock (NTP)")
@@ -197,10 +199,13 @@ def _port(_folder: Path) -> Iterator[Finding]:
             listener.bind(("", port))
         except OSError as error:
             yield Finding(
-                "FAIL", "port", f"{port}, where processes would meet: {error.strerror}", "set ILLM_MASTER_PORT"
+                "note",
+                "port",
+                f"{port}, where processes of `illm launch` would meet: {error.strerror}",
+                "set ILLM_MASTER_PORT there; jobs of SLURM choose a port by their number",
             )
             return
-    yield Finding("ok", "port", f"{port}, where processes would meet, is free")
+    yield Finding("ok", "port", f"{port}, where processes of `illm launch` would meet, is free")
 
 
 def _slurm(_folder: Path) -> Iterator[Finding]:

@@ -92,6 +92,13 @@ def decode(content: bytes | Path, max_pixels: int = MAX_PIXELS, keep_opacity: bo
         raise DataError(f"{name}not a readable image ({reason(error)})") from None
 
 
+def image_file(pixels: Pixels, kind: str, **options: object) -> bytes:
+    """A file of Pillow's format `kind`, with its options for that format."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
 def pixels_in(content: bytes) -> int:
     """How many pixels the header of an image file declares; 0 if it is not an image."""
     try:

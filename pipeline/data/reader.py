@@ -28,8 +28,9 @@ _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 class ShardReader:
     """One split of a shards artifact. A sample that comes n times per epoch has n numbers. Safe to use from threads.
 
-    Raises: DataError if a shard is missing or its size differs from the index, or a sample's digest is wrong;
-    UnreachableError if it cannot be read now.
+    Raises: DataError if a shard is missing, its size differs from the index or is more than the cache may hold, or a sample's
+    digest
+    is wrong; UnreachableError if it cannot be read now.
     """
 
     def __init__(self, artifact: Artifact, split: Split, cache_gb: float = 50.0):
@@ -46,6 +47,8 @@ class ShardReader:
         self._starts = np.cumsum([0, *self.draws])
         for shard in self.shards:
             _check(None if self.cache else self.folder, shard)
+            if self.cache:
+                self.cache.check_size(shard.file, shard.bytes)
         self._table = lru_cache(TABLES_KEPT)(self._read_table)
 
     def __len__(self) -> int:

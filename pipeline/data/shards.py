@@ -1,4 +1,4 @@
-"""WebDataset tars and their index: dividing images among them, and writing one.
+"""WebDataset tars and their index: what they hold.
 
 An artifact of kind "shards" holds `train-000000.tar`, ..., `valid-...` and `test-...`; beside each tar a table, one JSON
 line per sample with the place of its bytes; and `index.json`, which the manifest covers and which covers tars and tables

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pipeline.data.images import Pixels
+from pipeline.data.images import Pixels, image_file
 from pipeline.errors import ConfigError
 from pipeline.evaluation import ffmpeg
 
@@ -40,15 +40,15 @@ class Classic:
 
 
 def _jpeg(pixels: Pixels, level: int) -> bytes:
-    return _pillow(pixels, "JPEG", quality=level + 1, optimize=True, progressive=True, subsampling="4:2:0")
+    return image_file(pixels, "JPEG", quality=level + 1, optimize=True, progressive=True, subsampling="4:2:0")
 
 
 def _webp(pixels: Pixels, level: int) -> bytes:
-    return _pillow(pixels, "WEBP", quality=level, method=6)
+    return image_file(pixels, "WEBP", quality=level, method=6)
 
 
 def _avif(pixels: Pixels, level: int) -> bytes:
-    return _pillow(pixels, "AVIF", quality=level, speed=4, subsampling="4:2:0", max_threads=1)
+    return image_file(pixels, "AVIF", quality=level, speed=4, subsampling="4:2:0", max_threads=1)
 
 
 def _jpegxl(pixels: Pixels, level: int) -> bytes:
@@ -72,12 +72,6 @@ def _no_vvenc() -> str:
     if ffmpeg.has("libvvenc"):
         return ""
     return f"ffmpeg with libvvenc ({HOW_TO_GET})"
-
-
-def _pillow(pixels: Pixels, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def _by_pillow(content: bytes, shape: Sequence[int]) -> Pixels:

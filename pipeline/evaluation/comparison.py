@@ -153,6 +153,8 @@ def bd_rate_interval(
     ours: Sequence[Sequence[Measurement]], theirs: Sequence[Sequence[Measurement]], quality: str
 ) -> Interval | None:
     """BD-rate between two families of codecs, measured on the same images. None if they cannot be compared."""
+    if any(getattr(m, quality) is None for family in (ours, theirs) for rows in family for m in rows):
+        return None
     tables = [np.array([[(m.bpp, getattr(m, quality)) for m in rows] for rows in family]) for family in (ours, theirs)]
 
     def at(images: NDArray[np.int64]) -> float:

@@ -14,7 +14,7 @@ from pipeline.evaluation.frechet import Features, FeatureSet
 from pipeline.evaluation.metric_table import METRICS, OF_SETS
 from pipeline.evaluation.patch_features import PATCH_SETS, PatchFeatures
 from pipeline.models import pretrained
-from pipeline.models.lpips import load_lpips
+from pipeline.models.lpips import LPIPS_MIN_SIDE, load_lpips
 from pipeline.models.vgg16 import load_dists
 from pipeline.training.device import settle_arithmetic
 
@@ -82,7 +82,7 @@ class Instruments:
         """Every metric of one image; None for those that it is too small for. Shapes: ours (H, W, 3) uint8."""
         found = {name: metric(ours, original.pixels) for name, metric in self._plain.items()}
         x_hat = self._on_device(ours)
-        if self._lpips is not None:
+        if self._lpips is not None and min(ours.shape[:2]) >= LPIPS_MIN_SIDE:
             found["lpips"] = float(self._lpips(x_hat, original.x))
         if self._dists is not None:
             theirs = original.dists_features or self._dists_features(original.x)

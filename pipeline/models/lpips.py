@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from pipeline.models import pretrained
 
+# What AlexNet's convolutions and poolings need
+LPIPS_MIN_SIDE = 31
+
 
 class Lpips(nn.Module):
     """LPIPS (AlexNet, v0.1) of each image pair.
 
-    Shapes: x_hat, x (B, 3, H, W) in [0, 1]; returns (B,), lower is closer.
+    Shapes: x_hat, x (B, 3, H, W) in [0, 1], sides of `LPIPS_MIN_SIDE` pixels or more; returns (B,), lower is closer.
     Feature vectors are normalized by sqrt(sum(f^2 + 1e-8)): with the usual epsilon outside the root, the gradient of an
     all-zero feature is not a number.
     Source: Zhang et al. 2018, arXiv:1801.03924; stable root as in the MS-ILLM release.

@@ -210,7 +210,7 @@ def _known(
     digest: str, source: str, known: dict[str, tuple[Manifest, Path | None]]
 ) -> tuple[Manifest | None, Path | None]:
     """The manifest of that digest: where the child found its parent, or anywhere here."""
-    if "://" not in source and not source.startswith("models:/"):
+    if _is_path(source):
         try:
             path = resolve.path_of(source)
             manifest = manifest_at(path, source)
@@ -222,11 +222,16 @@ def _known(
     return known.get(digest, (None, None))
 
 
+def _is_path(source: str) -> bool:
+    """Whether it is a place on this machine: others are not asked for."""
+    return "://" not in source and not source.startswith("models:/")
+
+
 def _node(role: str, digest: str, source: str, known: dict[str, tuple[Manifest, Path | None]], tars: bool) -> Node:
     manifest, path = _known(digest, source, known)
     node = Node(role, digest, source, manifest)
     if manifest is None:
-        if "://" not in source and (resolve.path_of(source) / MANIFEST).is_file():
+        if _is_path(source) and (resolve.path_of(source) / MANIFEST).is_file():
             node.problem = (
                 f"{source}: holds another artifact now than {digest[:12]}, which is nowhere below {store.HOME}/"
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.images import Pixels
+from pipeline.data.images import Pixels, image_file
 from pipeline.evaluation.metrics import psnr_db
 
 # Larger pictures are cut to their middle: pixels on a side
@@ -32,20 +32,14 @@ class Coding:
 
 
 def _webp(pixels: Pixels) -> bytes:
-    return _pillow(pixels, "WEBP", lossless=True, quality=30)
+    return image_file(pixels, "WEBP", lossless=True, quality=30)
 
 
 def _avif(quality: int) -> Coding:
-    def encode(pixels: Pixels) -> bytes:
-        return _pillow(pixels, "AVIF", quality=quality, subsampling="4:4:4", speed=8, max_threads=1)
+    def at(pixels: Pixels) -> bytes:
+        return image_file(pixels, "AVIF", quality=quality, subsampling="4:4:4", speed=8, max_threads=1)
 
-    return Coding(f"AVIF at quality {quality}", "image/avif", encode)
-
-
-def _pillow(pixels: Pixels, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
-    return stream.getvalue()
+    return Coding(f"AVIF at quality {quality}", "image/avif", at)
 
 
 # The first whose pictures fit

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from pipeline.config import Changeable, Input
 from pipeline.data.shards import StoredFormat
@@ -35,6 +35,14 @@ class ShardConfig(FilterConfig):
     """Where chunks are processed: threads, processes, ray, or what suits the amount of work."""
     chunk_size: PositiveInt = 256
     """Number of images that a worker examines at a time."""
+
+    @field_validator("source")
+    @classmethod
+    def names_differ(cls, source: str | list[Source]) -> str | list[Source]:
+        names = [] if isinstance(source, str) else [each.name for each in source]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several sources are named {', '.join(twice)}; give each a name of its own")
+        return source
 
     def sources(self) -> list[Source]:
         return [Source(name="images", path=self.source)] if isinstance(self.source, str) else self.source

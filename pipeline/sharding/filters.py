@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from threading import Semaphore
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -31,7 +31,7 @@ class FilterConfig(Config):
     """Smallest shorter side of an accepted image, in pixels."""
     max_aspect: PositiveFloat | None = None
     """Largest ratio of the longer to the shorter side; null: no limit."""
-    max_pixels: PositiveInt = MAX_PIXELS
+    max_pixels: Annotated[PositiveInt, Field(le=MAX_PIXELS)] = MAX_PIXELS
     """Largest number of pixels of an image; checked before it is decoded."""
     min_colors: NonNegativeInt = 0
     """Fewest different colors among 65,536 pixels; 64 rejects most drawings and screenshots."""

@@ -1,8 +1,8 @@
 """Writes one shard: a tar, and a table of what is in it."""
 
 import hashlib
-import io
 import json
+import math
 import os
 import shutil
 import tarfile
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import webdataset as wds
-from PIL import Image
 
-from pipeline.data.images import decode
+from pipeline.data.images import decode, image_file
 from pipeline.data.shards import KEY_LENGTH, Shard, ShardSample, StoredFormat
 from pipeline.errors import DataError, UnreachableError
 from pipeline.sharding import decode_limit
@@ -24,6 +23,9 @@ from pipeline.sharding.items import Item, read_item
 from pipeline.sharding.plan import Plan
 from pipeline.storage import disk
 from pipeline.storage.disk import fsync_folder, sha256, write_atomic
+
+# Longest side that the format has, in pixels; longer images are stored as they are
+LONGEST = {"webp": 16383, "jpeg": 65500}
 
 
 def write(plan: Plan, folder: Path) -> Shard | list[AcceptedImage]:
@@ -110,18 +112,14 @@ def _original(photo: AcceptedImage, item: Item, plan: Plan) -> bytes | None:
 
 def _stored(content: bytes, photo: AcceptedImage, store: StoredFormat) -> tuple[bytes, str, bool]:
     """What goes into the tar: bytes, extension, and whether they are a plain JPEG file."""
-    if store == "original":
+    if store == "original" or max(photo.width, photo.height) > LONGEST.get(store, math.inf):
         return content, photo.extension, photo.plain_jpeg
-    stream = io.BytesIO()
-    image = Image.fromarray(decode(content, photo.width * photo.height).pixels)
+    pixels = decode(content, photo.width * photo.height).pixels
     if store == "webp":
-        image.save(stream, "WEBP", lossless=True, quality=50, method=4)
-        return stream.getvalue(), "webp", False
+        return image_file(pixels, "WEBP", lossless=True, quality=50, method=4), "webp", False
     if store == "jpeg":
-        image.save(stream, "JPEG", quality=95, subsampling=0)
-        return stream.getvalue(), "jpg", True
-    image.save(stream, "PPM")
-    return stream.getvalue(), "ppm", False
+        return image_file(pixels, "JPEG", quality=95, subsampling=0), "jpg", True
+    return image_file(pixels, "PPM"), "ppm", False
 
 
 def assemble(

@@ -14,16 +14,23 @@ from pipeline.artifacts.artifact import publish
 from pipeline.config import Changeable, Config, Input
 from pipeline.evaluation import anchors, comparison, ffmpeg, measurement, spread
 from pipeline.evaluation.anchors import Anchor
+from pipeline.evaluation.evaluator import ORIGINAL
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.metric_table import METRICS, print_table
 from pipeline.log import logger
 from pipeline.models import pretrained
 from pipeline.registry import resolve
 from pipeline.report import content, facts, page
-from pipeline.storage import disk
 from pipeline.tracking.run import tracked_run
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+def _free(name: str) -> str:
+    if name in (ORIGINAL, "images", ".", "..", *anchors.CLASSICS):
+        raise ValueError(f"{name!r} is the name of something else in evaluations; choose another name for the codec")
+    return name
+
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$"), AfterValidator(_free)]
 
 
 def _known(name: str) -> str:
@@ -91,7 +98,7 @@ def _evaluate(
             cfg.anchors,
             cfg.images,
             cfg.max_images,
-            str(_unfinished(folder)),
+            str(folder / run_folder.MEASURED),
             spread.threads(processes),
             tuple(METRICS) if cfg.metrics is None else cfg.metrics,
         )
@@ -124,8 +131,3 @@ def _facts(cfg: StageConfig, count: int, digest: str) -> facts.Facts:
     return facts.gather(
         cfg, cfg.codecs, f"{count} of {cfg.images} (digest {digest[:12]})", settings, cfg.published_results
     )
-
-
-def _unfinished(folder: Path) -> Path:
-    """Where results of single images wait for the others: a folder for each configuration with its inputs."""
-    return folder / f"measured-{disk.sha256(folder / run_folder.RUN_FILE)[:12]}"

@@ -74,12 +74,16 @@ class StageConfig(TrainingConfig):
         return self
 
 
+def facts(cfg: StageConfig) -> dict[str, str]:
+    """What a run depends on besides its config and artifacts, which its record holds."""
+    return {"lpips": cfg.distortion.lpips_state(), **cfg.engine.facts()}
+
+
 def run(cfg: StageConfig, folder: Path) -> Path:
     """Fine-tunes a codec adversarially and publishes it."""
     if done := run_folder.finished(folder, cfg):
         return done
-    facts = {"lpips": cfg.distortion.lpips_state(), **cfg.engine.facts()}
-    given = resolve.read_inputs(cfg, facts)
+    given = resolve.read_inputs(cfg, facts(cfg))
     codec = serialization.load_codec(given.artifacts["codec"][1])
     labeler = serialization.load_labeler(given.artifacts["labeler"][1]) if cfg.needs_labels else None
     # A batch has an even number of crops per process: one half for the generator, one for the discriminator.

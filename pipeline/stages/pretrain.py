@@ -22,9 +22,8 @@ from pipeline.models.initial import Init
 from pipeline.registry import resolve
 from pipeline.stages.train import TrainingConfig, mean_over_parts, train
 from pipeline.stages.validation import Examples, Realism, rate_and_quality, validation_means
-from pipeline.training.metrics import REMEDY
 from pipeline.training.optim import AdamConfig
-from pipeline.training.runtime import Runtime, step_seed
+from pipeline.training.runtime import REMEDY, Runtime, step_seed
 
 
 class FixedRate(Config):

@@ -33,18 +33,21 @@ class ShardCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="shards")
 
+    def check_size(self, name: str, size: int) -> None:
+        """Raises: DataError if a file is larger than the cache may be."""
+        if size > self.max_bytes:
+            raise DataError(f"{self.origin}/{name}: {size} bytes, more than data.shard_cache_gb allows; raise it")
+
     def path(self, name: str, size: int, sha256: str) -> Path:
         """Where the file is; downloads it if it is missing. Its digest is verified at download.
 
-        Raises: DataError if it cannot be fetched, or is larger than the cache may be.
+        Raises: DataError if it cannot be fetched.
         """
         target = self.folder / f"{sha256}{Path(name).suffix}"
         with suppress(FileNotFoundError):
             # Used now
             os.utime(target)
             return target
-        if size > self.max_bytes:
-            raise DataError(f"{self.origin}/{name}: {size} bytes, more than data.shard_cache_gb allows; raise it")
         with disk.exclusive_lock(self.folder / f"{sha256}.lock"):
             if not target.is_file():
                 self._make_room(size)

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -138,14 +138,18 @@ def can_lock(folder: Path) -> bool:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Others who ask for the lock on the same file or folder wait until the end of the block. A file is made, and stays.
 
-    A file system without locks locks nothing.
+    while_waiting: called four times a second while others hold it; what it raises ends the wait. A file system without locks
+    locks nothing.
     """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        lock(descriptor, wait=True)
+        while not lock(descriptor, wait=while_waiting is None):
+            assert while_waiting is not None
+            while_waiting()
+            time.sleep(0.25)
         yield
     finally:
         os.close(descriptor)

@@ -100,7 +100,7 @@ def _bayesian(space: Space, sweep: Path, algorithm: Bayesian) -> tuple[Any, dict
             super().on_trial_complete(trial_id, result if measured else None, error or not measured)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known, unfinished = [], []
+    known, unfinished, stopped = [], [], 0
     for place in sorted((sweep / "trials").glob("*")):
         values = json.loads((place / trials.SETTINGS).read_text(encoding="utf-8"))
         found = trials.outcome(place) if _ended(place) else None
@@ -108,6 +108,9 @@ def _bayesian(space: Space, sweep: Path, algorithm: Bayesian) -> tuple[Any, dict
             unfinished.append(values)
         elif algorithm.metric in found:
             known.append((values, found[algorithm.metric]))
+        else:
+            # By the scheduler: others were better
+            stopped += 1
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(
         storage=storage, study_name="sweep", direction="maximize" if algorithm.mode == "max" else "minimize"
@@ -115,12 +118,14 @@ def _bayesian(space: Space, sweep: Path, algorithm: Bayesian) -> tuple[Any, dict
     distributions = {key: _distribution(dimension) for key, dimension in space.search.items()}
     for values, value in known:
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=value))
-    sampler = optuna.samplers.TPESampler(seed=space.seed + len(known), n_startup_trials=algorithm.num_startup_trials)
+    sampler = optuna.samplers.TPESampler(
+        seed=space.seed + len(known) + stopped, n_startup_trials=algorithm.num_startup_trials
+    )
     searching = AtTheEnd(
         distributions, metric=algorithm.metric, mode=algorithm.mode, points_to_evaluate=unfinished or None,
         sampler=sampler, study_name="sweep", storage=storage,
     )  # fmt: skip
-    return searching, {}, max(0, space.num_samples - len(known))
+    return searching, {}, max(0, space.num_samples - len(known) - stopped)
 
 
 def _distribution(dimension: Dimension) -> Any:

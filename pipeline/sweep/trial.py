@@ -8,12 +8,12 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, stages
+from pipeline import config
 from pipeline.artifacts import ownership, run_folder
 from pipeline.errors import Preempted, UserError
 from pipeline.processes import signals
@@ -107,14 +107,17 @@ def _share_warmup(space: Space, sweep: Path, place: Path, words: Sequence[str]) 
 
     Until then both compute the same, bit for bit. Their checkpoints of that step must be kept: fit.keep_every.
     """
+    # It imports torch
+    from pipeline.stages import gan
+
     ours = place / "gan/checkpoints"
     if ours.is_dir():
         return
-    cfg: Any = config.load(stages.get("gan").StageConfig, space.gan, words)
+    cfg = config.load(gan.StageConfig, space.gan, words)
     steps, kept = cfg.discriminator_warmup_steps, cfg.fit.keep_every
     if not (steps and kept and steps % kept == 0 and cfg.adversarial_weight):
         return
-    given = resolve.read_inputs(cfg, {"lpips": cfg.distortion.lpips_state()})
+    given = resolve.read_inputs(cfg, gan.facts(cfg))
     for other in sorted((sweep / "trials").glob("*/gan")):
         warm = other / f"checkpoints/step-{steps:09d}"
         has_begun = (other / run_folder.RUN_FILE).is_file()
@@ -138,13 +141,27 @@ def _pretrained(space: Space, sweep: Path, values: Values, environment: dict[str
     place = sweep / "pretrained" / name_of(of_stage("pretrain", values))
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "artifact").is_dir():
-        with disk.exclusive_lock(place / "lock"):
+        with _locked(place / "lock"):
             if not (place / "artifact").is_dir():
                 started = time.monotonic()
                 words = [f"data.shards={space.shards}", *overrides("pretrain", values)]
                 _stage(space, "pretrain", place, words, environment, log)
                 (place / "seconds").write_text(f"{time.monotonic() - started:.1f}")
     return place
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock for which another trial may train for hours. Raises: Interrupted if asked to stop while it waits."""
+    with ExitStack() as held:
+        with signals.stop_signals() as stopped:
+
+            def stop_if_asked() -> None:
+                if stopped():
+                    raise Interrupted
+
+            held.enter_context(disk.exclusive_lock(path, stop_if_asked))
+        yield
 
 
 def _stage(

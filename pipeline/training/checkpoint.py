@@ -64,7 +64,8 @@ def save(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     fsync_folder(root)
-    for old in _newest_first(root)[keep:]:
+    # Later ones are damaged: resuming skipped them
+    for old in [found for found in _newest_first(root) if found.name <= target.name][keep:]:
         if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
             shutil.rmtree(old)
 

@@ -17,9 +17,9 @@ from pipeline.processes.signals import stop_signals
 from pipeline.storage import disk
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import TrainProgress
-from pipeline.training.metrics import REMEDY, MetricAverager
+from pipeline.training.metrics import MetricAverager
 from pipeline.training.progress import Profiler, ProgressDisplay, ThroughputMeter
-from pipeline.training.runtime import Runtime
+from pipeline.training.runtime import REMEDY, Runtime
 
 Log = Callable[[int, dict[str, float]], None]
 

@@ -5,10 +5,9 @@ from torch import Tensor
 
 from pipeline.errors import TrainingError
 from pipeline.log import logger
-from pipeline.training.runtime import Runtime
+from pipeline.training.runtime import REMEDY, Runtime
 
 OR_SPIKES = ", or a spike where skip_grad_spikes is set"
-REMEDY = "A lower optimizer.lr in a new run= usually fixes this"
 
 
 class MetricAverager:

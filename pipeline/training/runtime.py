@@ -23,6 +23,7 @@ from pipeline.training.optim import AdamConfig
 T = TypeVar("T")
 # Trained in one stage
 MAX_NETWORKS = 2
+REMEDY = "A lower learning rate in a new run= usually fixes this"
 
 
 class Stateful(Protocol):
@@ -168,8 +169,7 @@ class Runtime:
         everyones = self.gather(torch.cat([finite[None], digests])[None]).cpu()  # (processes, 1 + tensors)
         if not everyones[:, 0].all():
             raise TrainingError(
-                f"weights are not finite at step {step}; no checkpoint was written, the previous one is kept. "
-                "A lower optimizer.lr in a new run= usually fixes this"
+                f"weights are not finite at step {step}; no checkpoint was written, the previous one is kept. {REMEDY}"
             )
         if (everyones != everyones[0]).any():
             logger.warning(f"ranks hold different weights at step {step}; those of rank 0 are saved")

@@ -282,7 +282,12 @@ def test_a_run_without_progress_leaves_its_folder_to_another_config(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("made", "told"), [("checkpoints/step-000000005", "holds checkpoints"), ("artifact", "holds an artifact")]
+    ("made", "told"),
+    [
+        ("checkpoints/step-000000005", "holds checkpoints"),
+        ("measured/0", "holds measurements"),
+        ("artifact", "holds an artifact"),
+    ],
 )
 def test_nobody_is_advised_to_remove_what_took_weeks(tmp_path, made, told):
     run_folder.claim(tmp_path, StageConfig(steps=4), run_folder.NO_INPUTS)

@@ -49,7 +49,12 @@ def pilot(number: int, changed: list[str], shards: str, steps: int) -> float:
     another way.
     """
     run = RUNS / f"{number:02}"
-    schedule = ["optimizer.warmup_steps=50", "engine.ema_decay=0.99", "engine.precision=bf16", f"fit.validate_every={steps}"]
+    schedule = [
+        "optimizer.warmup_steps=50",
+        "engine.ema_decay=0.99",
+        "engine.precision=bf16",
+        f"fit.validate_every={steps}",
+    ]
     words = [f"run={run}", f"data.shards={shards}", f"fit.steps={steps}", *schedule, *changed]
     try:
         illm("pretrain", "configs/small/pretrain-base.yaml", *words)

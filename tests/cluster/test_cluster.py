@@ -76,6 +76,7 @@ def test_a_list_of_sources_is_a_plan_too(project):
         (["--stages", "gan gun"], "stage 'gun': expected one of shard, vqvae"),
         (["--stages", "gan gan"], "stage 'gan' appears twice"),
         (["--stages", ""], "no stages were named"),
+        (["--stages", "gan", "--sbatch", "--comment='x"], "--sbatch --comment='x: No closing quotation"),
         (["--stages", "gan", "seed=7"], "'seed=7': expected STAGE.key=value"),
         (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/gone"], "gan: codec: runs/gone: expected a finished artifact"),
         (["--stages", "gan", "--runs", "runs/x", "gan.codec=runs/smoke/vqvae"], "is a 'labeler' artifact, expected 'codec'"),
@@ -146,8 +147,10 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("ILLM_MASTER_PORT", "1")
     (tmp_path / "file").touch()
-    ill = illm_here("doctor", "--folder", tmp_path / "file", cwd=tmp_path)
+    ill = illm_here("doctor", "--folder", tmp_path / "file/runs", cwd=tmp_path)
     assert_one_clear_line(ill, "finding(s) would stop jobs")
+    assert "FAIL  run folder" in ill.out
+    assert "choose a folder you may write to" in ill.out
     assert "FAIL  tracking" in ill.out
     assert "correct MLFLOW_TRACKING_URI" in ill.out
 

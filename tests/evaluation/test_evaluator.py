@@ -8,6 +8,7 @@ from pipeline.bitstream.codec import ImageCodec
 from pipeline.errors import BitstreamError, MetricError
 from pipeline.evaluation import evaluator, metrics
 from pipeline.evaluation.measurement import read_csv, write_csv
+from pipeline.stages.evaluate import StageConfig
 from tests.conftest import picture
 from tests.models.test_networks import small_codec
 
@@ -46,6 +47,12 @@ def test_the_encoders_latent_is_recorded_with_every_file(tmp_path):
     assert [row.latent for row in results.of("jpeg")] == [None, None]
     write_csv(tmp_path / "table.csv", results.measurements)
     assert read_csv(tmp_path / "table.csv") == results.measurements
+
+
+@pytest.mark.parametrize("name", ["original", "images", "jpeg", "vvc", ".", ".."])
+def test_codecs_cannot_have_names_that_mean_something_else(name):
+    with pytest.raises(ValueError, match="is the name of something else"):
+        StageConfig(images="photos", codecs={name: "runs/x"})
 
 
 def test_a_metric_that_is_not_what_it_says_stops_everything_before_a_file_is_written(tmp_path, monkeypatch):

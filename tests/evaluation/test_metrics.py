@@ -9,7 +9,8 @@ from pytorch_msssim import ms_ssim as second_opinion
 from ssimulacra2 import compute_ssimulacra2
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation import anchors, ffmpeg, metrics
+from pipeline.evaluation import anchors, ffmpeg, instruments, metrics
+from pipeline.models.lpips import LPIPS_MIN_SIDE, Lpips
 from tests.conftest import picture
 
 
@@ -85,6 +86,15 @@ def test_a_codec_that_this_machine_lacks_is_one_clear_line(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ffmpeg.has("libvmaf"), reason="needs ffmpeg with libvmaf (requirements/classics.txt)")
+def test_lpips_needs_what_its_convolutions_need(monkeypatch):
+    monkeypatch.setattr(instruments, "load_lpips", lambda: Lpips(None))
+    bench = instruments.Instruments({"lpips"})
+    for side in (LPIPS_MIN_SIDE - 1, LPIPS_MIN_SIDE):
+        pixels = picture(3, side, 64)
+        found = bench.of_pair(noisy(pixels, 20), bench.original(pixels))
+        assert ("lpips" in found) is (side == LPIPS_MIN_SIDE)
+
+
 def test_vmaf_falls_with_distortion_and_takes_the_original_as_such():
     original = picture(3, 200, 240)
     values = [ffmpeg.vmaf(noisy(original, scale), original) for scale in (0, 10, 40)]

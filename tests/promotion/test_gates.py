@@ -126,6 +126,14 @@ def test_bd_rate_of_better_quality_at_equal_rate():
     assert comparison.bd_rate(ours, theirs) == pytest.approx(100 * (2**-0.5 - 1), rel=1e-6)
 
 
+def test_bd_rate_of_a_metric_that_an_image_is_too_small_for_is_unknown():
+    rows = [
+        [measurement(image, quality, rate) for image in (1, 2)] for rate, quality in zip(RATES, QUALITY, strict=True)
+    ]
+    assert comparison.bd_rate_interval(rows, rows, "psnr_db") == Interval(0, 0, 0)
+    assert comparison.bd_rate_interval(rows, rows, "ms_ssim") is None
+
+
 def test_bd_rate_needs_a_common_range_and_growing_quality():
     theirs = np.stack([RATES, QUALITY], axis=1)
     assert np.isnan(comparison.bd_rate(np.stack([RATES, QUALITY + 50], axis=1), theirs))

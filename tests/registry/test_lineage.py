@@ -78,6 +78,18 @@ def test_what_is_not_here_is_told_and_what_replaced_it_is_not_taken_for_it(there
     assert f"{RUNS}/pretrain: holds another artifact now" in problem
 
 
+def test_a_parent_from_a_registry_is_not_asked_for(there):
+    """No store here knows that model."""
+    codec = Manifest(
+        kind="codec", stage="gan", parents={"codec": Parent(digest="0" * 64, source="models:/illm@champion")}
+    )
+    files = ("model.yaml", "weights.safetensors")
+    publish(there / "runs/tuned/artifact", codec, lambda folder: [(folder / name).write_text("x") for name in files])
+    tree = lineage.trace("runs/tuned")
+    assert states(tree) == {"gan": "files verified", "codec": "not here"}
+    assert lineage.broken(tree) == []
+
+
 @pytest.mark.parametrize("damaged", ["pretrain/artifact/weights.safetensors", "shard/artifact/index.json"])
 def test_damage_on_the_way_is_named(there, damaged):
     path = there / RUNS / damaged

@@ -179,6 +179,12 @@ def test_several_sources_with_weights(tmp_path):
     assert made.json("index.json")["sources"] == {"first": 20, "second": 20, "third": 20 - len(left_out)}
 
 
+def test_sources_of_one_name_are_refused():
+    names = [{"name": "photos", "path": path, "split": side} for path, side in (("a", "train"), ("b", "valid"))]
+    with pytest.raises(ValueError, match="several sources are named photos"):
+        config(names)
+
+
 def test_splits_stay_when_data_is_added_and_look_alikes_stay_together(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -210,6 +216,14 @@ def test_images_can_be_stored_in_another_form(tmp_path, store, extension):
         assert sample.extension == extension
         error = np.abs(stored.astype(int) - original[sample.source]).max()
         assert error <= (12 if store == "jpeg" else 0)
+
+
+def test_an_image_too_long_for_webp_is_stored_as_it_is(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(picture(1, 64, 16384)).save(tmp_path / "photos/long.png")
+    Image.fromarray(picture(2, 64, 300)).save(tmp_path / "photos/short.png")
+    found = pixels(run(config(tmp_path / "photos", format="webp", validation_fraction=0), tmp_path / "run"))
+    assert {(sample.extension, stored.shape[1]) for stored, sample in found} == {("png", 16384), ("webp", 300)}
 
 
 def pixels(made: Artifact) -> list:

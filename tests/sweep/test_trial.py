@@ -1,6 +1,11 @@
 """Trials that share what they have in common, with real stages."""
 
+import fcntl
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline import config
 from pipeline.stages import gan
+from pipeline.storage import disk
 from pipeline.sweep import space, trial
 from tests.conftest import ROOT
 
@@ -20,6 +26,7 @@ def searched(smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> sp
     base = {
         "extends": f"{ROOT}/configs/smoke/gan.yaml",
         "discriminator_warmup_steps": 3,
+        "engine": {"precision": "auto"},
         "fit": {"steps": 6, "log_every": 1, "checkpoint_every": 3, "keep_every": 3, "validate_every": 6},
     }
     (tmp_path / "gan.yaml").write_text(json.dumps(base))
@@ -85,3 +92,21 @@ def test_what_differs_before_is_not_shared(searched, tmp_path):
     path = Path(searched.gan)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"distortion": {"mse": 100}}))
     assert not shares(gan_weight=0.4)
+
+
+def test_a_trial_that_waits_for_anothers_pretraining_stops_when_asked(tmp_path):
+    lock, before = tmp_path / "lock", signal.getsignal(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    asked = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2))
+    try:
+        with disk.exclusive_lock(lock):
+            asked.start()
+            began = time.monotonic()
+            with pytest.raises(trial.Interrupted), trial._locked(lock):
+                pytest.fail("it has a lock that another holds")
+            assert time.monotonic() - began < 60
+        with trial._locked(lock), pytest.raises(BlockingIOError), lock.open() as ours:
+            fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        asked.cancel()
+        signal.signal(signal.SIGUSR2, before)

@@ -29,8 +29,16 @@ def test_without_checkpoints_there_is_none(tmp_path):
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    saved(tmp_path, 1, 2, 10, 9, keep=2)
+    saved(tmp_path, 1, 2, 9, 10, keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000000009", "step-000000010"]
+
+
+def test_what_was_just_written_is_kept_beside_damaged_ones_of_later_steps(tmp_path):
+    saved(tmp_path, 10, 20, keep=2)
+    (tmp_path / "checkpoints/step-000000020/state.pt").write_bytes(b"cut")
+    saved(tmp_path, 15, keep=1)
+    assert checkpoint.restore(tmp_path)[0].step == 15
+    assert not (tmp_path / "checkpoints/step-000000010").exists()
 
 
 def test_milestones_stay(tmp_path):
