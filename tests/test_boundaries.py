@@ -100,3 +100,11 @@ def test_make_takes_names_with_spaces_and_quotes(name):
     assert dry_make("sweep", f"RUN={name}")[-1] == f"run={shown}"
     assert f"runs/{shown}" in dry_make("submit-slurm", f"RUN=runs/{name}")
     assert dry_make("stage-gan")[1:] == ["gan", "configs/gan.yaml", "run=runs/gan"]
+
+
+@pytest.mark.parametrize("stage", ["gan", "evaluate", "promote"])
+def test_a_stage_starts_without_what_takes_seconds_to_import(stage):
+    code = f"import sys, pipeline.stages.{stage}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "torch" in loaded.split()
+    assert not {"torchvision", "torch._dynamo", "mlflow", "matplotlib", "ray", "pandas"} & set(loaded.split())

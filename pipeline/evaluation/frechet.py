@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_fidelity.metric_kid import kid_features_to_metric
 
 KID_SUBSETS, KID_SUBSET = 100, 1000
 Features = NDArray[np.float32]
@@ -63,6 +62,9 @@ def kernel_distance(ours: FeatureSet, originals: FeatureSet) -> float | None:
     """
     if min(len(ours), len(originals)) < KID_SUBSET:
         return None
+    # It imports torchvision, which takes seconds
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     found = kid_features_to_metric(
         torch.from_numpy(ours.features),
         torch.from_numpy(originals.features),

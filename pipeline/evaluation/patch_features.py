@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from pipeline.data.images import Pixels
 from pipeline.evaluation.frechet import Features
@@ -58,6 +57,9 @@ class PatchFeatures:
         self.name, self.patches, self.device = name, PATCH_SETS[name], device
         self.network: nn.Module
         if self.patches.network == "inception":
+            # It imports torchvision, which takes seconds
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
             ).eval()

@@ -3,7 +3,6 @@
 import warnings
 from pathlib import Path
 
-import lpips
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,9 @@ class Lpips(nn.Module):
     def __init__(self, trunk: Path | None):
         """`trunk` is AlexNet's weights file; None leaves the trunk random, for tests of the arithmetic alone."""
         super().__init__()
+        # It imports torchvision, which takes seconds
+        import lpips
+
         with warnings.catch_warnings():
             # lpips gives torchvision an option under its former name
             warnings.simplefilter("ignore", UserWarning)

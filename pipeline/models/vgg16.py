@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from pipeline.errors import ArtifactError
 from pipeline.models import pretrained
@@ -27,6 +26,9 @@ DISTS_SHA256 = "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218
 
 def layers(weights: Path | None) -> nn.Sequential:
     """The layers up to the last ReLU, frozen. weights: a file that `pretrained.find` returned; None: random ones, for tests."""
+    # It takes seconds to import
+    from torchvision.models.vgg import cfgs, make_layers
+
     trunk = make_layers(cfgs["D"])
     if weights is not None:
         trunk.load_state_dict({n.removeprefix("features."): v for n, v in pretrained.convolutions(weights).items()})

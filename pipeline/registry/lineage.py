@@ -9,9 +9,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
@@ -24,6 +23,9 @@ from pipeline.registry import cache, resolve
 from pipeline.storage import disk, outputs
 from pipeline.text import printable
 from pipeline.tracking import store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 State = Literal["files verified", "manifest verified", "damaged", "not here"]
 FIGURES = (".png", ".svg", ".pdf")
@@ -114,7 +116,7 @@ def as_json(tree: Node) -> str:
     return json.dumps(_plain(tree), indent=1)
 
 
-def figure(tree: Node) -> Figure:
+def figure(tree: Node) -> "Figure":
     """The tree with each artifact once: its ancestors to the left of it."""
     depths: dict[str, int] = {}
     nodes: dict[str, Node] = {}
@@ -135,6 +137,9 @@ def figure(tree: Node) -> Figure:
         for row, digest in enumerate(column)
     }
     high = max(len(column) for column in columns.values())
+    # It takes a second to import
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(3.4 * len(columns), 1.2 + 1.1 * high), layout="constrained")
     axes = made.subplots()
     colors = {"files verified": "#d9ead3", "manifest verified": "#fff2cc", "not here": "#eeeeee", "damaged": "#f4cccc"}
