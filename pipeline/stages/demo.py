@@ -22,6 +22,8 @@ from pipeline.tracking.run import run_group
 CHAIN = ("shard", "vqvae", "pretrain", "gan", "evaluate")
 # Run folders of the two promotions
 FIRST, SECOND = "promote-pretrained", "promote"
+# Of how many held-out photos, and where
+SHOWN, PICTURE = 3, "try/side-by-side.png"
 
 
 def run(configs: Path, folder: Path, data: str | None) -> None:
@@ -40,6 +42,7 @@ def run(configs: Path, folder: Path, data: str | None) -> None:
             if _stage("promote", folder / name, configs, words, pipeline.environment) == GatesNotMet.exit_code:
                 print(f"{name}: the champion stays; the gates above say why", flush=True)
     _use(folder)
+    _pictures(folder)
     _roll_back(folder)
     _summary(folder)
 
@@ -89,6 +92,17 @@ def _use(folder: Path) -> None:
     _illm(["decompress", str(compressed), str(restored), "--codec", model])
 
 
+def _pictures(folder: Path) -> None:
+    """Crops of held-out photos: the originals, and what all codecs made of them."""
+    from pipeline.report import side_by_side
+
+    evaluation = resolve.read(str(folder / "evaluate"), "evaluation")
+    models = list(evaluation.json("totals.json"))
+    names = sorted(path.stem for path in (evaluation.path / "reconstructions/original").iterdir())[:SHOWN]
+    rows = [side_by_side.row(evaluation.path, name, models) for name in names]
+    side_by_side.stacked(rows).save(folder / PICTURE)
+
+
 def _roll_back(folder: Path) -> None:
     """Goes back to the first champion and forth again, once, if the second codec took its place."""
     name = _decision(folder)["name"]
@@ -114,6 +128,7 @@ def _summary(folder: Path) -> None:
     name = _decision(folder)["name"]
     print()
     print_table(totals, len(ShardReader(resolve.read(str(folder / "shard"), "shards"), "valid")))
+    print(f"pictures         {folder / PICTURE}")
     print(f"report           {evaluation.path / 'report.html'}")
     print(f"registered       {name}: version {aliases.current(name, 'champion')} is models:/{name}@champion")
     print(f"made from        illm lineage models:/{name}@champion")

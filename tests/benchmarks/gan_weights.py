@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.data.images import Pixels
 from pipeline.evaluation.metrics import psnr_db
+from pipeline.report.side_by_side import stacked, strip
 from tests.benchmarks.claim import NO_DISCRIMINATOR, groups
-from tests.benchmarks.crops import stacked, strip
 
 
 def reconstructions(sweep: Path, pixels: Pixels) -> dict[str, dict[str, Pixels]]:

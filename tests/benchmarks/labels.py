@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.models import serialization
 from pipeline.models.labeler import PATCH
 from pipeline.registry import resolve
-from tests.benchmarks.crops import GAP, stacked
+from pipeline.report.side_by_side import GAP, stacked
 
 WIDTH = 380
 

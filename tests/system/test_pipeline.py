@@ -32,6 +32,7 @@ def test_the_demo_ends_with_table_report_version_and_how_to_look(smoke):
     for row in ("pretrained", "fine-tuned", "jpeg", "webp"):
         assert re.search(rf"{row}[ │|]+\d+\.\d{{4}}[ │|]+\d+\.\d\d[ │|]+\d\.\d{{4}}", output), output
     assert f"{RUNS}/evaluate/artifact/report.html" in output
+    assert re.search(rf"pictures +{RUNS}/try/side-by-side.png", output)
     assert "registered illm-smoke version 2 as models:/illm-smoke@champion, previous is version 1" in output
     assert "illm-smoke@champion is version 1 again, and was 2" in output
     assert "illm-smoke@champion is version 2 again, and was 1" in output
@@ -39,6 +40,19 @@ def test_the_demo_ends_with_table_report_version_and_how_to_look(smoke):
     assert re.search(r"rollback +│ 1 +│ 2 +│ the better codec again", output)
     assert "mlflow ui --backend-store-uri sqlite:///" in output
     assert "/runs?workflowType=machine_learning&compareRunsMode=CHART" in output
+
+
+def test_the_demo_shows_all_codecs_beside_the_original(smoke):
+    made = smoke / RUNS / "evaluate/artifact"
+    models = ["original", *json.loads((made / "totals.json").read_text())]
+    with Image.open(smoke / RUNS / "try/side-by-side.png") as page:
+        assert page.size == (5 * 260 - 4, 256 + 18)
+        shown = np.array(page)
+    assert models == ["original", "pretrained", "fine-tuned", "jpeg", "webp"]
+    for number, model in enumerate(models):
+        (path,) = (made / "reconstructions" / model).iterdir()
+        with Image.open(path) as whole:
+            assert np.array_equal(shown[: whole.height, 260 * number :][:, : whole.width], np.array(whole)), model
 
 
 def test_the_run_above_the_stages_has_what_they_ended_with(smoke):
