@@ -149,7 +149,7 @@ gpu-day: $(READY) ## Measure on one GPU: steps, options, training from shards; w
 gpu-pack: $(READY) ## Pack what a GPU machine without internet needs into RUN, by default runs/gpu-pack; SHARDS=run folder, IMAGES=folder
 	$(VENV)/bin/python -m tests.benchmarks.gpu_day.pack $(call quoted,$(or $(RUN),runs/gpu-pack))
 
-tables: $(READY) ## Write the tables of docs/performance.md and docs/data.md from docs/bench
+tables: $(READY) ## Write the tables of benchmarks in the docs from docs/bench
 	$(VENV)/bin/python -m tests.benchmarks.tables
 
 bench: $(READY) ## Measure training steps, loading and coding on this machine; writes docs/bench and its tables

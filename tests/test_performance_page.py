@@ -1,4 +1,4 @@
-"""docs/performance.md and docs/data.md say what was measured, and the first says nothing else."""
+"""Tables of benchmarks in the docs are those of the rows, and docs/performance.md says nothing else."""
 
 import re
 

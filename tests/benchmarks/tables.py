@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md and docs/data.md from the rows in docs/bench: `make tables`.
+"""Writes the tables of benchmarks in the docs from the rows in docs/bench: `make tables`.
 
 A table stands between `<!-- rows: NAMES -->` and `<!-- end of rows -->`. NAMES are groups of cpu.json, or `gpus`: then every
 other file is a machine, with a heading and its tables.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE, BENCH = ROOT / "docs/performance.md", ROOT / "docs/bench"
-PAGES = (PAGE, ROOT / "docs/data.md")
+PAGES = (PAGE, *(ROOT / f"docs/{name}.md" for name in ("bitstream", "data", "evaluation", "scaling")))
 BETWEEN = re.compile(r"(<!-- rows: (?P<names>[^>]+) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
 Row = dict[str, object]
 
