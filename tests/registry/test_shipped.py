@@ -1,5 +1,11 @@
 """The codecs that are part of the package."""
 
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +13,7 @@ from PIL import Image
 from pipeline.bitstream.codec import ImageCodec
 from pipeline.errors import ArtifactError
 from pipeline.registry import resolve, shipped
-from tests.conftest import assert_one_clear_line, illm_here
+from tests.conftest import ROOT, assert_one_clear_line, illm, illm_here
 from tests.models.test_networks import small_codec
 from tests.support.photos import crops
 
@@ -48,6 +54,31 @@ def test_a_photo_goes_there_and_back_without_a_codec_being_named(tmp_path):
     assert ended.code == 0, ended.err
     assert Image.open(tmp_path / "back" / "low.restored.png").size == (128, 128)
     assert Image.open(tmp_path / "back" / "high.restored.png").size == (128, 128)
+
+
+def test_what_pip_installs_is_all_that_is_needed(tmp_path):
+    """From a wheel, in a folder of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in ["pyproject.toml", "README.md", "LICENSE", "NOTICE", *listed.splitlines()]:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*pip, str(tmp_path / "source")], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        assert set(listed.splitlines()) <= set(content.namelist())
+        content.extractall(tmp_path / "installed")
+    installed = {"PYTHONPATH": str(tmp_path / "installed")}
+    where = [sys.executable, "-c", "import pipeline; print(pipeline.__file__)"]
+    told = subprocess.run(where, cwd=tmp_path, env=os.environ | installed, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(tmp_path / "installed/pipeline/__init__.py")
+    Image.fromarray(crops(1, 128)[0]).save(tmp_path / "photo.png")
+    for words in (["compress", "photo.png"], ["decompress", "photo.illm"]):
+        ended = illm(*words, cwd=tmp_path, env=installed, cold=True)
+        assert ended.code == 0, ended
+    assert Image.open(tmp_path / "photo.restored.png").size == (128, 128)
 
 
 def test_quality_and_codec_exclude_each_other(tmp_path):
