@@ -10,6 +10,7 @@ from pipeline.artifacts import run_folder
 from pipeline.artifacts.manifest import a_kind
 from pipeline.data.batch import BatchShard
 from pipeline.errors import ConfigError, UserError
+from pipeline.log import logger
 from pipeline.registry import resolve
 from pipeline.stages import TRAINING, makers_of
 from pipeline.storage import fetch
@@ -96,6 +97,12 @@ def _preflight(cfg: Any, before: Sequence[str], folder: Path, processes: int) ->
     stage = run_folder.stage_of(cfg)
     if stage == "shard":
         yield from _missing_sources(cfg)
+    if distortion := getattr(cfg, "distortion", None):
+        try:
+            distortion.lpips_state()
+        except UserError as error:
+            # Nodes may have another TORCH_HOME
+            logger.warning(f"{stage}: on this machine {error}")
     if stage in TRAINING:
         try:
             BatchShard.of(

@@ -52,6 +52,15 @@ def test_a_dry_run_prints_each_line_of_sbatch(project):
     assert not (project / "runs/new").exists()
 
 
+def test_weights_that_are_missing_here_are_told_before_hours_of_training(project):
+    words = ["--stages", "pretrain", "--runs", "runs/x", "--dry-run", "pretrain.data.shards=runs/smoke/shard"]
+    ended = illm_here(*CHAIN, *words, "pretrain.distortion.if_lpips_missing=stop", cwd=project)
+    assert ended.code == 0, ended.err
+    assert "warning: pretrain: on this machine" in ended.err
+    assert "LPIPS cannot be computed" in ended.err
+    assert "warning" not in illm_here(*CHAIN, *words, cwd=project).err
+
+
 def test_a_list_of_sources_is_a_plan_too(project):
     ended = illm_here(
         "submit",
