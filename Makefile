@@ -122,7 +122,7 @@ CLUSTER := slurm or ray or ray_jobs or mlflow_server or s3 or server or deepspee
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 
-quick: $(READY) ## Run the tests that start no process and train nothing, in less than a minute
+quick: $(READY) ## Run the tests that start no process and train nothing, in about two minutes
 	$(VENV)/bin/python -m pytest -m quick -q --durations=0 --durations-min=5 $(PARALLEL) $(ARGS)
 
 test: $(READY) ## Run the tests that need nothing but make setup

@@ -51,6 +51,15 @@ class Runtime:
         handlers: list[Any] = [
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
         ]
+        # Before processes meet: of two that meet, one would see the other's end
+        if self.zero_stage and self.cfg.gradient_compression != "none":
+            raise TrainingError(
+                "engine.gradient_compression is for DDP, and this was launched with DeepSpeed; leave it out"
+            )
+        if self.zero_stage and not has_gpu and torch.cuda.is_available():
+            raise TrainingError(
+                "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
+            )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 or self.zero_stage:
             backend = "nccl" if has_gpu else "gloo"
@@ -58,14 +67,6 @@ class Runtime:
             handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timeout_of(backend)))
         # Precision is ours to apply, the same way for every engine; a launch file's mixed_precision is ignored.
         if self.zero_stage:
-            if self.cfg.gradient_compression != "none":
-                raise TrainingError(
-                    "engine.gradient_compression is for DDP, and this was launched with DeepSpeed; leave it out"
-                )
-            if not has_gpu and torch.cuda.is_available():
-                raise TrainingError(
-                    "DeepSpeed takes a GPU that it sees; to train on the CPU, set CUDA_VISIBLE_DEVICES= too"
-                )
             # With this variable Accelerate would silently drop DeepSpeed
             os.environ.pop("ACCELERATE_USE_CPU", None)
             # The launch file says the stage; zero_config says the rest

@@ -149,7 +149,7 @@ KILLED = [(stage, engine, precision) for stage in STAGES for engine in ENGINES f
 
 
 # Every stage, every engine and both precisions; `make test-all` has all 24
-SOME = [pytest.param(*case, marks=[pytest.mark.long] if number % 3 else []) for number, case in enumerate(KILLED)]
+SOME = [pytest.param(*case, marks=[pytest.mark.long] if number % 5 else []) for number, case in enumerate(KILLED)]
 
 
 @pytest.mark.parametrize(("stage", "engine", "precision"), SOME)
@@ -407,7 +407,9 @@ def test_fine_tuning_with_everything_compiled_goes_the_same_way(zygote, inputs):
     assert apart <= 1e-2 * moved
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=[pytest.mark.long] if name == "zero1" else []) for name in ENGINES]
+)
 def test_all_ranks_skip_the_same_steps_and_give_up_together(zygote, inputs, tmp_path, engine):
     needs(engine)
     spikes = [
