@@ -112,7 +112,7 @@ def _roll_back(folder: Path) -> None:
         if not was_shown and aliases.current(name, "champion") == second:
             _illm(["rollback", name, "--reason", "to show how"])
         if aliases.current(name, "champion") != second:
-            _illm(["rollback", name, "--to", second, "--reason", "the better codec again"])
+            _illm(["rollback", name, "--to", second, "--reason", "the fine-tuned codec again"])
     _illm(["history", name])
 
 

@@ -37,7 +37,7 @@ def test_the_demo_ends_with_table_report_version_and_how_to_look(smoke):
     assert "illm-smoke@champion is version 1 again, and was 2" in output
     assert "illm-smoke@champion is version 2 again, and was 1" in output
     assert re.search(r"rollback +│ 2 +│ 1 +│ to show how", output)
-    assert re.search(r"rollback +│ 1 +│ 2 +│ the better codec again", output)
+    assert re.search(r"rollback +│ 1 +│ 2 +│ the fine-tuned codec again", output)
     assert "mlflow ui --backend-store-uri sqlite:///" in output
     assert "/runs?workflowType=machine_learning&compareRunsMode=CHART" in output
 
