@@ -1,9 +1,11 @@
 """The page of results says what was measured."""
 
 import json
+import re
 
 import pytest
 
+from pipeline.evaluation.metric_table import format_value
 from tests import results
 from tests.benchmarks import calibrated, claim, discriminators, equal_quality, lpips_grid, pilots
 from tests.conftest import ROOT
@@ -38,6 +40,14 @@ def test_the_page_has_what_eight_bits_cost():
 
 def test_the_page_on_own_images_has_what_they_gave():
     assert results.own_images() in (ROOT / "docs/own-images.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/demo.md"])
+def test_pages_have_the_table_that_the_demo_ended_with(page):
+    text = (ROOT / page).read_text()
+    for model, row in json.loads((results.HOME / "demo-totals.json").read_text()).items():
+        values = (format_value(name, row[name]) for name in ("bpp", "psnr_db", "ms_ssim", "ssimulacra2"))
+        assert re.search(rf"│ {model} *│ +{' │ +'.join(values)} │", text), model
 
 
 @pytest.mark.parametrize(
