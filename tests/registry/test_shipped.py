@@ -1,5 +1,6 @@
 """The codecs that are part of the package."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,15 @@ def test_each_has_the_id_by_which_its_files_find_it(quality):
     codec = ImageCodec.load(f"shipped:{quality}")
     assert codec.bitstream_id.hex() == shipped.bitstream_id_of(quality)
     assert shipped.that_reads(codec.bitstream_id[:2]) == f"shipped:{quality}"
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_each_passed_its_gates(quality):
+    decision = json.loads((ROOT / f"docs/runs/light/promoted-{quality}.json").read_text())
+    assert decision["codec"] == resolve.read(f"shipped:{quality}", "codec").digest
+    assert not decision["forced"]
+    assert {gate["gate"] for gate in decision["gates"] if gate["holds"]} >= {"undecodable", "bpp", "psnr_db", "lpips"}
+    assert False not in [gate["holds"] for gate in decision["gates"]]
 
 
 def test_a_better_quality_takes_more_bytes_and_is_nearer_to_the_photo():
