@@ -39,7 +39,7 @@ class Resources:
 
     def of(self, stage: str) -> list[str]:
         training = stage in TRAINING
-        gpus = self.gpus if training else min(self.gpus, stage not in WITHOUT_GPU)
+        gpus = self.gpus if training else min(self.gpus, int(stage not in WITHOUT_GPU))
         words = [f"--nodes={self.nodes if training else 1}"]
         words += [f"--gpus-per-node={gpus}"] if gpus else []
         # One task per node starts them all

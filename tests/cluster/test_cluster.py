@@ -13,7 +13,7 @@ import yaml
 from jsonschema import ValidationError
 
 from pipeline.artifacts import ownership
-from pipeline.cluster import doctor_gpu
+from pipeline.cluster import doctor_gpu, slurm
 from pipeline.errors import TakenOver
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.registry import resolve
@@ -50,6 +50,14 @@ def test_a_dry_run_prints_each_line_of_sbatch(project):
     assert "--gpus-per-node" not in promote
     assert promote.endswith("evaluation=runs/new/evaluate")
     assert not (project / "runs/new").exists()
+
+
+def test_a_stage_in_one_process_asks_for_one_gpu():
+    resources = slurm.Resources(gpus=2)
+    asked = {stage: resources.of(stage) for stage in ("gan", "evaluate", "promote")}
+    assert "--gpus-per-node=2" in asked["gan"]
+    assert "--gpus-per-node=1" in asked["evaluate"]
+    assert not any("gpus" in word for word in asked["promote"])
 
 
 def test_weights_that_are_missing_here_are_told_before_hours_of_training(project):
